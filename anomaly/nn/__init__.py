@@ -1,0 +1,1 @@
+"""Pure building blocks and losses, each with its shapes."""
