@@ -1,0 +1,214 @@
+"""Verbs and flags, as one readable table. Imports nothing heavy: `anomaly --help` answers at once."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from preprocessing import InputError
+
+app = typer.Typer(
+    help="Unsupervised anomaly detection for X-ray films: films, cache, model, scores, heatmaps.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # rich's help costs .1 s of every call
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+UsageError: Any = (
+    typer.BadParameter.__base__
+)  # what every misuse of the command line is; typer exports only its children
+
+Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 takes what suits the machine.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+CacheFile = Annotated[Path | None, typer.Option("--cache", help="Cache file.  [default: the newest in cache/]")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/cae-1.")]
+Films = Annotated[
+    list[Path] | None, typer.Argument(metavar="[PATHS]...", help="New films, files or folders; none: the run's cache.")
+]
+Split = Annotated[str, typer.Option(help="Films of the run's cache to take: test, val, train or all.")]
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+    """Take the options that stand before the verb."""
+    if debug:
+        os.environ["ANOMALY_DEBUG"] = "1"
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="New folder for the films.")],
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same films.")] = 0,
+    patients: Annotated[
+        int | None, typer.Option(min=4, help="Patients.  [default: enough for 120 normal training films]")
+    ] = None,
+    size: Annotated[int, typer.Option(min=64, max=2048, help="Longer side in pixels.")] = 512,
+) -> None:
+    """Draw the built-in SYNTHETIC hand films, in MURA's tree, with exact boxes and masks beside them."""
+    from anomaly import commands
+
+    commands.phantom(out, seed, patients, size)
+
+
+@app.command()
+def preprocess(
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="Folder, zip or CSV manifest of films; none: the built-in SYNTHETIC films."),
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="hand; or plain for films that fill the frame, such as chests.")] = "hand",
+    size: Annotated[int, typer.Option(min=16, max=2048, help="Side of the prepared films in pixels.")] = 256,
+    variants: Annotated[
+        str, typer.Option(help="Comma list of raw, raw-he, crop, crop-he, full, full-he; or all.")
+    ] = "full-he",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe; repeatable.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Cache file.  [default: cache/<source>-<recipe>-<size>-<digest>.h5]")
+    ] = None,
+    compression: Annotated[str, typer.Option(help="none (fastest), lzf or gzip.")] = "none",
+    workers: Workers = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a cache of other content under the same name.")
+    ] = False,
+) -> None:
+    """Prepare films: crop, localise, mask, equalise, into one HDF5 cache. The same command goes on after a stop."""
+    from anomaly import commands
+
+    commands.preprocess(source, recipe, size, variants, set_ or [], out, compression, workers, force)
+
+
+@app.command()
+def inspect(
+    cache: Annotated[Path | None, typer.Argument(help="Cache file.  [default: the newest in cache/]")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Recompute every checksum.")] = False,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Draw a contact sheet (PNG): film, carrier, hand box, mask, result.")
+    ] = None,
+    films: Annotated[int, typer.Option(min=1, max=400, help="Films on the sheet, problem films first.")] = 24,
+    source: Annotated[Path | None, typer.Option(help="Where the films are now, if not where they were.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Say what is in a cache: counts, sizes, depths, splits, fallbacks, failures; problem films first."""
+    from anomaly import commands
+
+    commands.inspect(cache, verify, sheet, films, source, json)
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="Which model; `anomaly models` lists them.")],
+    cache: CacheFile = None,
+    variant: Annotated[str | None, typer.Option(help="Variant of the films.  [default: the cache's last]")] = None,
+    preset: Annotated[str, typer.Option(help="standard, paper or fast.")] = "standard",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of model or training; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides weights, order, augmentation.")] = 0,
+    split_seed: Annotated[int, typer.Option(min=0, help="Decides the splits where the source gives none.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/<model>-<n>]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    workers: Workers = 0,
+) -> None:
+    """Train a model on the normal films of a cache."""
+    from anomaly import commands
+
+    commands.train(model, cache, variant, preset, set_ or [], seed, split_seed, out, resume, device, precision, workers)
+
+
+@app.command()
+def score(
+    run: RunFolder,
+    paths: Films = None,
+    split: Split = "test",
+    aggregate: Annotated[str, typer.Option(help="How films make a study or patient: mean or max.")] = "mean",
+    cache: CacheFile = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results.  [default: RUN; for new films RUN/new]")
+    ] = None,
+    device: Device = "auto",
+    workers: Workers = 0,
+) -> None:
+    """Score films, studies and patients; with labels: ROC-AUC and AP with intervals, a table, a page."""
+    from anomaly import commands
+
+    commands.score(run, paths or [], split, aggregate, cache, out, device, workers)
+
+
+@app.command()
+def heatmap(
+    run: RunFolder,
+    paths: Films = None,
+    split: Split = "test",
+    space: Annotated[str, typer.Option(help="cache: the prepared film; film: the original one.")] = "cache",
+    formats: Annotated[
+        str, typer.Option(help="Comma list of png (overlay), tiff, npy (float32 values).")
+    ] = "png,tiff,npy",
+    limit: Annotated[int | None, typer.Option(min=1, help="The highest-scored films only.")] = None,
+    cache: CacheFile = None,
+    source: Annotated[Path | None, typer.Option(help="Where the original films are now, for --space film.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder.  [default: RUN/maps]")] = None,
+    device: Device = "auto",
+    workers: Workers = 0,
+) -> None:
+    """Export pixel heatmaps on the run's one fixed scale, so that films can be compared."""
+    from anomaly import commands
+
+    commands.heatmap(run, paths or [], split, space, formats, limit, cache, source, out, device, workers)
+
+
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Argument(help="One model: all its settings and presets.")] = None,
+) -> None:
+    """List the models; or everything that one of them can be told."""
+    from anomaly import commands
+
+    commands.models(name)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where films, cache and run go.")] = Path("runs/demo"),
+    workers: Workers = 0,
+) -> None:
+    """Walk the whole path on the built-in SYNTHETIC films: draw, prepare, train, score, map."""
+    from anomaly import commands
+
+    commands.demo(folder, workers)
+
+
+def main() -> None:
+    """Run the command line; an error is one line on stderr, status 2 for what the user can mend and 1 for our own."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except UsageError as error:
+        error.show()
+        sys.exit(2)
+    except (typer.Abort, KeyboardInterrupt):
+        fail("interrupted; nothing is lost: the same command goes on from there", 130)
+    except BrokenPipeError:  # the reader of our output has gone, as in `anomaly models | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except InputError as error:
+        fail(str(error), 2, error)
+    except OSError as error:
+        fail(f"{error.filename or 'disk'}: {error.strerror or error}", 2, error)
+    except Exception as error:
+        message = " ".join(str(error).split())[:500]
+        fail(f"unexpected {type(error).__name__}: {message}; `anomaly --debug ...` shows where", 1, error)
+
+
+def fail(message: str, status: int, error: Exception | None = None) -> NoReturn:
+    """Say what went wrong in one line and stop; with --debug the traceback comes first."""
+    if error is not None and "ANOMALY_DEBUG" in os.environ:
+        traceback.print_exception(error)
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,388 @@
+"""What each verb does. Heavy imports stand inside the functions, so that no verb pays for another's."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anomaly.console import clock, progress, say, warn
+from preprocessing import InputError
+
+if TYPE_CHECKING:
+    from anomaly.score import View
+    from preprocessing.build import BuildReport
+    from preprocessing.recipe import Recipe
+    from preprocessing.schema import Cache
+    from preprocessing.sources import Source
+
+CACHES = Path("cache")
+PHANTOMS = CACHES / "phantoms"
+SYNTHETIC = (
+    "SYNTHETIC FILMS: drawn by this program, not taken from patients; figures from them say nothing about patients"
+)
+FEW = 16
+"""Up to this many new films are prepared in this process: starting others would take longer."""
+
+
+# --- films and cache ------------------------------------------------------------------------------------------------
+
+
+def phantom(out: Path, seed: int, patients: int | None, size: int) -> None:
+    """Draw the built-in films."""
+    from preprocessing.phantom import PATIENTS, plan_films, write_phantoms
+
+    count = patients or PATIENTS
+    with progress("drawing", len(plan_films(seed=seed, patients=count)), "films") as advance:
+        made = write_phantoms(out, seed=seed, patients=count, size=size, on_film=lambda *_: advance())
+    say(f"{out}: {made.films} films, {made.normal} normal and {made.abnormal} abnormal, of {made.patients} patients")
+    say(SYNTHETIC)
+    say(f"next: anomaly preprocess {out}")
+
+
+def preprocess(
+    source: Path | None,
+    recipe: str,
+    size: int,
+    variants: str,
+    settings: list[str],
+    out: Path | None,
+    compression: str,
+    workers: int,
+    force: bool,
+) -> None:
+    """Prepare a source into a cache."""
+    from preprocessing.recipe import VARIANTS, Recipe
+    from preprocessing.sources import open_source
+
+    if source is None:
+        say("no SOURCE given, so the built-in films are taken")
+        phantom(PHANTOMS, 0, None, 512)
+        source = PHANTOMS
+    chosen = Recipe(name=recipe, size=size, **_pairs(settings))
+    wanted = VARIANTS if variants == "all" else tuple(dict.fromkeys(variants.replace(" ", "").split(",")))
+    if compression not in ("none", "lzf", "gzip"):
+        raise InputError(f"no compression {compression!r}; there are: gzip, lzf, none")
+    opened = open_source(source)
+    report = _build(
+        opened,
+        chosen,
+        out,
+        wanted,
+        workers=workers,
+        compression=None if compression == "none" else compression,
+        force=force,
+    )
+    _describe(report, opened)
+    say(f"next: anomaly train cae --cache {report.path}")
+
+
+def _pairs(settings: list[str]) -> dict[str, Any]:
+    for text in settings:
+        if "=" not in text:
+            raise InputError(f"--set {text!r} is not key=value")
+    return {key: value for key, _, value in (text.partition("=") for text in settings)}
+
+
+def _build(
+    source: "Source", recipe: "Recipe", out: Path | None, variants: tuple[str, ...], **options: Any
+) -> "BuildReport":
+    from preprocessing.build import build, cache_path
+
+    path = out or cache_path(source, recipe, variants, CACHES)
+    with progress("preparing", len(source.records), "films") as advance:
+        done = 0
+
+        def on_progress(state: Any) -> None:
+            nonlocal done
+            advance(state.done - done, f"{state.failed} failed" if state.failed else "")
+            done = state.done
+
+        return build(source, recipe, path, variants=variants, on_progress=on_progress, **options)
+
+
+def _describe(report: "BuildReport", source: "Source") -> None:
+    for note in report.notes:
+        warn(note)
+    for path, reason in report.failures[:10]:
+        warn(f"left out: {path}: {reason}")
+    if len(report.failures) > 10:
+        warn(f"... and {len(report.failures) - 10} more; `anomaly inspect {report.path}` lists them")
+    state = "is there already" if report.reused else "written"
+    say(
+        f"{report.path}: {report.rows} films {state}, {len(report.failures)} left out, of {source.name} ({source.kind})"
+    )
+    if source.synthetic:
+        say(SYNTHETIC)
+
+
+def inspect(cache: Path | None, verify: bool, sheet: Path | None, films: int, source: Path | None, json: bool) -> None:
+    """Summarise a cache, check it, draw it."""
+    from anomaly.runs import to_json
+    from preprocessing import inspect as inspection
+    from preprocessing.schema import Cache, newest_cache
+
+    opened = Cache(cache or newest_cache(CACHES))
+    summary = inspection.summarise(opened)
+    say(to_json(summary).rstrip() if json else "\n".join(inspection.format(summary)))
+    if sheet:
+        inspection.sheet(opened, _source_of(opened, source, needed=False), sheet, count=films)
+        say(f"{sheet}: contact sheet")
+    if verify:
+        problems = opened.verify()
+        if problems:
+            raise InputError(
+                f"{opened.path}: {len(problems)} problems, the first: {problems[0]}; run `{opened.command}` again"
+            )
+        say(f"{opened.path}: every checksum holds")
+
+
+def _source_of(cache: "Cache", moved: Path | None, *, needed: bool) -> "Source | None":
+    """Return where the original films of a cache are, or None where they are gone and not needed."""
+    from preprocessing.sources import open_source
+
+    path = moved or Path(cache.source_path)
+    if not path.exists():
+        if needed or moved:
+            raise InputError(f"the films of {cache.path} are not at {path}; say where with --source")
+        return None
+    return open_source(path)
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def train(
+    model: str,
+    cache: Path | None,
+    variant: str | None,
+    preset: str,
+    settings: list[str],
+    seed: int,
+    split_seed: int,
+    out: Path | None,
+    resume: bool,
+    device: str,
+    precision: str,
+    workers: int,
+) -> Path:
+    """Train one model; returns its run folder."""
+    from anomaly.models import find_model
+
+    find_model(model)  # a wrong name is answered before the cache is looked for
+    from anomaly.fit import Plan, continue_or_create, fit, prepare
+    from preprocessing.schema import newest_cache
+
+    path = cache or newest_cache(CACHES)
+    prepared = prepare(Plan(model, path, variant, preset, tuple(settings), seed, split_seed, device, precision))
+    run = continue_or_create(prepared, out, resume=resume)
+    config = prepared.config
+    say(f"{run.path}: {model}, {preset}, seed {seed}, {config['device']} in {config['precision']}")
+    say(
+        f"{path}: {config['films']['train']} films to train on, {config['films']['val']} to validate with, "
+        f"variant {config['variant']} at {config['size']} px"
+    )
+    if prepared.cache.synthetic:
+        say(SYNTHETIC)
+    done = run.epochs_done()
+    if done:
+        say(f"going on after epoch {done}")
+    epochs = config["settings"]["training"]["epochs"]
+    with progress("training", epochs, "epochs", start=done) as advance:
+
+        def on_epoch(report: Any) -> None:
+            figures = report.figures
+            note = f"loss {_loss(figures):.5g}  validation {figures['validation']:.5g}  best epoch {report.best_epoch}"
+            advance(1, f"{note}  {figures['films_per_second']:.0f} films/s", report.seconds_left)
+
+        fit(prepared, run, workers=workers, on_epoch=on_epoch)
+    say(f"{run.path}: trained; {run.path / 'learning_curve.png'} and reconstructions.png show how")
+    say(f"next: anomaly score {run.path}")
+    return run.path
+
+
+def _loss(figures: dict[str, float]) -> float:
+    return sum(value for name, value in figures.items() if "." in name)
+
+
+# --- scores and maps ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _view(
+    run: Any, paths: list[Path], split: str, cache: Path | None, workers: int
+) -> "Iterator[tuple[View, Source | None]]":
+    """Yield what to look at: rows of the run's cache, or new films through the recipe that the run recorded."""
+    import numpy as np
+
+    from anomaly.data import SPLITS
+    from anomaly.score import View, run_view
+    from preprocessing.recipe import Recipe
+    from preprocessing.schema import Cache
+    from preprocessing.sources import open_films
+
+    variant, size = run.config["variant"], run.config["size"]
+    if not paths:
+        if split not in (*SPLITS, "all"):
+            raise InputError(f"no split {split!r}; there are: all, {', '.join(SPLITS)}")
+        opened, splits = run_view(run, cache)
+        rows = np.flatnonzero((splits == split) | (split == "all"))
+        if not len(rows):
+            raise InputError(f"{opened.path} has no films in {split}; take another --split")
+        yield View(opened, variant, rows, size), None
+        return
+    films = open_films(paths)
+    recipe = Recipe.from_json(run.config["cache"]["recipe"])
+    with tempfile.TemporaryDirectory(prefix="anomaly-") as folder:
+        workers = workers or (1 if len(films.records) <= FEW else 0)
+        report = _build(
+            films, recipe, Path(folder) / "films.h5", (variant,), workers=workers, compression=None, force=False
+        )
+        for path, reason in report.failures:
+            warn(f"left out: {path}: {reason}")
+        opened = Cache(report.path)
+        yield View(opened, variant, np.arange(len(opened)), size), films
+        if report.failures:
+            raise InputError(
+                f"{len(report.failures)} of {len(films.records)} films can't be read, named above; the others are done"
+            )
+
+
+def score(
+    run_path: Path,
+    paths: list[Path],
+    split: str,
+    aggregate: str,
+    cache: Path | None,
+    out: Path | None,
+    device: str,
+    workers: int,
+) -> None:
+    """Score films; with labels, measure."""
+    from anomaly.evaluation import score_films
+    from anomaly.runs import Run
+    from anomaly.score import open_model
+    from anomaly.train import choose_device
+
+    if aggregate != "mean" and aggregate != "max":
+        raise InputError(f"no aggregate {aggregate!r}; there are: max, mean")
+    run = Run(run_path)
+    place = choose_device(device)
+    model = open_model(run, place)
+    folder = out or (run.path / "new" if paths else run.path)
+    with _view(run, paths, split, cache, workers) as (view, _), progress("scoring", len(view.rows), "films") as advance:
+        lines = score_films(
+            run, model, view, place, folder, split="" if paths else split, how=aggregate, on_films=advance
+        )
+    for line in lines:
+        say(line)
+
+
+def heatmap(
+    run_path: Path,
+    paths: list[Path],
+    split: str,
+    space: str,
+    formats: str,
+    limit: int | None,
+    cache: Path | None,
+    source: Path | None,
+    out: Path | None,
+    device: str,
+    workers: int,
+) -> None:
+    """Export heatmaps."""
+    from anomaly.evaluation import MAP_FORMATS, write_maps
+    from anomaly.runs import Run
+    from anomaly.score import open_model
+    from anomaly.train import choose_device
+
+    wanted = tuple(dict.fromkeys(formats.replace(" ", "").split(",")))
+    if unknown := [name for name in wanted if name not in MAP_FORMATS]:
+        raise InputError(f"no format {unknown[0]!r}; there are: {', '.join(MAP_FORMATS)}")
+    if space not in ("cache", "film"):
+        raise InputError(f"no space {space!r}; there are: cache, film")
+    run = Run(run_path)
+    place = choose_device(device)
+    model = open_model(run, place)
+    folder = out or run.path / "maps"
+    with _view(run, paths, split, cache, workers) as (view, films):
+        originals = (films or _source_of(view.cache, source, needed=True)) if space == "film" else None
+        with progress("mapping", min(limit or len(view.rows), len(view.rows)), "films") as advance:
+            written = write_maps(
+                run, model, view, place, folder, formats=wanted, originals=originals, limit=limit, on_film=advance
+            )
+    if view.cache.synthetic:
+        say(SYNTHETIC)
+    say(f"{folder}: {len(written)} heatmaps; the highest-scored film: {written[0]}")
+
+
+# --- what there is --------------------------------------------------------------------------------------------------
+
+
+def models(name: str | None) -> None:
+    """List the zoo, or one model's settings."""
+    import ast
+
+    from anomaly.models import ZOO, find_model
+
+    if name is None:
+        for key, where in sorted(ZOO.items()):  # read, not imported: the list needs no torch
+            file = Path(__file__).parent / "models" / f"{where.partition(':')[0].rpartition('.')[2]}.py"
+            say(f"{key:<12} {(ast.get_docstring(ast.parse(file.read_text())) or '').splitlines()[0]}")
+        say("`anomaly models NAME` lists the settings and presets of one")
+        return
+    kind = find_model(name)
+    from anomaly.train import TrainConfig
+
+    say(f"{name}: {(kind.__doc__ or '').splitlines()[0]}")
+    say(f"scores: {', '.join(kind.score_names)}; trains on {'labelled' if kind.supervised else 'normal'} films")
+    for title, config in (("model", kind.Config), ("training", TrainConfig)):
+        say(f"\n{title} settings (--set name=value)")
+        for key, field in config.model_fields.items():
+            text = " ".join((field.description or "").split())
+            say(f"  {key:<16} {field.default!s:<12} {text}")
+    say("\npresets (--preset name)")
+    for key, values in kind.presets.items():
+        say(f"  {key:<16} {', '.join(f'{k}={v}' for k, v in values.items())}")
+
+
+def demo(folder: Path, workers: int) -> None:
+    """Films, cache, training, scores, heatmaps: the whole path, on built-in films."""
+    import time
+
+    start = time.monotonic()
+    films, cache, run = folder / "films", folder / "films.h5", folder / "cae"
+    steps: list[tuple[str, Callable[[], object]]] = [
+        (f"anomaly phantom {films}", lambda: phantom(films, 0, None, 512)),
+        (
+            f"anomaly preprocess {films} --size 128 --out {cache}",
+            lambda: preprocess(films, "hand", 128, "full-he", [], cache, "none", workers, False),
+        ),
+        (
+            f"anomaly inspect {cache} --sheet {folder / 'sheet.png'}",
+            lambda: inspect(cache, False, folder / "sheet.png", 24, None, False),
+        ),
+        (
+            f"anomaly train cae --preset fast --cache {cache} --out {run} --resume",
+            lambda: train("cae", cache, None, "fast", [], 0, 0, run, True, "auto", "auto", 0),
+        ),
+        (f"anomaly score {run}", lambda: score(run, [], "test", "mean", None, None, "auto", workers)),
+        (
+            f"anomaly heatmap {run}",
+            lambda: heatmap(run, [], "test", "cache", "png,tiff,npy", None, None, None, None, "auto", workers),
+        ),
+    ]
+    for command, step in steps:
+        say(f"\n$ {command}")
+        step()
+    say(f"\nThe whole path took {clock(time.monotonic() - start)}. {SYNTHETIC}.")
+    say("Open these:")
+    for path in (
+        folder / "sheet.png",
+        run / "learning_curve.png",
+        run / "reconstructions.png",
+        run / "report.html",
+        run / "maps",
+    ):
+        say(f"  {path}")

@@ -1,0 +1,92 @@
+"""What a person sees while work goes on: a bar with rate and remaining time, or lines where there is no terminal."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+LINE_SECONDS = 10.0
+"""Without a terminal, a line of progress is printed this often."""
+
+
+class Advance(Protocol):
+    """Says that `count` more are done, with a word on how it stands."""
+
+    def __call__(self, count: int = 1, note: str = "", seconds_left: float | None = None) -> None:
+        """Advance the display."""
+
+
+def say(text: str = "") -> None:
+    """Print one line of a result."""
+    print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Print one line that is not the result itself."""
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Return a time to read.
+
+    >>> clock(5), clock(75), clock(3700)
+    ('5 s', '1 min 15 s', '1 h 02 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str, *, start: int = 0) -> Iterator[Advance]:
+    """Show how far `total` units of work have come: done, rate, remaining time, a note."""
+    show = _bar if sys.stderr.isatty() else _lines
+    with show(what, total, unit, start) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(what: str, total: int, unit: str, start: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[state]}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total, completed=start, state="")
+        pace = _Pace(total, start)
+
+        def advance(count: int = 1, note: str = "", seconds_left: float | None = None) -> None:
+            bar.update(task, advance=count, state=pace.state(count, unit, note, seconds_left))
+
+        yield advance
+
+
+@contextmanager
+def _lines(what: str, total: int, unit: str, start: int) -> Iterator[Advance]:
+    pace = _Pace(total, start)
+    printed = time.monotonic()
+
+    def advance(count: int = 1, note: str = "", seconds_left: float | None = None) -> None:
+        nonlocal printed
+        state = pace.state(count, unit, note, seconds_left)
+        if time.monotonic() - printed >= LINE_SECONDS:
+            printed = time.monotonic()
+            print(f"{what} {pace.done}/{total}  {state}", file=sys.stderr, flush=True)
+
+    yield advance
+    print(f"{what} {pace.done}/{total}  done in {clock(time.monotonic() - pace.began)}", file=sys.stderr, flush=True)
+
+
+class _Pace:
+    def __init__(self, total: int, start: int) -> None:
+        self.total, self.start, self.done, self.began = total, start, start, time.monotonic()
+
+    def state(self, count: int, unit: str, note: str, seconds_left: float | None) -> str:
+        self.done += count
+        rate = (self.done - self.start) / max(1e-9, time.monotonic() - self.began)
+        left = seconds_left if seconds_left is not None else (self.total - self.done) / max(1e-9, rate)
+        return f"{rate:.3g} {unit}/s  {clock(left)} left  {note}".rstrip()

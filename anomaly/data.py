@@ -1,0 +1,211 @@
+"""From cache rows to batches: splits by patient, films at the model's size, the same order for the same seed."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from anomaly.augment import Augmentation, AugmentationName
+from anomaly.detector import Batch
+from preprocessing import InputError
+from preprocessing.schema import Cache
+
+SPLITS = ("train", "val", "test")
+LEAST_TRAINING_FILMS = 8
+"""Fewer films than this are no training set: a mistake in the source is the likelier explanation."""
+
+
+# --- splits ---------------------------------------------------------------------------------------------------------
+
+
+def assign_splits(patient: NDArray[Any], label: NDArray[Any], given: NDArray[Any], *, seed: int) -> NDArray[Any]:
+    """Return "train", "val" or "test" for every film, no patient in two of them: (N,), (N,), (N,) -> (N,).
+
+    Where the source gives no split at all, the paper's rule (section 4, its figure 10): P+ are the patients with an
+    abnormal film, P- the others; P+ is halved over val and test, as many patients of P- join each (at most a quarter
+    of P- each, at least a tenth), the rest of P- trains. A source's own splits are kept, a film without one counting
+    as "train"; where "val" is missing, a tenth of the training patients is carved off, P+ and P- alike. Patients of
+    unknown label go to "test".
+    """
+    split = np.array(given, dtype=object)
+    if (split == "").all():
+        return _paper_splits(patient, label, seed)
+    split[split == ""] = "train"
+    for name in np.unique(patient):
+        found = sorted(set(split[patient == name]))
+        if len(found) > 1:
+            raise InputError(f"patient {name} is in splits {' and '.join(found)}; a patient belongs to one split only")
+    if not (split == "val").any():
+        training = split == "train"
+        draw = np.random.default_rng(seed)
+        for group in _patients_by_label(patient[training], label[training])[:2]:
+            if len(group) > 1:
+                carved = set(draw.permutation(group)[: max(1, round(len(group) / 10))])
+                split[[name in carved for name in patient]] = "val"
+    return split
+
+
+def _patients_by_label(patient: NDArray[Any], label: NDArray[Any]) -> tuple[list[str], list[str], list[str]]:
+    """Return the sorted patients: with an abnormal film, normal only, the rest (no label known)."""
+    positive = set(patient[label == 1])
+    negative = set(patient[label == 0]) - positive
+    rest = set(patient) - positive - negative
+    return sorted(positive), sorted(negative), sorted(rest)
+
+
+def _paper_splits(patient: NDArray[Any], label: NDArray[Any], seed: int) -> NDArray[Any]:
+    positive, negative, rest = _patients_by_label(patient, label)
+    draw = np.random.default_rng(seed)
+    p, n = list(draw.permutation(positive)), list(draw.permutation(negative))
+    half = math.ceil(len(p) / 2)
+    each = min(max(half, math.ceil(len(n) / 10)), len(n) // 4) if len(n) >= 4 else 0
+    home = dict.fromkeys(p[:half] + n[:each], "val") | dict.fromkeys(p[half:] + n[each : 2 * each] + rest, "test")
+    return np.array([home.get(name, "train") for name in patient], dtype=object)
+
+
+def split_hash(path: NDArray[Any], split: NDArray[Any]) -> str:
+    """Return 12 hexadecimal digits that change when any film changes its split."""
+    lines = "\n".join(sorted(f"{p}\t{s}" for p, s in zip(path, split, strict=True)))
+    return hashlib.sha256(lines.encode()).hexdigest()[:12]
+
+
+# --- films ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Films:
+    """Films and masks in memory, as stored: levels in the cache's own type, at the side the model takes."""
+
+    film: NDArray[Any]  # (n, S, S) uint8 or uint16
+    mask: NDArray[np.bool_]  # (n, S, S)
+    label: NDArray[np.int8]  # (n,)
+
+    def __len__(self) -> int:
+        return len(self.film)
+
+    def unit(self) -> NDArray[np.float32]:
+        """Return the films in the models' range: (n, S, S) float32 in [0, 1]."""
+        return self.film.astype(np.float32) / np.float32(np.iinfo(self.film.dtype).max)
+
+
+def load_films(cache: Cache, variant: str, rows: NDArray[np.int64], size: int | None = None) -> Films:
+    """Read `rows` of the cache, brought to `size` x `size` by an area filter where the cache holds larger films.
+
+    A mask pixel is set where at least half of its area was. A size beyond the cache's own is refused: it would invent
+    detail.
+    """
+    film, mask = cache.films(variant, rows), cache.masks(variant, rows)
+    if size is not None and size > cache.size:
+        raise InputError(
+            f"{cache.path} holds films of {cache.size} px, {size} were asked for; "
+            f"run `anomaly preprocess ... --size {size}` or take `--set size={cache.size}`"
+        )
+    if size is not None and size != cache.size and len(rows):
+        film = np.stack([cv2.resize(f, (size, size), interpolation=cv2.INTER_AREA) for f in film])
+        mask = np.stack([brought_to(m, size) for m in mask])
+        film = film * mask
+    return Films(film, mask, cache.index["label"][rows])
+
+
+def brought_to(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+    """Return a mask at `size` x `size`, a pixel set where at least half of its area was: (S, S) -> (size, size)."""
+    if len(mask) == size:
+        return mask
+    share = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+    return np.asarray(share >= 0.5)
+
+
+def chunks(cache: Cache, variant: str, rows: NDArray[np.int64], size: int, count: int) -> Iterator[tuple[Any, Films]]:
+    """Yield `(rows, films)` for `count` rows at a time, so that memory doesn't grow with the number of films."""
+    for start in range(0, len(rows), count):
+        part = rows[start : start + count]
+        yield part, load_films(cache, variant, part, size)
+
+
+def to_batch(film: torch.Tensor, mask: torch.Tensor, label: torch.Tensor, device: torch.device) -> Batch:
+    """Return a Batch on `device` from stored levels: film (N, S, S) uint8 | uint16, mask (N, S, S) bool, label (N,)."""
+    greatest = torch.iinfo(film.dtype).max
+    unit = film.to(device, non_blocking=True).to(torch.float32).div_(greatest)
+    return Batch(unit[:, None], mask.to(device, non_blocking=True)[:, None], label.to(device, non_blocking=True).long())
+
+
+def as_batch(films: Films, device: torch.device) -> Batch:
+    """Return all of `films` as one Batch."""
+    return to_batch(torch.from_numpy(films.film), torch.from_numpy(films.mask), torch.from_numpy(films.label), device)
+
+
+# --- the order of training ------------------------------------------------------------------------------------------
+
+
+class _Augmented(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
+    """Batches by `(rows, seed)`; imgaug works on whole batches at half the cost of single films."""
+
+    def __init__(self, films: Films, augmentation: AugmentationName) -> None:
+        self.films = films
+        self.augmentation = Augmentation(augmentation)
+
+    def __getitem__(self, key: tuple[NDArray[np.int64], int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        rows, seed = key
+        film, mask = self.augmentation(self.films.film[rows], self.films.mask[rows], seed)
+        film, mask = np.ascontiguousarray(film), np.ascontiguousarray(mask)
+        return torch.from_numpy(film), torch.from_numpy(mask), torch.from_numpy(self.films.label[rows])
+
+
+class _Order(Sampler[tuple[NDArray[np.int64], int]]):
+    """A fresh permutation an epoch, drawn from (seed, epoch) alone, cut into batches that differ by one film at most.
+
+    Equal batches lose no film and leave no last batch of one, which batch normalisation can't take.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.count, self.batches, self.seed, self.epoch = count, max(1, round(count / batch_size)), seed, 0
+
+    def __iter__(self) -> Iterator[tuple[NDArray[np.int64], int]]:
+        draw = np.random.default_rng([self.seed, self.epoch])
+        for rows in np.array_split(draw.permutation(self.count), self.batches):
+            yield rows, int(draw.integers(2**31))
+
+    def __len__(self) -> int:
+        return self.batches
+
+
+class TrainingBatches:
+    """The training films as batches; the same (seed, epoch) gives the same batches for any number of workers."""
+
+    def __init__(
+        self,
+        films: Films,
+        *,
+        batch_size: int,
+        augmentation: AugmentationName,
+        seed: int,
+        workers: int,
+        device: torch.device,
+    ) -> None:
+        """`workers` processes prepare batches ahead; 0 prepares them in this one."""
+        self.device = device
+        self._order = _Order(len(films), batch_size, seed)
+        self._loader: DataLoader[Any] = DataLoader(
+            _Augmented(films, augmentation),
+            sampler=self._order,
+            batch_size=None,  # the dataset makes whole batches
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+        )
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the batches of epoch `number` on the device."""
+        self._order.epoch = number
+        for film, mask, label in self._loader:
+            yield to_batch(film, mask, label, self.device)

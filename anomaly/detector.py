@@ -1,0 +1,108 @@
+"""The contract every model keeps: Batch, Step, Model, Detector.
+
+A model says which player moves, and when; the training loop does everything else. One contract covers an autoencoder
+(one player, one step), a GAN (several players, several steps) and a classifier.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+
+class Settings(BaseModel):
+    """What a model, or the training, can be told: typed, with limits, unknown names refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Films as the models see them, on one device."""
+
+    film: Tensor  # (N, 1, S, S) float32 in [0, 1]: stored level / greatest level of the cache's type
+    mask: Tensor  # (N, 1, S, S) bool: where loss, score and map look
+    label: Tensor  # (N,) int64: 0 normal, 1 abnormal, -1 unknown
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the same films on `device`."""
+        return Batch(*(t.to(device, non_blocking=True) for t in (self.film, self.mask, self.label)))
+
+
+class Step:
+    """One move of one player: the loss terms whose sum that player's optimiser takes a step down.
+
+    >>> Step("critic", real=torch.tensor(1.0), fake=torch.tensor(2.0)).loss()
+    tensor(3.)
+    """
+
+    def __init__(self, player: str, /, **terms: Tensor) -> None:
+        """Each term is a scalar; its name is its column in the run's history."""
+        if not terms:
+            raise ValueError(f"step of {player!r} has no loss term")
+        self.player = player
+        self.terms = terms
+
+    def loss(self) -> Tensor:
+        """Return the sum of the terms, a scalar."""
+        return torch.stack([term.float() for term in self.terms.values()]).sum()
+
+
+class Model(nn.Module, ABC):
+    """A network that can be trained. Knows no optimiser, device, precision, file or flag.
+
+    A subclass is built as `Subclass(config, size)`: `config` its own `Config`, `size` the side of its films in pixels.
+    """
+
+    Config: ClassVar[type[Settings]]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    """Named settings, model and training together, over the defaults; `standard` is the one taken unasked."""
+    low_precision: ClassVar[bool] = False
+    """Whether bfloat16 autocast is known to pay on a processor with AVX512-bf16 (see docs/performance.md)."""
+
+    @classmethod
+    @abstractmethod
+    def check_size(cls, config: Any, size: int) -> str | None:
+        """Return why films of `size` pixels can't be taken, as the end of a sentence, or None where they can."""
+
+    @abstractmethod
+    def players(self) -> dict[str, list[nn.Module]]:
+        """Return who owns which modules; every parameter has exactly one owner."""
+
+    @abstractmethod
+    def training_steps(self, batch: Batch) -> Iterator[Step]:
+        """Yield the steps of one batch; each is applied before the generator resumes: later lines see moved weights."""
+
+    @abstractmethod
+    def validation_loss(self, batch: Batch) -> Tensor:
+        """Return what checkpoints are chosen by, lower is better: (N,)."""
+
+
+class Detector(Model):
+    """A model that says how abnormal a film is."""
+
+    supervised: ClassVar[bool] = False
+    """Whether it trains on labelled films, normal and abnormal; otherwise it sees normal ones only."""
+    score_names: ClassVar[tuple[str, ...]]
+    """The keys of `scores`; the first one is the score that is mapped and reported first."""
+    map_unit: ClassVar[str] = "squared error"
+    """The unit of `anomaly_map`."""
+
+    @abstractmethod
+    def scores(self, batch: Batch) -> dict[str, Tensor]:
+        """Return name -> (N,), higher is more abnormal.
+
+        A film's score depends on that film and the weights alone: not on its batch, the order, or chance.
+        """
+
+    @abstractmethod
+    def anomaly_map(self, batch: Batch) -> Tensor | None:
+        """Return (N, 1, S, S) >= 0, zero outside the mask, or None where the model can't tell."""
+
+    @abstractmethod
+    def reconstruct(self, batch: Batch) -> Tensor | None:
+        """Return (N, 1, S, S) in [0, 1], or None where the model doesn't reconstruct."""

@@ -1,0 +1,267 @@
+"""A run measured and shown: scores.csv, metrics.json, tables, heatmap files, the page."""
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from anomaly.data import brought_to
+from anomaly.detector import Detector
+from anomaly.heatmap import blend, overlay, to_film_space, write_map, write_png
+from anomaly.metrics import TRIVIAL, Pooling, aggregate, evaluate, markdown, number, pixel_roc_auc, table, with_interval
+from anomaly.report import ReportContext, Shown, gallery_rows, render_report
+from anomaly.runs import Run, inside, to_csv, to_json, write_atomic
+from anomaly.score import LEVELS, View, maps, read_calibration, score
+from preprocessing.readers import read_film
+
+if TYPE_CHECKING:
+    from preprocessing.sources import Source
+
+MAP_FORMATS = ("png", "tiff", "npy")
+LABELS = {0: "normal", 1: "abnormal", -1: ""}
+
+
+# --- scores ---------------------------------------------------------------------------------------------------------
+
+
+def score_films(
+    run: Run,
+    model: Detector,
+    view: View,
+    device: torch.device,
+    folder: Path,
+    *,
+    split: str,
+    how: Pooling,
+    on_films: Callable[[int], None],
+) -> list[str]:
+    """Score the view into `folder` (scores.csv, studies.csv, patients.csv, and with labels metrics.json); lines to
+    print.
+
+    `split` names the films of the run's cache, and is empty for new films.
+    """
+    scores = score(model, view, device, on_films)
+    calibration = read_calibration(run)
+    thresholds = calibration.thresholds
+    columns = {name: view.column(name) for name in ("path", "study", "patient", "label", "finding", "difficulty")}
+    main = model.score_names[0]
+    lines = []
+    for level, file in zip(LEVELS, ("scores.csv", "studies.csv", "patients.csv"), strict=True):
+        ids = columns["path"] if level == "film" else columns[level]
+        groups = {name: aggregate(ids, values, columns["label"], how) for name, values in scores.items()}
+        one = groups[main]
+        out: dict[str, Sequence[Any]] = {level: one.ids.tolist()}
+        if level == "film":
+            out |= {name: columns[name].tolist() for name in ("study", "patient")}
+        out |= {"label": [LABELS[int(x)] for x in one.labels], "split": [split or "new"] * len(one.ids)}
+        out |= {name: group.scores.tolist() for name, group in groups.items()}
+        out["flagged"] = (one.scores >= thresholds[level][main]).astype(int).tolist()
+        write_atomic(folder / file, to_csv(out))
+        lines.append(f"{folder / file}: {len(one.ids)} {file.removesuffix('.csv')}")
+    if not split:
+        return [*_each(columns["path"], scores[main], main, thresholds["film"][main], on=run), *lines]
+    figures = evaluate(columns, scores, thresholds=thresholds, trivial=TRIVIAL, how=how)
+    figures |= {
+        "run": str(run.path),
+        "split": split,
+        "synthetic": view.cache.synthetic,
+        "pixel": _pixels(model, view, device, calibration.map_scale),
+    }
+    write_atomic(folder / "metrics.json", to_json(figures))
+    lines += [f"{folder / 'metrics.json'}: every figure", *summary(figures, main)]
+    if folder == run.path:
+        lines.append(f"{write_report(run, model, view, device, scores, figures)}: the page to open")
+    return lines
+
+
+def _each(path: NDArray[Any], value: NDArray[np.float64], name: str, threshold: float, on: Run) -> list[str]:
+    order = np.argsort(-value, kind="stable")
+    rows = [(str(path[i]), f"{value[i]:.6g}", "flagged" if value[i] >= threshold else "") for i in order]
+    return [
+        *markdown(["film", name, f"at {threshold:.6g}"], rows),
+        f"the threshold is what 5 % of the validation normals of {on.path} exceed",
+    ]
+
+
+def _pixels(model: Detector, view: View, device: torch.device, scale: float | None) -> dict[str, Any] | None:
+    """Return how well the maps find the lesions of abnormal films, or None where no truth or no map is there."""
+    wanted = view.rows[view.cache.has_truth[view.rows] & (view.column("label") == 1)]
+    if not len(wanted) or scale is None:
+        return None
+    return pixel_roc_auc(_with_truth(model, View(view.cache, view.variant, wanted, view.size), device))
+
+
+def _with_truth(model: Detector, view: View, device: torch.device) -> Iterator[tuple[Any, Any, Any]]:
+    for row, drawn, _, mask in maps(model, view, device):
+        truth = view.cache.anomaly(view.variant, np.array([row]))
+        if truth is not None:
+            yield drawn, brought_to(truth[0], view.size), mask
+
+
+def summary(figures: dict[str, Any], main: str) -> list[str]:
+    """Return the figures of `evaluate` as lines to print: a table a level, then per kind of finding and difficulty."""
+    lines = []
+    synthetic = "SYNTHETIC films, " if figures["synthetic"] else ""
+    for level in LEVELS:
+        if all(row["roc_auc"] is None for row in figures[level].values()):
+            return ["no figures: they need normal and abnormal films with known labels"]
+        interval = f"{figures['settings']['level']:.0%} intervals over patients"
+        lines += ["", f"by {level} ({synthetic}split {figures['split']}, {interval})", *table(figures[level])]
+    for column in ("finding", "difficulty"):
+        if figures[column]:
+            lines += [
+                "",
+                f"{main}, by {column}: its abnormal films against all normal ones",
+                *kinds(figures[column], main),
+            ]
+    if figures["pixel"]:
+        pixel = figures["pixel"]
+        lines += [
+            "",
+            f"pixels of {pixel['n_films']} abnormal films: ROC-AUC {number(pixel['roc_auc'])}, mean over films "
+            f"{number(pixel['film_roc_auc'])}, AP {number(pixel['ap'])} at prevalence {number(pixel['prevalence'])}",
+        ]
+    return [*lines, ""]
+
+
+def kinds(figures: dict[str, Any], main: str) -> list[str]:
+    """Return a table of one score by kind, the trivial detectors beside it."""
+    names = (main, *TRIVIAL)
+    rows = [
+        (
+            kind,
+            *(with_interval(f[name]["roc_auc"], f[name]["roc_auc_interval"]) for name in names),
+            str(f[main]["n_abnormal"]),
+        )
+        for kind, f in figures.items()
+    ]
+    return markdown(("kind", *names, "abnormal films"), rows)
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+
+def write_report(
+    run: Run,
+    model: Detector,
+    view: View,
+    device: torch.device,
+    scores: dict[str, NDArray[np.float64]],
+    figures: dict[str, Any],
+) -> Path:
+    """Write report.html from scores and figures of the run's own cache; pictures are drawn for the galleries alone."""
+    calibration, config, main = read_calibration(run), run.config, model.score_names[0]
+    label = view.column("label")
+    highest, wrong = gallery_rows(label, scores[main])
+    shown = {i: _shown(model, view, device, i, scores[main][i], calibration.map_scale) for i in {*highest, *wrong}}
+    with (run.path / "history.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    context = ReportContext(
+        title=run.path.name,
+        model=f"{config['model']} ({config['preset']})",
+        data=f"{config['cache']['source']}, variant {view.variant}, {view.size} px, split {figures['split']}",
+        synthetic=view.cache.synthetic,
+        score=main,
+        labels=label,
+        studies=view.column("study"),
+        scores=scores,
+        metrics=figures,
+        config=config["settings"],
+        facts={
+            "seed": str(config["seed"]),
+            "splits": f"seed {config['split_seed']}, {config['split_hash']}",
+            "cache content": config["cache"]["content_hash"][:12],
+            "precision": f"{config['precision']} on {config['device']}",
+            "command": f"anomaly score {run.path}",
+        }
+        | config["versions"],
+        history={name: [float(line[name]) for line in lines] for name in lines[0]},
+        threshold=calibration.thresholds["film"][main],
+        pixels=figures["pixel"],
+        map_scale=calibration.map_scale,
+        map_unit=model.map_unit,
+        highest=[shown[i] for i in highest],
+        wrong=[shown[i] for i in wrong],
+        failures=view.cache.failures,
+    )
+    return run.write("report.html", render_report(context))
+
+
+def _shown(model: Detector, view: View, device: torch.device, i: int, value: float, scale: float | None) -> Shown:
+    row, index = int(view.rows[i]), view.cache.index
+    one = View(view.cache, view.variant, np.array([row]), view.size)
+    film, heat = next(one.chunks())[1].unit()[0], None
+    if scale is not None:
+        _, drawn, film, mask = next(maps(model, one, device))
+        heat = blend(film, drawn, mask, scale)
+    note = " ".join(str(index[name][row]) for name in ("finding", "difficulty", "study") if index[name][row])
+    return Shown(str(index["path"][row]), int(index["label"][row]), float(value), film, heat, note)
+
+
+# --- maps -----------------------------------------------------------------------------------------------------------
+
+
+def write_maps(
+    run: Run,
+    model: Detector,
+    view: View,
+    device: torch.device,
+    folder: Path,
+    *,
+    formats: Sequence[str],
+    originals: "Source | None",
+    limit: int | None,
+    on_film: Callable[[], None],
+) -> list[Path]:
+    """Write a heatmap of every film of the view, or of its `limit` highest-scored ones; the first file is the
+    highest's.
+
+    `originals` lays the maps back onto the original films; without it they stay in the cache's geometry.
+    """
+    calibration = read_calibration(run)
+    name = model.score_names[0]
+    scores = score(model, view, device)[name]
+    order = np.argsort(-scores, kind="stable")[:limit]
+    chosen = View(view.cache, view.variant, view.rows[order], view.size)
+    threshold = calibration.thresholds["film"][name]
+    written = []
+    for (row, drawn, film, mask), value in zip(maps(model, chosen, device), scores[order], strict=True):
+        path = str(view.cache.index["path"][row])
+        if originals is not None:
+            film, drawn, mask = _on_film(view, row, film, drawn, mask, originals)
+        label = LABELS[int(view.cache.index["label"][row])]
+        title = f"{path}\n{name} {value:.4g}, flagged from {threshold:.4g}" + (f", labelled {label}" if label else "")
+        base = inside(folder, str(PurePosixPath(path).with_suffix("")))
+        for suffix in formats:
+            # "a.dicom.png" would be taken for the film itself: the name says what the file is
+            file = base.with_name(f"{base.name}_heatmap.{suffix}")
+            if suffix == "png":
+                write_png(
+                    file, overlay(film, drawn, mask, calibration.map_scale or 1.0, title=title, unit=model.map_unit)
+                )
+            else:
+                write_map(file, drawn)
+        written.append(base.with_name(f"{base.name}_heatmap.{formats[0]}"))
+        on_film()
+    return written
+
+
+def _on_film(
+    view: View, row: int, film: Any, drawn: Any, mask: NDArray[np.bool_], originals: "Source"
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    """Return the original film in [0, 1], the map and the mask in its geometry."""
+    index = view.cache.index
+    original = read_film(str(index["path"][row]), originals.read(str(index["path"][row])))
+    stage = "matrix_raw" if view.variant.startswith("raw") else "matrix_crop"
+    scale = view.size / view.cache.size  # the model's film may be smaller than the cache's
+    shrink = np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2]])  # pixel centres at whole numbers
+    matrix = shrink @ np.vstack([index[stage][row], [0, 0, 1]])
+    shape = (original.pixels.shape[0], original.pixels.shape[1])
+    levels = original.pixels.astype(np.float32)
+    low, high = float(levels.min()), float(levels.max())
+    grey = (levels - low) / max(1.0, high - low)
+    return grey, to_film_space(drawn, matrix, shape), to_film_space(mask.astype(np.float32), matrix, shape) >= 0.5

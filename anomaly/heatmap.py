@@ -1,0 +1,268 @@
+"""Anomaly maps made visible: smoothed inside the mask, on one scale for the whole run, over the film, and as files.
+
+A map is (H, W) float32, at least 0, larger is more abnormal, in the unit of its model (squared error, say). It is never
+scaled per film: that paints the largest error of a healthy film as red as a fracture. `map_scale` finds one scale on
+validation normals, and the same value has the same colour in every picture of a run.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.metrics import Tally
+
+Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+Picture = NDArray[np.uint8]
+ColourMap = Literal["plasma", "viridis", "cividis", "inferno"]
+
+REACH = 2.0  # the colours run from 0 to this many times the scale: normal films stay in the lower half
+CLEAR = 0.5  # times the scale: the film alone shows below
+DENSE = 0.75  # the heat's largest share of the colour: bone still shows through
+
+_SHORTEST = 384  # smaller films are enlarged by a whole factor, or no title would fit
+_INK, _PAPER = (235, 235, 235), (16, 16, 16)
+
+
+# ----------------------------------------------------------------------------------------------------------- the map
+
+
+def smooth(map: NDArray[Any], mask: Bools, sigma: float) -> Floats:
+    """A Gaussian mean of the map over the mask alone: the zero background neither bleeds in nor dims the border.
+
+    map  (H, W) finite.    mask  (H, W) bool.    sigma  pixels; 0 only cuts the map to its mask. Returns (H, W), 0
+    outside the mask; a constant inside stays that constant. An empty mask gives zeros. This is normalised convolution
+    (Knutsson & Westin 1993): blur(map x mask) / blur(mask).
+
+    >>> smooth(np.array([[3.0, 3.0, 9.0]]), np.array([[True, True, False]]), sigma=1.0).round(3).tolist()
+    [[3.0, 3.0, 0.0]]
+    """
+    import cv2
+
+    inside = _checked(map, mask) * mask
+    if sigma < 0:
+        raise ValueError(f"sigma {sigma}: a width in pixels, 0 or more")
+    if sigma == 0:
+        return inside
+    total = cv2.GaussianBlur(inside, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
+    weight = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)
+    out: Floats = np.divide(total, weight, out=np.zeros_like(total), where=mask)
+    return out
+
+
+def map_scale(maps: Iterable[tuple[NDArray[Any], Bools]], quantile: float = 0.995) -> float:
+    """The value that all but a small share of the validation normals' pixels stay below: the run's one scale.
+
+    maps  (map (H, W) at least 0, mask (H, W) bool) of normal films, one at a time; pixels outside the mask do not
+    count, and memory does not grow with the films. Precise to .025 %, rounded up (see `metrics.Tally`). Where that
+    quantile is 0, as for maps that are empty on most normal films, it is the largest value; where that too is 0, it is
+    1. Without a pixel: ValueError.
+
+    >>> map_scale([(np.array([[0.25, 0.5, 99.0]]), np.array([[True, True, False]]))], quantile=0.5) > 0.25
+    True
+    """
+    tally = Tally()
+    for values, mask in maps:
+        tally.add(values[mask])
+    return tally.quantile(quantile) or tally.quantile(1.0) or 1.0
+
+
+def to_film_space(map: NDArray[Any], matrix: NDArray[Any], shape: tuple[int, int]) -> Floats:
+    """The map laid back on the original film, linear between its pixels and 0 where the map does not reach.
+
+    map  (S, S), in the cache's pixels.    matrix  (2, 3), film (x, y) -> cache (x, y), pixel centres at whole numbers.
+    shape  (H, W) of the film.    Returns (H, W) in the map's unit.
+    """
+    import cv2
+
+    return np.asarray(
+        cv2.warpAffine(
+            np.ascontiguousarray(map, np.float32),
+            np.asarray(matrix, np.float64),
+            (shape[1], shape[0]),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,  # the matrix leads from the result to its source already
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=0,
+        ),
+        np.float32,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- the picture
+
+
+def blend(
+    film: NDArray[Any], map: NDArray[Any], mask: Bools, scale: float, *, colours: ColourMap = "plasma"
+) -> Picture:
+    """The film in grey with the map's heat over it, pixel for pixel.
+
+    film  (H, W) float in [0, 1].    map  (H, W) finite, at least 0.    mask  (H, W) bool: no heat outside.    scale
+    from `map_scale`. colours  even steps of the map look even, to colour-blind eyes and in print too.    Returns (H, W,
+    3) uint8, RGB.
+
+    The colour runs from 0 to REACH x scale and stays there beyond. The heat is clear up to CLEAR x scale, and densest
+    from REACH x scale: a pixel's colour depends on its film and map value alone, so it means the same in every picture
+    of a run.
+    """
+    if not scale > 0:
+        raise ValueError(f"scale {scale}: must be above 0, as `map_scale` gives it")
+    if film.shape != mask.shape:
+        raise ValueError(f"film {film.shape} and mask {mask.shape} must have one shape")
+    level = _checked(map, mask) / np.float32(scale)  # (H, W)
+    alpha = (np.clip((level - CLEAR) / (REACH - CLEAR), 0, 1) * DENSE * mask)[..., None]  # (H, W, 1)
+    heat = _palette(colours)[(np.minimum(level / REACH, 1) * 255).astype(np.uint8)]  # (H, W, 3)
+    grey = np.clip(film, 0, 1).astype(np.float32)[..., None] * 255
+    return np.asarray(np.rint(grey + (heat - grey) * alpha), np.uint8)
+
+
+def overlay(
+    film: NDArray[Any],
+    map: NDArray[Any],
+    mask: Bools,
+    scale: float,
+    *,
+    title: str = "",
+    unit: str = "squared error",
+    threshold: float | None = None,
+    colours: ColourMap = "plasma",
+) -> Picture:
+    """The film with its heat, a title above and the colour bar with numbers beside: a picture that explains itself.
+
+    film, map, mask, scale, colours  as in `blend`.    title  one or two lines ("\\n"), cut in the middle to
+    fit.    unit  of the map. threshold  map value to mark on the bar; without one the scale itself is marked, the limit
+    of normal films. Returns (H', W', 3) uint8, RGB. Films under 384 pixels are enlarged by a whole factor, pixels as
+    squares.
+    """
+    from PIL import Image, ImageDraw
+
+    heat = blend(film, map, mask, scale, colours=colours)
+    zoom = -(-_SHORTEST // max(film.shape))
+    heat = heat.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    height, width = heat.shape[:2]
+    size = max(13, min(height, width) // 36)  # of the letters, pixels; everything else is measured in it
+    lines = title.split("\n")[:2] if title else []
+    font = _font(size)
+    top, tall = size // 2 + len(lines) * size * 4 // 3, max(height, size * 14)
+    side = min(max(size * 7, int(font.getlength(unit)) + size * 2), size * 12)
+    page = np.full((top + tall, width + side, 3), _PAPER, np.uint8)
+    page[top : top + height, :width] = heat
+    left, high, low = width + size, top + size * 2, top + tall - size  # of the bar
+    page[high:low, left : left + size] = np.rot90(colour_bar(low - high, size, colours=colours))
+
+    image = Image.fromarray(page)
+    draw = ImageDraw.Draw(image)
+    for row, line in enumerate(lines):
+        text = _shortened(line, width + side - size, font.getlength)
+        draw.text((size // 2, size // 3 + row * size * 4 // 3), text, _INK, font=font)
+    draw.text((left, top), _shortened(unit, side - size * 3 // 2, font.getlength), _INK, font=font)
+    mark = scale if threshold is None else threshold
+    for value, text in ((0.0, "0"), (mark, f"{mark:.2g}"), (REACH * scale, f"≥ {REACH * scale:.2g}")):
+        y = low - (low - high) * min(value / (REACH * scale), 1.0)
+        first, thick = (left, max(2, size // 6)) if value == mark else (left + size, 1)
+        draw.line([(first, y), (left + size * 3 // 2, y)], _INK, thick)
+        draw.text((left + size * 7 // 4, y), text, _INK, font=font, anchor="lm")
+    return np.asarray(image)
+
+
+def colour_bar(length: int, thickness: int, *, colours: ColourMap = "plasma") -> Picture:
+    """The colours of `blend` over a mid grey, 0 at the left to REACH times the scale: (thickness, length, 3) uint8."""
+    steps = np.linspace(0, REACH, length, dtype=np.float32)[None].repeat(thickness, axis=0)
+    grey = np.full(steps.shape, 0.4, np.float32)
+    return blend(grey, steps, np.ones(steps.shape, np.bool_), 1.0, colours=colours)
+
+
+def _shortened(text: str, room: float, width: Callable[[str], float]) -> str:
+    """The text, its middle cut out where it is too long for the room: a path tells most at its two ends."""
+    kept = text
+    while kept and width(text) > room:
+        kept = kept[: len(kept) // 2] + kept[len(kept) // 2 + 1 :]
+        text = f"{kept[: len(kept) // 2]}…{kept[len(kept) // 2 :]}"
+    return text
+
+
+@cache
+def _font(size: int) -> Any:
+    """Matplotlib's DejaVu Sans: the only font that is surely there and knows more than ASCII."""
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+
+
+@cache
+def _palette(colours: ColourMap) -> Floats:
+    """The (256, 3) RGB colours of a map, 0 to 255."""
+    import cv2
+
+    known = {
+        "plasma": cv2.COLORMAP_PLASMA,
+        "viridis": cv2.COLORMAP_VIRIDIS,
+        "cividis": cv2.COLORMAP_CIVIDIS,
+        "inferno": cv2.COLORMAP_INFERNO,
+    }
+    if colours not in known:
+        raise ValueError(f"no colours {colours!r}; there are: {', '.join(known)}")
+    ramp = np.arange(256, dtype=np.uint8)[:, None]
+    return np.asarray(cv2.applyColorMap(ramp, known[colours])[:, 0, ::-1], np.float32)  # OpenCV gives BGR
+
+
+# ---------------------------------------------------------------------------------------------------------- the files
+
+
+def write_map(path: Path, map: NDArray[Any]) -> None:
+    """Write a map's own numbers as float32: TIFF (one channel) or NPY, by the suffix.
+
+    map  (H, W).    The file appears whole or not at all. Other suffixes raise ValueError.
+    """
+    values = np.ascontiguousarray(map, np.float32)
+    if values.ndim != 2:
+        raise ValueError(f"map {values.shape} must be (H, W)")
+    if path.suffix == ".npy":
+        _put(path, lambda partial: np.save(partial, values, allow_pickle=False))
+    elif path.suffix in (".tif", ".tiff"):
+        import tifffile
+
+        _put(path, lambda partial: tifffile.imwrite(partial, values, photometric="minisblack", metadata=None))
+    else:
+        raise ValueError(f"no map format {path.suffix!r}; there are: .npy, .tif, .tiff")
+
+
+def write_png(path: Path, picture: Picture) -> None:
+    """Write a picture, (H, W, 3) RGB or (H, W) grey, as PNG; the file appears whole or not at all."""
+    data = png(picture)
+    _put(path, lambda partial: partial.write(data))
+
+
+def png(picture: Picture) -> bytes:
+    """A picture, (H, W, 3) RGB or (H, W) grey uint8, as the bytes of a PNG file."""
+    import cv2
+
+    if picture.dtype != np.uint8:
+        raise ValueError(f"picture {picture.dtype}: must be uint8")
+    _, data = cv2.imencode(
+        ".png", picture[..., ::-1] if picture.ndim == 3 else picture, [cv2.IMWRITE_PNG_COMPRESSION, 4]
+    )
+    return bytes(data.tobytes())
+
+
+def _put(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write beside the path, then move into place: a reader never meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        write(file)
+    partial.replace(path)
+
+
+def _checked(map: NDArray[Any], mask: Bools) -> Floats:
+    """The map as float32, or a ValueError that says what is wrong with it."""
+    values = np.asarray(map, np.float32)
+    if values.ndim != 2 or values.shape != mask.shape or mask.dtype != np.bool_:
+        raise ValueError(f"map {values.shape} and mask {mask.shape} {mask.dtype} must both be (H, W), the mask bool")
+    if not np.isfinite(values).all():
+        raise ValueError("a map must be finite")
+    return values

@@ -1,0 +1,38 @@
+"""Losses and scores as pure functions; each says formula, unit, reduction and source."""
+
+import torch
+from torch import Tensor
+
+
+def masked_mean(value: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of `value` over the pixels of `mask`: (N, 1, H, W), (N, 1, H, W) bool -> (N,).
+
+    A film with an empty mask gives 0: there is nothing in it to be wrong about.
+
+    >>> masked_mean(torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[True, False]]]]))
+    tensor([1.])
+    """
+    return (value * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3)).clamp(min=1)
+
+
+def squared_error(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """Return (x - y)² where `mask` is set and 0 elsewhere, in squared units of the film: (N, 1, H, W) in float32."""
+    return (x.float() - y.float()).square() * mask
+
+
+def topk_mean(value: Tensor, mask: Tensor, k: float) -> Tensor:
+    """Return the mean of the `k` largest values under the mask: (N, 1, H, W) >= 0 -> (N,).
+
+    `k` >= 1 is a number of pixels (the paper takes 200 at every film size); `k` < 1 is a share of the film's own
+    mask, at least one pixel. A mask of fewer than `k` pixels is taken whole; an empty one gives 0. Davletshina et al.
+    2020, section 4.
+
+    >>> topk_mean(torch.tensor([[[[1.0, 2.0, 3.0, 9.0]]]]), torch.tensor([[[[True, True, True, False]]]]), 2)
+    tensor([2.5000])
+    """
+    area = mask.flatten(1).sum(dim=1)  # (N,)
+    count = (area * k).round().long().clamp(min=1) if k < 1 else torch.full_like(area, round(k))  # (N,)
+    count = torch.minimum(count, area).clamp(min=1)
+    largest = (value * mask).flatten(1).topk(int(count.max()), dim=1).values  # (N, K)
+    wanted = torch.arange(largest.shape[1], device=value.device) < count[:, None]  # (N, K)
+    return (largest * wanted).sum(dim=1) / count

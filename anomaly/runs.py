@@ -1,0 +1,188 @@
+"""The run folder: what is in it, writing it safely, opening it, resuming.
+
+    run.json              model, settings, seeds, cache, splits, versions: all that made the run; written first
+    checkpoint.safetensors  the state after the last finished epochs; only while the run is unfinished
+    history.csv           one line an epoch: seconds, films/s, every loss term, validation loss
+    weights.safetensors   the chosen checkpoint; written when training ends
+    calibration.json      thresholds and the one map scale, from validation normals
+    learning_curve.png, reconstructions.png
+    scores.csv            film, study, patient, label, split, one column a score; by `anomaly score`
+    metrics.json          figures with intervals; by `anomaly score`
+    report.html           the page to look at; by `anomaly score`
+    maps/                 pixel heatmaps; by `anomaly heatmap`
+
+Nothing in it is pickled. Every file is written beside its place and moved there.
+"""
+
+import csv
+import fcntl
+import io
+import json
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from preprocessing import InputError
+
+FORMAT = 1
+RUNS = Path("runs")
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write `content` beside `path` and move it there: a reader sees the old file or the new one, never half of one."""
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(beside).chmod(0o644)
+        Path(beside).replace(path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
+def to_json(value: Any) -> str:
+    """Return `value` as indented JSON; NaN, which JSON lacks, is refused rather than written."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def to_csv(columns: Mapping[str, Sequence[Any]]) -> str:
+    """Return columns of equal length as CSV with a header; floats keep every digit."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return out.getvalue()
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """Return `folder / relative`, refusing a path that leaves the folder: names come from manifests and archives."""
+    path = (folder / relative).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise InputError(f"{relative!r} leaves {folder}; rename it in the source")
+    return path
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
+    names = ("xray-anomaly", "torch", "torchvision", "numpy", "opencv-python", "scikit-learn", "imgaug", "h5py")
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+class Run:
+    """An existing run folder."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it; what is not a run folder of this format is refused with the reason."""
+        self.path = path
+        file = path / "run.json"
+        if not file.is_file():
+            raise InputError(
+                f"{path} is not a run folder (no run.json); `anomaly train cae` makes one{_existing(path)}"
+            )
+        try:
+            self.config: dict[str, Any] = json.loads(file.read_text())
+        except ValueError as error:
+            raise InputError(f"{file} is damaged ({error}); train again with another --out") from None
+        if self.config.get("format") != FORMAT:
+            raise InputError(f"{file} has format {self.config.get('format')}, this version reads {FORMAT}; train again")
+
+    @property
+    def finished(self) -> bool:
+        """Whether training ended and the weights are there."""
+        return (self.path / "calibration.json").is_file()
+
+    def epochs_done(self) -> int:
+        """Return how many epochs an interrupted training has behind it."""
+        from safetensors import safe_open
+
+        path = self.path / "checkpoint.safetensors"
+        if not path.is_file():
+            return 0
+        with safe_open(path, "np") as file:
+            return int(json.loads(file.metadata()["state"])["epoch"])
+
+    def busy(self) -> bool:
+        """Whether a process is training in the folder now."""
+        try:
+            with self.locked():
+                return False
+        except InputError:
+            return True
+
+    def write(self, name: str, content: bytes | str) -> Path:
+        """Write one file of the folder safely and return its path."""
+        write_atomic(self.path / name, content)
+        return self.path / name
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return a JSON file of the folder."""
+        value: dict[str, Any] = json.loads((self.path / name).read_text())
+        return value
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for training: two processes in one run would overwrite each other."""
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"{self.path} is being trained by another process; wait for it or take another --out"
+                ) from None
+            yield
+
+
+def _existing(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else RUNS
+    names = sorted(str(p.parent) for p in folder.glob("*/run.json"))
+    return f"; there are: {', '.join(names[-5:])}" if names else ""
+
+
+def create(path: Path, config: Mapping[str, Any]) -> Run:
+    """Make a run folder with its run.json; one that exists is refused."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} exists; add --resume to go on with it, or take another --out")
+    path.mkdir(parents=True, exist_ok=True)
+    write_atomic(path / "run.json", to_json({"format": FORMAT, **config}))
+    return Run(path)
+
+
+def numbered(model: str, folder: Path = RUNS) -> list[Path]:
+    """Return the run folders `folder/<model>-<number>` in the order of their numbers."""
+    found = [
+        (int(m[1]), p) for p in folder.glob(f"{model}-*") if (m := re.fullmatch(rf"{re.escape(model)}-(\d+)", p.name))
+    ]
+    return [p for _, p in sorted(found)]
+
+
+def next_path(model: str, folder: Path = RUNS) -> Path:
+    """Return the first free `folder/<model>-<number>`, counted from 1."""
+    taken = numbered(model, folder)
+    return folder / f"{model}-{int(taken[-1].name.rpartition('-')[2]) + 1 if taken else 1}"
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return "key: old -> new" for every leaf in which two nested mappings differ.
+
+    >>> differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+    ['a.b: 1 -> 3']
+    """
+    out = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            out += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            out.append(f"{prefix}{key}: {a} -> {b}")
+    return out

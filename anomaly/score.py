@@ -1,0 +1,160 @@
+"""A trained model over films: scores, maps, and what validation normals say of their scale.
+
+Scoring is always in float32, whatever the precision of training, and goes through the cache a few films at a time.
+Thresholds and the map's scale come from validation normals alone: no label of any other film, and no film of the test
+split, moves them.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from anomaly.data import Films, as_batch, assign_splits, chunks, split_hash
+from anomaly.detector import Detector
+from anomaly.heatmap import map_scale, smooth
+from anomaly.metrics import aggregate, trivial_scores
+from anomaly.models import find_model
+from anomaly.runs import Run
+from preprocessing import InputError
+from preprocessing.schema import Cache
+
+LEVELS = ("film", "study", "patient")
+QUANTILE = 0.95
+"""A threshold flags the 5 % of validation normals that score highest."""
+SMOOTHING = 5 / 512
+"""Standard deviation of the map's Gaussian as a share of the film's side: the paper's 5 pixels at 512."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What validation normals say: from where a film, study or patient is flagged, and where a map's colours end."""
+
+    thresholds: dict[str, dict[str, float]]  # level -> score -> threshold
+    map_scale: float | None  # in the unit of the map; None where the model draws none
+    quantile: float
+    films: int  # validation normals it rests on
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class View:
+    """Which films a model looks at: rows of one variant of a cache, at one size."""
+
+    cache: Cache
+    variant: str
+    rows: NDArray[np.int64]
+    size: int
+
+    def chunks(self) -> Iterator[tuple[NDArray[np.int64], Films]]:
+        """Yield `(rows, films)`, about four million pixels at a time."""
+        return chunks(self.cache, self.variant, self.rows, self.size, max(1, min(64, 2**22 // self.size**2)))
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Return a column of the index for the rows."""
+        column: NDArray[Any] = self.cache.index[name][self.rows]
+        return column
+
+
+def open_model(run: Run, device: torch.device) -> Detector:
+    """Return the trained model of a run on `device`, ready to score."""
+    if not run.finished:
+        raise InputError(
+            f"{run.path} is unfinished; `anomaly train {run.config['model']} --out {run.path} --resume` goes on with it"
+        )
+    kind = find_model(run.config["model"])
+    model = kind(kind.Config(**run.config["settings"]["model"]), run.config["size"])
+    path = run.path / "weights.safetensors"
+    try:
+        model.load_state_dict(load_file(path))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{path} doesn't fit {run.config['model']} as run.json describes it ({reason})") from None
+    return model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+
+
+@torch.inference_mode()
+def score(
+    model: Detector, view: View, device: torch.device, on_films: Callable[[int], None] | None = None
+) -> dict[str, NDArray[np.float64]]:
+    """Return every score of the model and of the trivial detectors: name -> (n,) float64, in the view's order."""
+    parts: dict[str, list[NDArray[np.float64]]] = {}
+    for rows, films in view.chunks():
+        given = {k: v.double().cpu().numpy() for k, v in model.scores(as_batch(films, device)).items()}
+        for name, values in (given | trivial_scores(films.unit(), films.mask)).items():
+            parts.setdefault(name, []).append(values)
+        if on_films:
+            on_films(len(rows))
+    scores = {name: np.concatenate(values) for name, values in parts.items()}
+    for name, values in scores.items():
+        if not np.isfinite(values).all():
+            worst = view.column("path")[~np.isfinite(values)][0]
+            raise InputError(
+                f"score {name} of {worst} is not finite; the training diverged: lower --set learning_rate="
+            )
+    return scores
+
+
+@torch.inference_mode()
+def maps(
+    model: Detector, view: View, device: torch.device
+) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]]:
+    """Yield (row, smoothed map (S, S), film (S, S) in [0, 1], mask (S, S)) for every film of the view.
+
+    Raises InputError where the model draws no map.
+    """
+    for rows, films in view.chunks():
+        drawn = model.anomaly_map(as_batch(films, device))
+        if drawn is None:
+            raise InputError("this model draws no heatmap: it doesn't reconstruct; `anomaly models` says which do")
+        raw = drawn.float().cpu().numpy()[:, 0]
+        for row, one, film, mask in zip(rows, raw, films.unit(), films.mask, strict=True):
+            yield int(row), smooth(one, mask, view.size * SMOOTHING), film, mask
+
+
+def calibrate(model: Detector, view: View, device: torch.device) -> Calibration:
+    """Return thresholds and map scale from `view`, the validation normals."""
+    scores = score(model, view, device)
+    label = view.column("label")
+    units = {"film": np.arange(len(label)), "study": view.column("study"), "patient": view.column("patient")}
+    thresholds = {
+        level: {name: float(np.quantile(aggregate(ids, s, label).scores, QUANTILE)) for name, s in scores.items()}
+        for level, ids in units.items()
+    }
+    with torch.inference_mode():
+        first = next(view.chunks())[1]
+        draws = model.anomaly_map(as_batch(Films(first.film[:1], first.mask[:1], first.label[:1]), device)) is not None
+    scale = map_scale((one, mask) for _, one, _, mask in maps(model, view, device)) if draws else None
+    return Calibration(thresholds, scale, QUANTILE, len(label))
+
+
+def read_calibration(run: Run) -> Calibration:
+    """Return the calibration kept with a run."""
+    return Calibration(**run.read_json("calibration.json"))
+
+
+def run_view(run: Run, cache_path: Path | None = None) -> tuple[Cache, NDArray[Any]]:
+    """Return the cache that a run was trained on and the split of each of its rows.
+
+    A cache that has moved is named by `cache_path`; one of other content is refused.
+    """
+    recorded = run.config["cache"]
+    cache = Cache(cache_path or Path(recorded["path"]))
+    if cache.content_hash != recorded["content_hash"]:
+        raise InputError(
+            f"{cache.path} is not the cache that {run.path} was trained on (content {cache.content_hash[:12]}, "
+            f"not {recorded['content_hash'][:12]}); make it again with `{recorded['command']}`, or name films to score"
+        )
+    index = cache.index
+    split = assign_splits(index["patient"], index["label"], index["split"], seed=run.config["split_seed"])
+    if split_hash(index["path"], split) != run.config["split_hash"]:
+        raise InputError(f"the splits of {cache.path} are not those of {run.path}; train again")
+    return cache, split

@@ -1,0 +1,296 @@
+"""The training loop: one for every model.
+
+Per step: one autocast context, the gradients of that player's parameters alone, that player's optimiser. So toggling
+`requires_grad`, stray `detach` calls and mixed precision have one home, and a model only says who moves and when.
+
+The checkpoint that is kept is the one of the lowest validation loss (`keep="best"`), measured after every epoch on
+films that no gradient saw: for a detector trained on normal films the validation *normals*, so that no label is
+needed. Training stops when that loss has not fallen for `patience` epochs. `keep="last"` keeps the last epoch, as the
+paper's code did.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from anomaly.augment import AugmentationName
+from anomaly.data import Films, TrainingBatches, as_batch
+from anomaly.detector import Batch, Model, Settings, Step
+from anomaly.runs import Run, to_csv
+from preprocessing import InputError
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class TrainConfig(Settings):
+    """Settings of the training, the same for every model."""
+
+    size: int | None = Field(default=None, ge=16, le=2048)
+    """Side of the films in pixels; none takes the cache's own. Smaller ones are made by an area filter."""
+    epochs: int = Field(default=100, ge=1)
+    """Passes over the training films at most."""
+    batch_size: int = Field(default=16, ge=2)
+    """Films a step; the batches of an epoch differ by one film at most."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Step size of Adam."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Adam's decay of the mean gradient."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Adam's decay of the mean squared gradient."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Adam's L2 penalty."""
+    clip: float = Field(default=0.0, ge=0)
+    """Greatest norm of a player's gradient; 0 doesn't clip."""
+    augmentation: AugmentationName = "advanced"
+    """none, flips, or advanced: flips, brightness, zoom, rotation."""
+    patience: int = Field(default=15, ge=0)
+    """Epochs without a lower validation loss after which training stops; 0 never stops early."""
+    keep: Literal["best", "last"] = "best"
+    """Which checkpoint becomes the weights: that of the lowest validation loss, or the last."""
+
+
+@dataclass
+class State:
+    """What training knows between two epochs, beside the weights and the optimisers."""
+
+    epoch: int = 0  # epochs done
+    best: float = math.inf
+    best_epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch gave, for whoever shows progress."""
+
+    epoch: int
+    epochs: int
+    figures: dict[str, float]
+    best_epoch: int
+    seconds_left: float
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name; `auto` takes a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"no device {name!r} ({reason}); take `--device cpu`, or `auto`") from None
+    return device
+
+
+def choose_precision(name: str, model: type[Model], device: torch.device) -> Precision:
+    """Return the precision of training; `auto` takes bfloat16 where it is known to pay for this model and device."""
+    if name in ("float32", "bfloat16"):
+        return name  # type: ignore[return-value]  # narrowed by the line above, which mypy doesn't see
+    if name != "auto":
+        raise InputError(f"no precision {name!r}; there are: auto, float32, bfloat16")
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if model.low_precision and torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+class Trainer:
+    """One model, its films, its optimisers; `run()` goes on from wherever the state stands."""
+
+    def __init__(
+        self,
+        model: Model,
+        config: TrainConfig,
+        train: Films,
+        validation: Films,
+        *,
+        seed: int,
+        device: torch.device,
+        precision: Precision,
+        workers: int,
+    ) -> None:
+        """`seed` decides the order, the augmentation and every random draw of the model; 0 is a seed like any other."""
+        self.config, self.device, self.seed = config, device, seed
+        self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.validation = validation
+        self.autocast = precision == "bfloat16"
+        self.batches = TrainingBatches(
+            train,
+            batch_size=config.batch_size,
+            augmentation=config.augmentation,
+            seed=seed,
+            workers=workers,
+            device=device,
+        )
+        self.films = len(train)
+        self.parameters = {
+            player: [p for module in modules for p in module.parameters()]
+            for player, modules in model.players().items()
+        }
+        self.optimisers = {
+            player: torch.optim.Adam(
+                parameters,
+                lr=config.learning_rate,
+                betas=(config.beta1, config.beta2),
+                weight_decay=config.weight_decay,
+                fused=True,
+            )
+            for player, parameters in self.parameters.items()
+        }
+        self.state = State()
+        self.best_weights: dict[str, Tensor] = {}
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def run(
+        self, folder: Run, on_epoch: Callable[[EpochReport], None], *, checkpoint_seconds: float = 20.0
+    ) -> dict[str, Tensor]:
+        """Train to the end and return the chosen weights; a checkpoint every `checkpoint_seconds`."""
+        saved = -math.inf
+        while not self._done():
+            figures = self._epoch(self.state.epoch + 1)
+            self._remember(figures)
+            if self._done() or time.monotonic() - saved >= checkpoint_seconds:
+                self.save(folder)
+                saved = time.monotonic()
+            pace = sum(line["seconds"] for line in self.state.history[-5:]) / len(self.state.history[-5:])
+            left = pace * (self.config.epochs - self.state.epoch)
+            on_epoch(EpochReport(self.state.epoch, self.config.epochs, figures, self.state.best_epoch, left))
+        return self.best_weights
+
+    def _done(self) -> bool:
+        state, patience = self.state, self.config.patience
+        return state.epoch >= self.config.epochs or (0 < patience <= state.epoch - state.best_epoch)
+
+    def _epoch(self, number: int) -> dict[str, float]:
+        start = time.monotonic()
+        # Each epoch draws from numbers of its own, so that resuming needs no state of the generators.
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, number]).generate_state(1, np.uint64)[0]))
+        self.model.train()
+        terms: dict[str, list[Tensor]] = {}
+        for batch in self.batches.epoch(number):
+            for step in self._steps(batch):
+                for name, term in step.terms.items():
+                    terms.setdefault(f"{step.player}.{name}", []).append(term.detach())
+        figures = {}
+        for name, values in terms.items():  # the only point of the epoch at which the host waits for the device
+            series = torch.stack(values).float()
+            if not bool(series.isfinite().all()):
+                first = int((~series.isfinite()).nonzero()[0, 0]) + 1
+                raise InputError(
+                    f"loss term {name} is not finite from step {first} of epoch {number} on; the checkpoint of an "
+                    "earlier epoch stays; train again with a lower --set learning_rate=, or --set clip=1"
+                )
+            figures[name] = float(series.mean())
+        validation = self._validate()
+        seconds = time.monotonic() - start
+        return {"seconds": seconds, "films_per_second": self.films / seconds, **figures, "validation": validation}
+
+    def _steps(self, batch: Batch) -> Iterator[Step]:
+        """Apply the model's steps one by one."""
+        generator = self.model.training_steps(batch)
+        while True:
+            # A context of its own for every step: autocast caches cast weights, which are stale once an optimiser
+            # moved them.
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                step = next(generator, None)
+            if step is None:
+                return
+            parameters, optimiser = self.parameters[step.player], self.optimisers[step.player]
+            optimiser.zero_grad(set_to_none=True)
+            step.loss().backward(inputs=parameters)
+            if self.config.clip:
+                torch.nn.utils.clip_grad_norm_(parameters, self.config.clip)
+            optimiser.step()
+            yield step
+
+    @torch.inference_mode()
+    def _validate(self) -> float:
+        self.model.eval()
+        losses = []
+        for start in range(0, len(self.validation), self.config.batch_size):
+            part = slice(start, start + self.config.batch_size)
+            films = Films(self.validation.film[part], self.validation.mask[part], self.validation.label[part])
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                losses.append(self.model.validation_loss(as_batch(films, self.device)))
+        return float(torch.cat(losses).mean())
+
+    def _remember(self, figures: dict[str, float]) -> None:
+        state = self.state
+        state.epoch += 1
+        state.history.append({"epoch": state.epoch, **figures})
+        improved = figures["validation"] < state.best
+        if improved:
+            state.best, state.best_epoch = figures["validation"], state.epoch
+        if improved or self.config.keep == "last":
+            self.best_weights = {name: t.detach().cpu().clone() for name, t in self.model.state_dict().items()}
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Run) -> None:
+        """Write the whole state as one safetensors file: weights, best weights, optimisers, the rest as JSON text."""
+        tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"best/{k}": v for k, v in self.best_weights.items()}
+        for player, optimiser in self.optimisers.items():
+            for index, values in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser/{player}/{index}/{k}": v for k, v in values.items()}
+        state = {
+            "epoch": self.state.epoch,
+            "best": self.state.best,
+            "best_epoch": self.state.best_epoch,
+            "history": self.state.history,
+        }
+        flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        folder.write("checkpoint.safetensors", save(flat, metadata={"state": json.dumps(state)}))
+        folder.write("history.csv", history_csv(self.state.history))
+
+    def restore(self, path: Path) -> None:
+        """Take up the state that `save` wrote."""
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimiser": {}}
+        try:
+            with safe_open(path, "pt") as file:
+                state = json.loads(file.metadata()["state"])
+                for name in file.keys():  # noqa: SIM118  (not a mapping)
+                    group, _, rest = name.partition("/")
+                    groups[group][rest] = file.get_tensor(name)
+        except Exception as error:
+            raise InputError(f"{path} is damaged ({error}); delete it to start this run again") from None
+        self.state = State(**state)
+        self.model.load_state_dict(groups["model"])
+        self.best_weights = groups["best"]
+        for player, optimiser in self.optimisers.items():
+            whole = optimiser.state_dict()
+            whole["state"] = {}
+            for name, tensor in groups["optimiser"].items():
+                owner, index, key = name.split("/")
+                if owner == player:
+                    whole["state"].setdefault(int(index), {})[key] = tensor
+            optimiser.load_state_dict(whole)
+
+
+def history_csv(history: list[dict[str, float]]) -> str:
+    """Return the history as CSV, one line an epoch."""
+    names = list(history[0]) if history else ["epoch"]
+    return to_csv({name: [line[name] for line in history] for name in names})
+
+
+def parameter_count(model: Model) -> int:
+    """Return the number of trained parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def settings_of(model: type[Model]) -> dict[str, tuple[str, Any]]:
+    """Return every setting of a model and its training: name -> (which of the two, its pydantic field)."""
+    fields: dict[str, tuple[str, Any]] = {name: ("training", f) for name, f in TrainConfig.model_fields.items()}
+    return fields | {name: ("model", f) for name, f in model.Config.model_fields.items()}

@@ -1,0 +1,419 @@
+"""Source and recipe to a cache: in parallel, in the source's order, and from where an interrupted build stopped."""
+
+import errno
+import hashlib
+import os
+import pickle
+import shlex
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import cv2
+import joblib
+
+from preprocessing import InputError
+from preprocessing.readers import peek_depth, read_film, read_mask
+from preprocessing.recipe import VARIANTS, Localizer, Recipe, Segmenter
+from preprocessing.schema import Cache, Header, Row, Writer
+from preprocessing.sources import Record, Source
+
+TASK_FILMS = 8  # given to a worker at a time
+ROUND_BYTES = 2**30  # of prepared films that may wait for a slow disk
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a build is; `phase` is "depth" (headers read), "check" (of an interrupted build's films) or "films"."""
+
+    phase: Literal["depth", "check", "films"]
+    done: int
+    total: int
+    failed: int = 0
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build came to.
+
+    rows       films in the cache
+    failures   path and reason of each film that could not be prepared
+    reused     the cache was there already
+    kept       films taken over from an interrupted build
+    notes      what the user should know, one line each
+    """
+
+    path: Path
+    rows: int
+    failures: list[tuple[str, str]]
+    reused: bool
+    kept: int
+    seconds: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every worker needs to prepare any film."""
+
+    source: Source
+    recipe: Recipe
+    variants: tuple[str, ...]
+    dtype: str
+    localizer: Localizer | None
+    segmenter: Segmenter | None
+
+
+_Outcome = Row | tuple[str, str]  # a prepared film, or path and reason of a failure
+
+
+def cache_path(
+    source: Source,
+    recipe: Recipe,
+    variants: Sequence[str],
+    folder: Path = Path("cache"),
+    *,
+    localizer: Localizer | None = None,
+    segmenter: Segmenter | None = None,
+) -> Path:
+    """Name the cache of a source, recipe and variants: `cache/<source>-<recipe>-<size>-<8 hex digits>.h5`."""
+    made = f"{_digest(recipe, localizer, segmenter)} {','.join(_ordered(variants))}"
+    return folder / f"{source.name}-{recipe.name}-{recipe.size}-{hashlib.sha256(made.encode()).hexdigest()[:8]}.h5"
+
+
+def build(
+    source: Source,
+    recipe: Recipe,
+    path: Path,
+    *,
+    variants: Sequence[str],
+    workers: int = 0,
+    compression: str | None = None,
+    force: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+    localizer: Localizer | None = None,
+    segmenter: Segmenter | None = None,
+    command: str | None = None,
+) -> BuildReport:
+    """Prepare every film of a source and write the cache; its content is the same for any number of workers.
+
+    variants               of `recipe.VARIANTS`; stored in that order
+    workers                processes; 0 takes every core, 1 works in this process
+    compression            None, "lzf" or "gzip": smaller, but slower to read
+    force                  make the cache, and replace the file that is there, whatever it is
+    localizer, segmenter   trained nets: picklable, with a text attribute `digest` that tells their weights apart
+    command                recorded in the cache as the one that makes it again
+
+    An interrupted build goes on where it stopped. A film that cannot be prepared, for whatever reason, becomes a row of
+    `failures`; one whose worker process ends twice does too. A complete cache of the same source, recipe and variants
+    is returned as it is.
+
+    Raises InputError for an empty source, a source of which no film can be prepared, a file in the way, a cache that
+    another process is writing, and a disk that is too full or becomes so: the films done then stay for the next build.
+    """
+    begun = time.monotonic()
+    report = on_progress or (lambda progress: None)
+    total = len(source.records)
+    if not total:
+        raise InputError(f"{source.root}: no films found")
+    if workers < 0:
+        raise InputError(f"{workers} workers; give 1 or more, or 0 for every core")
+    variants = _ordered(variants)
+    digest, listing = _digest(recipe, localizer, segmenter), source.listing_hash()
+    if path.exists() and not force:
+        cache = _same(path, digest, listing, variants)
+        seconds = time.monotonic() - begun
+        return BuildReport(path, len(cache), cache.failures, reused=True, kept=0, seconds=seconds, notes=())
+
+    workers = workers or joblib.cpu_count()
+    header = Header(
+        variants=variants,
+        size=recipe.size,
+        dtype=_depth(source, workers, report),
+        recipe_json=recipe.to_json(),
+        recipe_digest=digest,
+        source=source.name,
+        source_kind=source.kind,
+        source_hash=listing,
+        synthetic=source.synthetic,
+        truth=any(record.anomaly_mask for record in source.records),
+        command=command or shlex.join(["anomaly", "preprocess", str(source.root)]),
+    )
+    job = _Job(source, recipe, variants, header.dtype, localizer, segmenter)
+    with _disk(path, header, total), _interruptible() as interrupted:
+        _refuse_full_disk(path, header, total, compression)
+
+        def kept_so_far(films: int) -> None:
+            report(Progress("check", films, total))
+
+        with Writer(path, header, total=total, compression=compression, on_kept=kept_so_far) as writer:
+            kept = writer.done
+            report(Progress("films", kept, total, len(writer.failures)))
+            with closing(_outcomes(job, source.records[kept:], workers, header, interrupted)) as outcomes:
+                for outcome in outcomes:
+                    _store(writer, outcome)
+                    report(Progress("films", writer.done, total, len(writer.failures)))
+                    if interrupted.is_set():
+                        raise KeyboardInterrupt
+            failures = writer.failures
+            if not writer.rows:
+                writer.discard()
+                first, reason = failures[0]
+                raise InputError(
+                    f"{source.root}: none of {total} films could be prepared; the first, {first}: {reason}"
+                )
+            writer.finish()
+    seconds = time.monotonic() - begun
+    return BuildReport(path, writer.rows, failures, reused=False, kept=kept, seconds=seconds, notes=tuple(writer.notes))
+
+
+def _ordered(variants: Sequence[str]) -> tuple[str, ...]:
+    unknown = [variant for variant in variants if variant not in VARIANTS]
+    if unknown or not variants:
+        raise InputError(f"no variant {unknown[0] if unknown else ''!r}; there are: {', '.join(VARIANTS)}")
+    return tuple(variant for variant in VARIANTS if variant in variants)
+
+
+def _digest(recipe: Recipe, localizer: Localizer | None, segmenter: Segmenter | None) -> str:
+    """Give the recipe's digest; with trained nets, one that changes with their weights too."""
+    if localizer is None and segmenter is None:
+        return recipe.digest()
+    nets: tuple[Any, Any] = (localizer, segmenter)
+    weights = [None if net is None else net.digest for net in nets]
+    return hashlib.sha256(f"{recipe.digest()} {weights}".encode()).hexdigest()[:12]
+
+
+def _same(path: Path, digest: str, listing: str, variants: tuple[str, ...]) -> Cache:
+    """Open the complete cache that is there already, or say what of it differs."""
+    try:
+        cache = Cache(path)
+    except InputError as error:
+        raise InputError(f"{str(error).split(';')[0]}; `--force` replaces it") from error
+    found = {"source": cache.source_hash, "recipe": cache.recipe_digest, "variants": cache.variants}
+    wanted = {"source": listing, "recipe": digest, "variants": variants}
+    differing = [name for name in wanted if found[name] != wanted[name]]
+    if differing:
+        raise InputError(f"{path}: a cache of another {' and '.join(differing)}; `--force` replaces it")
+    return cache
+
+
+def _depth(source: Source, workers: int, report: Callable[[Progress], None]) -> str:
+    """Choose the type of the films: one deeper than 8 bits is enough for uint16."""
+
+    def peek(record: Record) -> int:
+        try:
+            return peek_depth(record.path, source.read(record.path))
+        except Exception:  # it will be a failure, with its reason, when it is prepared
+            return 8
+
+    total, step = len(source.records), 64
+    with ThreadPoolExecutor(max(2, min(workers, 8))) as pool:
+        for start in range(0, total, step):
+            if max(pool.map(peek, source.records[start : start + step])) > 8:
+                return "uint16"
+            report(Progress("depth", min(start + step, total), total))
+    return "uint8"
+
+
+def _outcomes(
+    job: _Job, records: Sequence[Record], workers: int, header: Header, interrupted: threading.Event
+) -> Generator[_Outcome]:
+    """Prepare films in their order.
+
+    When a worker process is killed, which ends a whole pool, the films that were under way are prepared one by one.
+    """
+    if workers == 1:
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)  # as in a worker: results must not depend on how many there are
+        try:
+            yield from (_prepare(job, record) for record in records)
+        finally:
+            cv2.setNumThreads(threads)
+        return
+    with tempfile.TemporaryDirectory(prefix="anomaly-") as folder:
+        shared = Path(folder) / "job.pickle"
+        shared.write_bytes(pickle.dumps(job))
+        # A round's results fit into memory even while the disk takes none of them: joblib does not wait for its reader.
+        films = max(2 * workers * TASK_FILMS, ROUND_BYTES // (len(header.arrays()) * 2 * header.size**2))
+        done = 0
+        while done < len(records):
+            try:
+                for outcome in _parallel(shared, records[done : done + films], workers):
+                    done += 1
+                    yield outcome
+            except BrokenProcessPool:
+                if interrupted.is_set():  # Ctrl-C reached a worker too
+                    raise KeyboardInterrupt from None
+                for record in records[done : done + 2 * workers * TASK_FILMS]:
+                    done += 1
+                    yield _alone(shared, record)
+
+
+def _parallel(shared: Path, records: Sequence[Record], workers: int) -> Generator[_Outcome, None, None]:
+    films = max(1, min(TASK_FILMS, len(records) // (4 * workers)))
+    tasks = [joblib.delayed(_work)(str(shared), records[i : i + films]) for i in range(0, len(records), films)]
+    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+        results = joblib.Parallel(n_jobs=workers, batch_size=1, return_as="generator")(tasks)
+        with closing(results):
+            for outcomes in results:
+                yield from outcomes
+
+
+def _alone(shared: Path, record: Record) -> _Outcome:
+    for _ in range(2):
+        try:
+            return next(_parallel(shared, [record], 2))
+        except BrokenProcessPool:
+            continue
+    return record.path, "preparing it ended the worker process twice; it may need more memory than there is"
+
+
+@lru_cache(maxsize=1)
+def _job(shared: str) -> _Job:
+    """Read the job, once per worker process."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches every process of the terminal; the parent ends this one
+    cv2.setNumThreads(1)
+    job: _Job = pickle.loads(Path(shared).read_bytes())
+    return job
+
+
+def _work(shared: str, records: Sequence[Record]) -> list[_Outcome]:
+    return [_prepare(_job(shared), record) for record in records]
+
+
+def _prepare(job: _Job, record: Record) -> _Outcome:
+    try:
+        return _row(job, record)
+    except InputError as error:
+        return record.path, str(error)
+    except Exception as error:  # one film, whatever is wrong with it, must not end the build of all others
+        return record.path, f"{type(error).__name__}: {error}"
+
+
+def _row(job: _Job, record: Record) -> Row:
+    data = job.source.read(record.path)
+    film = read_film(record.path, data)
+    if film.depth > 8 and job.dtype == "uint8":
+        raise InputError(f"{record.path}: {film.depth} bits deep, which its header does not say; mend the film")
+    mask, anomaly = (
+        None if given is None else read_mask(given, job.source.read(given))
+        for given in (record.mask, record.anomaly_mask)
+    )
+    prepared = job.recipe.apply(
+        film,
+        variants=job.variants,
+        dtype=job.dtype,
+        box=record.box,
+        mask=mask,
+        anomaly=anomaly,
+        localizer=job.localizer,
+        segmenter=job.segmenter,
+    )
+    return Row(
+        path=record.path,
+        patient=record.patient,
+        study=record.study,
+        label=record.label,
+        split=record.split,
+        finding=record.finding,
+        difficulty=record.difficulty,
+        sha256=hashlib.sha256(data).hexdigest(),
+        height=film.pixels.shape[0],
+        width=film.pixels.shape[1],
+        depth=film.depth,
+        inverted=prepared.inverted,
+        fallbacks=",".join(prepared.fallbacks),
+        carrier=prepared.carrier,
+        box=prepared.box,
+        matrix_raw=prepared.matrices.get("raw"),
+        matrix_crop=prepared.matrices.get("crop"),
+        films=prepared.films,
+        masks=prepared.masks,
+        truth=prepared.anomaly,
+    )
+
+
+def _store(writer: Writer, outcome: _Outcome) -> None:
+    if isinstance(outcome, Row):
+        try:
+            writer.append(outcome)
+        except InputError as error:
+            writer.fail(outcome.path, str(error))
+    else:
+        writer.fail(*outcome)
+
+
+def _refuse_full_disk(path: Path, header: Header, total: int, compression: str | None) -> None:
+    """Refuse at the start what the disk cannot hold; how small compressed films become is not known before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = _missing(path, header, total), shutil.disk_usage(path.parent).free
+    if compression is None and free < needed:
+        raise InputError(
+            f"{path.parent}: {_gigabytes(free)} free, this cache needs {_gigabytes(needed)}; "
+            "free some space, or choose a smaller size, fewer variants or compression"
+        )
+
+
+def _missing(path: Path, header: Header, total: int) -> int:
+    """Bytes an uncompressed cache still needs, beside what its partial file has taken."""
+    partial = path.with_name(path.name + ".partial")
+    taken = partial.stat().st_blocks * 512 if partial.exists() else 0
+    return max(
+        0, total * (header.row_bytes() + 4096) - taken
+    )  # 4 KiB for a film's line in the index and the chunk tables
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+@contextmanager
+def _disk(path: Path, header: Header, total: int) -> Iterator[None]:
+    """Turn what a disk refuses into one line; HDF5 tells of it in the text of various errors."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        if getattr(error, "errno", None) in FULL or any(os.strerror(number) in text for number in FULL):
+            raise InputError(
+                f"{path.parent}: the disk is full; up to {_gigabytes(_missing(path, header, total))} more are needed: "
+                "free some space and give the same command again, it goes on where it stopped"
+            ) from error
+        if isinstance(error, OSError):
+            raise InputError(f"{path}: cannot be written ({text}); name another file") from error
+        raise
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Note Ctrl-C beside raising KeyboardInterrupt: Python drops an exception that falls into the clean-up of an object."""
+    interrupted = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        if callable(before):
+            before(number, frame)
+
+    if threading.current_thread() is not threading.main_thread():  # signals do not come here
+        yield interrupted
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)

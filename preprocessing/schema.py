@@ -1,0 +1,705 @@
+"""The cache: one HDF5 file of prepared films. This docstring is the format, and this module alone knows it.
+
+N films of one size S in the order of their source; M films failed. P = ceil(S * S / 8) bytes hold a packed (S, S) mask,
+eight pixels a byte, the first in the highest bit.
+
+    films/<variant>    uint8|16  (N, S, S)  prepared film, larger is brighter: raw, raw-he, crop, crop-he, full, full-he
+    masks/<stage>      uint8     (N, P)     packed foreground of a stage: a variant's name without "-he"
+    truth/<stage>      uint8     (N, P)     packed anomaly, raw or crop (for full too); only where the source has any
+
+    index/path         str       (N,)       film file, relative POSIX path within the source
+    index/patient      str       (N,)       patient; a split never parts one
+    index/study        str       (N,)       study, unique across patients
+    index/label        int8      (N,)       0 normal, 1 abnormal, -1 unknown
+    index/split        str       (N,)       the source's own: train, val, test, or empty
+    index/finding      str       (N,)       what is abnormal, or empty
+    index/difficulty   str       (N,)       how hard it is to see, or empty
+    index/sha256       str       (N,)       of the film file's bytes, hex
+    index/height       int32     (N,)       of the film file, pixels
+    index/width        int32     (N,)       of the film file, pixels
+    index/depth        uint8     (N,)       significant bits of the film file, 8 to 16
+    index/inverted     bool      (N,)       the grey levels were turned round, as the background was bright
+    index/fallbacks    str       (N,)       steps that found nothing and were passed over: comma list, or empty
+    index/carrier      float64   (N, 4, 2)  carrier's corners (x, y) in the film, clockwise from top left; NaN if none
+    index/box          float64   (N, 4)     crop x0, y0, x1, y1 in the upright carrier, or film if none; NaN if none
+    index/matrix_raw   float64   (N, 2, 3)  film (x, y) -> cache (x, y) of stage raw, pixel centres; NaN if unknown
+    index/matrix_crop  float64   (N, 2, 3)  the same of the stages crop and full
+    index/truth        bool      (N,)       has pixel truth of its anomaly; where not, its truth/ rows are zeros
+    index/checksum     uint64    (N,)       BLAKE2b of the row's bytes in films, masks and truth, for `verify`
+
+    failures/path      str       (M,)       film file that could not be prepared
+    failures/reason    str       (M,)       why, one line
+
+    attributes: format, schema (version), complete, done (N + M), content (hash of the index, and through its checksums
+    of every film), size (S), variants (comma list), recipe (JSON), recipe_digest, source (name), source_kind,
+    source_hash (of its listing), synthetic (drawn, not taken from patients), command (that makes the file again)
+
+One film is one chunk: any row costs one read. While it is made, a cache is `NAME.partial`, and `NAME.partial.rows`
+beside it has one JSON line for each film done, written after the film. Space is laid out at the start: from then on
+only film bytes change (unless they are compressed), and a build killed at any moment goes on from its last whole line.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Self
+
+import h5py
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from preprocessing import InputError
+
+FORMAT = "xray-anomaly cache"
+VERSION = 1
+
+COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # dtype and shape of a row's value, as in the table above
+    "path": ("str", ()),
+    "patient": ("str", ()),
+    "study": ("str", ()),
+    "label": ("int8", ()),
+    "split": ("str", ()),
+    "finding": ("str", ()),
+    "difficulty": ("str", ()),
+    "sha256": ("str", ()),
+    "height": ("int32", ()),
+    "width": ("int32", ()),
+    "depth": ("uint8", ()),
+    "inverted": ("bool", ()),
+    "fallbacks": ("str", ()),
+    "carrier": ("float64", (4, 2)),
+    "box": ("float64", (4,)),
+    "matrix_raw": ("float64", (2, 3)),
+    "matrix_crop": ("float64", (2, 3)),
+    "truth": ("bool", ()),
+    "checksum": ("uint64", ()),
+}
+
+FLUSH_ROWS = 64
+FLUSH_SECONDS = 2.0
+
+
+def stage_of(variant: str) -> str:
+    """Name the stage whose mask a variant has.
+
+    >>> stage_of("crop-he")
+    'crop'
+    """
+    return variant.removesuffix("-he")
+
+
+def truth_stage(variant: str) -> str:
+    """Name the stage whose anomaly truth a variant has: that of "crop" for "full" too, as segmentation moves no pixel.
+
+    >>> truth_stage("full-he")
+    'crop'
+    """
+    return "raw" if stage_of(variant) == "raw" else "crop"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a cache says of itself before its first film."""
+
+    variants: tuple[str, ...]
+    size: int  # pixels, both sides
+    dtype: str  # "uint8" | "uint16"
+    recipe_json: str
+    recipe_digest: str
+    source: str
+    source_kind: str
+    source_hash: str
+    synthetic: bool
+    truth: bool  # any film of the source has pixel truth
+    command: str = "anomaly preprocess"
+
+    def arrays(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """List the datasets of film bytes, name -> (dtype, a row's shape), in the order a checksum runs over them."""
+        packed = (-(-self.size * self.size // 8),)
+        arrays: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for variant in self.variants:
+            arrays[f"films/{variant}"] = (self.dtype, (self.size, self.size))
+        for variant in self.variants:
+            arrays[f"masks/{stage_of(variant)}"] = ("uint8", packed)
+        for variant in self.variants if self.truth else ():
+            arrays[f"truth/{truth_stage(variant)}"] = ("uint8", packed)
+        return arrays
+
+    def row_bytes(self) -> int:
+        """Bytes one film takes, uncompressed and without its line of the index."""
+        return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape in self.arrays().values())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prepared film with its line of the index, ready to be stored; fields as in the table of the module."""
+
+    path: str
+    patient: str
+    study: str
+    label: int
+    split: str
+    finding: str
+    difficulty: str
+    sha256: str
+    height: int
+    width: int
+    depth: int
+    inverted: bool
+    fallbacks: str
+    carrier: ArrayLike | None
+    box: ArrayLike | None
+    matrix_raw: ArrayLike | None
+    matrix_crop: ArrayLike | None
+    films: dict[str, NDArray[Any]] = field(repr=False)  # variant -> (S, S)
+    masks: dict[str, NDArray[np.bool_]] = field(repr=False)  # stage -> (S, S)
+    truth: dict[str, NDArray[np.bool_]] | None = field(default=None, repr=False)  # "raw" | "crop" -> (S, S)
+
+
+class Writer:
+    """Writes a cache, one film after the other in the order of the source, and goes on where a killed one stopped.
+
+    A partial file of another recipe, source, size or schema is discarded, and so is a damaged one; `notes` says so.
+    Films already there are compared with their checksums first: a power cut may cost films, but corrupts none.
+
+    header        what is to be stored
+    total         films of the source: rows and failures together
+    compression   None, "lzf" or "gzip"
+    on_kept       told the number of films found intact while a partial file is taken up
+
+    Raises InputError when another process writes the same cache.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        header: Header,
+        *,
+        total: int,
+        compression: str | None = None,
+        on_kept: Callable[[int], None] | None = None,
+    ) -> None:
+        self._on_kept = on_kept
+        self.path, self.header, self.total, self.compression = path, header, total, compression
+        self.partial = path.with_name(path.name + ".partial")
+        self.notes: list[str] = []
+        self._arrays = header.arrays()
+        self._rows: list[dict[str, Any]] = []  # lines of the index
+        self._failures: list[tuple[str, str]] = []
+        self._pending: list[str] = []  # lines not yet in the journal
+        self._journal_bytes = 0  # of whole lines
+        self._flushed_at = time.monotonic()
+        self._file: Any = None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._journal = _lock(self.partial.with_name(self.partial.name + ".rows"), path)
+        try:
+            lines = self._journal.read().splitlines(keepends=True)
+            reason = self._resume(lines) if lines or self.partial.exists() else ""
+            if reason:
+                self.notes.append(f"{self.partial}: discarded, {reason}")
+            if self._file is None:
+                self._create()
+        except BaseException:
+            self._release()
+            raise
+
+    @property
+    def done(self) -> int:
+        """Films of the source dealt with: rows and failures together."""
+        return len(self._rows) + len(self._failures)
+
+    @property
+    def rows(self) -> int:
+        """Films stored."""
+        return len(self._rows)
+
+    @property
+    def failures(self) -> list[tuple[str, str]]:
+        """Path and reason of every film that could not be prepared."""
+        return list(self._failures)
+
+    def append(self, row: Row) -> None:
+        """Store one film.
+
+        Raises InputError for a text that HDF5 cannot hold, ValueError for a film or mask unlike the header.
+        """
+        line = _line(row)
+        parts = self._parts(row)
+        line["checksum"] = _checksum(parts.values())
+        for name, part in parts.items():
+            self._file[name][len(self._rows)] = part
+        self._rows.append(line)
+        self._wrote({"row": line})
+
+    def fail(self, path: str, reason: str) -> None:
+        """Record that a film could not be prepared, and why."""
+        failure = (_storable(path), _storable(" ".join(reason.split())))
+        self._failures.append(failure)
+        self._wrote({"failure": failure})
+
+    def flush(self) -> None:
+        """Write out everything so far: a killed build goes on from here."""
+        self._file.flush()
+        self._journal.truncate(self._journal_bytes)  # drops the torn line of a write that failed
+        data = "".join(self._pending).encode()
+        written = self._journal.write(data)
+        if written != len(data):
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.partial))
+        self._journal_bytes += written
+        self._pending.clear()
+        self._flushed_at = time.monotonic()
+
+    def finish(self) -> Path:
+        """Write the index and move the cache into place, replacing an older one; the path.
+
+        Raises ValueError when films are missing.
+        """
+        if self.done != self.total:
+            raise ValueError(f"{self.path}: {self.done} of {self.total} films are dealt with")
+        self.flush()
+        for name in self._arrays:
+            self._file[name].resize(self.rows, axis=0)
+        for name in ("index", "failures"):
+            if name in self._file:  # killed while finishing
+                del self._file[name]
+        columns = {name: _column(name, [line[name] for line in self._rows]) for name in COLUMNS}
+        for name, column in columns.items():
+            self._file.create_dataset(f"index/{name}", data=column, dtype=_stored(COLUMNS[name][0]))
+        for i, name in enumerate(("path", "reason")):
+            texts = np.array([failure[i] for failure in self._failures], dtype=object)
+            self._file.create_dataset(f"failures/{name}", data=texts, dtype=_stored("str"))
+        header = self.header
+        self._file.attrs.update(
+            done=self.done,
+            content=content_hash(columns),
+            size=header.size,
+            variants=",".join(header.variants),
+            recipe=header.recipe_json,
+            recipe_digest=header.recipe_digest,
+            source=header.source,
+            source_kind=header.source_kind,
+            source_hash=header.source_hash,
+            synthetic=header.synthetic,
+            command=header.command,
+            complete=True,
+        )
+        self._file.close()
+        self._file = None
+        _sync(self.partial)
+        self.partial.replace(self.path)
+        _sync(self.path.parent)
+        Path(self._journal.name).unlink()
+        self._release()
+        return self.path
+
+    def discard(self) -> None:
+        """Delete the partial file: nothing of it is worth keeping."""
+        self._delete()
+        Path(self._journal.name).unlink()
+        self._release()
+
+    def close(self) -> None:
+        """Flush and let go; the partial file stays for the next writer. Closing twice is harmless."""
+        try:
+            if self._file is not None:
+                self.flush()
+        finally:
+            self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        try:
+            self.close()
+        except (OSError, RuntimeError):
+            if kind is None:  # else the error that led here says more
+                raise
+
+    def _wrote(self, line: dict[str, Any]) -> None:
+        self._pending.append(json.dumps(line) + "\n")
+        if len(self._pending) >= FLUSH_ROWS or time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
+            self.flush()
+
+    def _parts(self, row: Row) -> dict[str, NDArray[Any]]:
+        given: dict[str, dict[str, NDArray[Any]]] = {"films": row.films, "masks": row.masks, "truth": row.truth or {}}
+        parts = {}
+        square = (self.header.size, self.header.size)
+        if row.truth is not None and not self.header.truth:
+            raise ValueError(f"{row.path}: pixel truth is given, the cache was laid out without")
+        for name, (dtype, shape) in self._arrays.items():
+            group, key = name.split("/")
+            if group == "truth" and row.truth is None:
+                parts[name] = np.zeros(shape, dtype)
+                continue
+            part = given[group][key]  # (S, S)
+            wanted = dtype if group == "films" else "bool"
+            if part.shape != square or part.dtype != wanted:
+                raise ValueError(f"{row.path}: {name} is {part.dtype} {part.shape}, the cache stores {wanted} {square}")
+            parts[name] = np.ascontiguousarray(part) if group == "films" else np.packbits(part)  # (S, S) | (P,)
+        return parts
+
+    def _identity(self) -> dict[str, Any]:
+        mine = {name: value for name, value in asdict(self.header).items() if name != "command"}
+        mine |= {"schema": VERSION, "total": self.total, "compression": self.compression}
+        return json.loads(json.dumps(mine))  # type: ignore[no-any-return]
+
+    def _create(self) -> None:
+        self._delete()
+        self._file = h5py.File(self.partial, "w", locking=False, rdcc_nbytes=0)
+        for name, (dtype, shape) in self._arrays.items():
+            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            if self.compression is None:
+                layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # settles places; space is taken when used
+            rows = (self.total, *shape)
+            self._file.create_dataset(
+                name,
+                rows,
+                dtype,
+                chunks=(1, *shape),
+                maxshape=rows,
+                compression=self.compression,
+                fill_time="never",
+                dcpl=layout,
+            )
+        self._file.attrs.update(format=FORMAT, schema=VERSION, complete=False, command=self.header.command)
+        self._pending = [json.dumps(self._identity()) + "\n"]
+        self.flush()
+
+    def _resume(self, lines: list[bytes]) -> str:
+        """Open the partial file and take up its films; why it cannot be used, or an empty text."""
+        try:
+            identity = json.loads(lines[0]) if lines and lines[0].endswith(b"\n") else {}
+        except ValueError:
+            return "damaged"
+        mine = self._identity()
+        if not isinstance(identity, dict) or not identity:
+            return "damaged"
+        if identity != mine:
+            return "begun with another " + ", ".join(key for key in mine if identity.get(key) != mine[key])
+        try:
+            self._file = h5py.File(self.partial, "r+", locking=False, rdcc_nbytes=0)
+            for name in self._arrays:
+                if len(self._file[name]) != self.total:  # killed while finishing
+                    self._file[name].resize(self.total, axis=0)
+            kept = self._take(lines[1:])
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            self._close_file()
+            self._rows.clear()
+            self._failures.clear()
+            return f"damaged ({' '.join(str(error).split())})"
+        self._journal_bytes = len(lines[0]) + sum(len(line) for line in lines[1 : 1 + kept])
+        self.flush()
+        return ""
+
+    def _take(self, lines: list[bytes]) -> int:
+        """Take up films until a line is torn or stored bytes differ from their checksum; how many lines hold."""
+        for kept, text in enumerate(lines):
+            try:
+                line = json.loads(text) if text.endswith(b"\n") else {}
+            except ValueError:
+                line = {}
+            if "failure" in line:
+                path, reason = line["failure"]
+                self._failures.append((path, reason))
+            elif "row" in line and self._holds(line["row"]["checksum"]):
+                self._rows.append(line["row"])
+            else:
+                self.notes.append(f"{self.partial}: {kept} films kept, the rest was not wholly written")
+                return kept
+            if self._on_kept:
+                self._on_kept(kept + 1)
+        return len(lines)
+
+    def _holds(self, checksum: int) -> bool:
+        """Whether the bytes stored for the next row are those of its checksum."""
+        return _checksum(self._file[name][len(self._rows)] for name in self._arrays) == checksum
+
+    def _delete(self) -> None:
+        self._close_file()
+        self.partial.unlink(missing_ok=True)
+        self._journal.truncate(0)
+        self._journal_bytes = 0
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _release(self) -> None:
+        self._close_file()
+        self._journal.close()
+
+
+class Cache:
+    """A finished cache, for reading. Picklable; every process opens the file for itself, at its first film.
+
+    path           the file                        size          pixels, both sides
+    variants       names of the films stored       dtype         of the films, uint8 or uint16
+    recipe_json    what was done to the films      recipe_digest its hash
+    source         name of the source              source_kind, source_hash   which, and its listing's hash
+    synthetic      drawn, not from patients        command       that makes this file again
+    content_hash   equal for equal content, however it was made
+
+    Raises InputError for a file that is missing, foreign, of another schema, unfinished or cut short.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._handle: Any = None
+        self._process = 0
+        with self._open() as file:
+            try:
+                self._read_header(file)
+            except InputError:
+                raise
+            except (KeyError, OSError, RuntimeError, ValueError, TypeError) as error:
+                reason = " ".join(str(error).split())
+                raise InputError(f"{self.path}: damaged ({reason}); run `{_command(file)}` again") from error
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_handle": None, "_process": 0}
+
+    @cached_property
+    def index(self) -> dict[str, NDArray[Any]]:
+        """The index, column name -> (N, ...), as the module's table has it; texts are object arrays of str."""
+        with self._open() as file:
+            return {name: _loaded(file[f"index/{name}"], dtype) for name, (dtype, _) in COLUMNS.items()}
+
+    @cached_property
+    def failures(self) -> list[tuple[str, str]]:
+        """Path and reason of every film of the source that could not be prepared."""
+        with self._open() as file:
+            paths, reasons = (_loaded(file[f"failures/{name}"], "str") for name in ("path", "reason"))
+        return list(zip(paths.tolist(), reasons.tolist(), strict=True))
+
+    @property
+    def has_truth(self) -> NDArray[np.bool_]:
+        """Which rows have pixel truth of their anomaly, (N,)."""
+        return self.index["truth"]
+
+    def films(self, variant: str, rows: NDArray[Any] | slice) -> NDArray[Any]:
+        """Read films, (n, S, S) in the cache's dtype; rows in any order, with repeats, or as a (N,) bool mask."""
+        self._check(variant)
+        return self._read(f"films/{variant}", rows)
+
+    def masks(self, variant: str, rows: NDArray[Any] | slice) -> NDArray[np.bool_]:
+        """Read the foreground masks that go with a variant, (n, S, S)."""
+        self._check(variant)
+        return self._unpack(self._read(f"masks/{stage_of(variant)}", rows))
+
+    def anomaly(self, variant: str, rows: NDArray[Any] | slice) -> NDArray[np.bool_] | None:
+        """Read anomaly truth in a variant's pixels, (n, S, S), empty where not `has_truth`; None if there is none."""
+        self._check(variant)
+        name = f"truth/{truth_stage(variant)}"
+        return self._unpack(self._read(name, rows)) if name in self._arrays else None
+
+    def verify(self) -> list[str]:
+        """Recompute every checksum, shape and count; what does not hold, one line each, or an empty list."""
+        problems = []
+        file = self._opened()
+        for name, (dtype, shape) in self._arrays.items():
+            found = file[name]
+            if found.shape != (len(self), *shape) or found.dtype != dtype:
+                problems.append(f"{name}: {found.dtype} {found.shape}, expected {dtype} {(len(self), *shape)}")
+        for name, (_, shape) in COLUMNS.items():
+            if self.index[name].shape != (len(self), *shape):
+                problems.append(f"index/{name}: shape {self.index[name].shape}, expected {(len(self), *shape)}")
+        if len(self) + len(self.failures) != self._done:
+            problems.append(f"{len(self)} films and {len(self.failures)} failures, expected {self._done} together")
+        if problems:
+            return problems
+        if content_hash(self.index) != self.content_hash:
+            problems.append("index: its hash is not the recorded one")
+        for row, (path, checksum) in enumerate(zip(self.index["path"], self.index["checksum"], strict=True)):
+            try:
+                intact = _checksum(file[name][row] for name in self._arrays) == checksum
+            except OSError as error:
+                problems.append(f"row {row} ({path}): unreadable ({' '.join(str(error).split())})")
+                continue
+            if not intact:
+                problems.append(f"row {row} ({path}): the stored bytes do not match their checksum")
+        return problems
+
+    def _open(self) -> Any:
+        """Open the file, or say in one line why it is not a cache."""
+        if not self.path.is_file():
+            raise InputError(f"no cache {self.path}; run `anomaly preprocess`")
+        try:
+            # Nothing writes to a finished cache: a lock would protect nothing, and some network drives refuse it.
+            return h5py.File(self.path, "r", locking=False, rdcc_nbytes=0)
+        except OSError as error:
+            if not isinstance(error, PermissionError) and not h5py.is_hdf5(self.path):
+                raise InputError(f"{self.path}: not a cache (not an HDF5 file); run `anomaly preprocess`") from error
+            if "truncated" in str(error):
+                raise InputError(f"{self.path}: cut short; delete it and run `anomaly preprocess` again") from error
+            raise InputError(f"{self.path}: cannot be opened ({' '.join(str(error).split())})") from error
+
+    def _read_header(self, file: Any) -> None:
+        attrs = file.attrs
+        if attrs.get("format") != FORMAT:
+            raise InputError(f"{self.path}: not a cache (another program's HDF5 file); run `anomaly preprocess`")
+        if attrs.get("schema") != VERSION:
+            raise InputError(
+                f"{self.path}: cache schema {attrs.get('schema')}, this version reads {VERSION}; "
+                f"run `{_command(file)}` again"
+            )
+        if not attrs["complete"]:
+            raise InputError(f"{self.path}: not finished; run `{_command(file)}` again")
+        self.size = int(attrs["size"])
+        self.variants: tuple[str, ...] = tuple(attrs["variants"].split(","))
+        self.dtype: np.dtype[Any] = file[f"films/{self.variants[0]}"].dtype
+        self.recipe_json: str = attrs["recipe"]
+        self.recipe_digest: str = attrs["recipe_digest"]
+        self.source: str = attrs["source"]
+        self.source_kind: str = attrs["source_kind"]
+        self.source_hash: str = attrs["source_hash"]
+        self.synthetic = bool(attrs["synthetic"])
+        self.command: str = attrs["command"]
+        self.content_hash: str = attrs["content"]
+        self._done = int(attrs["done"])
+        self._length = len(file["index/path"])
+        header = {f.name: getattr(self, f.name) for f in fields(Header) if f.name not in ("truth", "dtype")}
+        self._arrays = Header(**header, dtype=self.dtype.name, truth="truth" in file).arrays()
+        for name in (*self._arrays, *(f"index/{column}" for column in COLUMNS), "failures/path", "failures/reason"):
+            file[name]  # a missing one is a KeyError that names it
+
+    def _opened(self) -> Any:
+        if self._handle is None or self._process != os.getpid():
+            self._handle, self._process = self._open(), os.getpid()
+        return self._handle
+
+    def _check(self, variant: str) -> None:
+        if variant not in self.variants:
+            wanted = ",".join((*self.variants, variant))
+            raise InputError(
+                f"{self.path}: no variant {variant!r}; there are: {', '.join(self.variants)}; "
+                f"run `anomaly preprocess SOURCE --variants {wanted}`"
+            )
+
+    def _read(self, name: str, rows: NDArray[Any] | slice) -> NDArray[Any]:
+        dataset = self._opened()[name]
+        wanted = np.arange(len(self))[rows]  # resolves slices and masks, and checks the bounds
+        out = np.empty((len(wanted), *dataset.shape[1:]), dataset.dtype)
+        for i, row in enumerate(wanted):  # HDF5's own selection takes rising rows only, and longer for scattered ones
+            out[i] = dataset[row]
+        return out
+
+    def _unpack(self, packed: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        bits = np.unpackbits(packed, axis=1, count=self.size * self.size)  # (n, S * S)
+        return bits.view(np.bool_).reshape(-1, self.size, self.size)
+
+
+def newest_cache(folder: Path = Path("cache")) -> Path:
+    """Find the cache that was finished last, passing over what is not one.
+
+    Raises InputError where there is none, naming the newest file's fault if there is a file.
+    """
+    faults = []
+    for path in sorted(folder.glob("*.h5"), key=lambda path: (path.stat().st_mtime, path.name), reverse=True):
+        try:
+            return Cache(path).path
+        except InputError as error:
+            faults.append(error)
+    if faults:
+        raise faults[0]
+    raise InputError(f"no cache in {folder}/; run `anomaly preprocess`")
+
+
+def content_hash(index: dict[str, NDArray[Any]]) -> str:
+    """Hash a cache's content: its index, and through the checksums in it every stored byte; sha256 in hex.
+
+    The same for any number of workers, after any interruption, and with any compression.
+    """
+    digest = hashlib.sha256()
+    for name, (dtype, _) in COLUMNS.items():
+        column = index[name]
+        digest.update(f"{name} {dtype} {column.shape}".encode())
+        digest.update(json.dumps(column.tolist()).encode() if dtype == "str" else column.astype(dtype).tobytes())
+    return digest.hexdigest()
+
+
+def _line(row: Row) -> dict[str, Any]:
+    """The row's line of the index, but for its checksum, as JSON can hold it."""
+    line: dict[str, Any] = {}
+    for name, (dtype, shape) in COLUMNS.items():
+        if name in ("truth", "checksum"):
+            continue
+        value = getattr(row, name)
+        if dtype == "str":
+            if value != _storable(value):
+                raise InputError(
+                    f"{_storable(row.path)}: {name} is not text that can be stored (UTF-8, no zero byte); rename it"
+                )
+            line[name] = value
+        elif shape:
+            array = np.full(shape, np.nan) if value is None else np.asarray(value, dtype)
+            if array.shape != shape:
+                raise ValueError(f"{row.path}: {name} has shape {array.shape}, the cache stores {shape}")
+            line[name] = array.tolist()
+        else:
+            line[name] = np.dtype(dtype).type(value).item()
+    return line | {"truth": row.truth is not None}
+
+
+def _column(name: str, values: list[Any]) -> NDArray[Any]:
+    dtype, shape = COLUMNS[name]
+    return np.array(values, dtype="object" if dtype == "str" else dtype).reshape(len(values), *shape)
+
+
+def _stored(dtype: str) -> Any:
+    return h5py.string_dtype() if dtype == "str" else np.dtype(dtype)
+
+
+def _loaded(dataset: Any, dtype: str) -> NDArray[Any]:
+    return dataset.asstr()[:] if dtype == "str" else dataset[:]  # type: ignore[no-any-return]
+
+
+def _storable(text: str) -> str:
+    """The text as HDF5 can hold it: what is not UTF-8 escaped, zero bytes left out."""
+    return text.replace("\0", "").encode("utf-8", "backslashreplace").decode()
+
+
+def _checksum(parts: Iterable[NDArray[Any]]) -> int:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part.data)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _command(file: Any) -> str:
+    return str(file.attrs.get("command", "anomaly preprocess SOURCE"))
+
+
+def _lock(journal: Path, path: Path) -> IO[bytes]:
+    """Open the journal for this process alone; the lock goes with the process, however it ends."""
+    while True:
+        handle = journal.open("a+b", buffering=0)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.close()
+            raise InputError(f"{path}: another process is writing this cache; wait for it or stop it") from error
+        if journal.exists() and os.fstat(handle.fileno()).st_ino == journal.stat().st_ino:
+            handle.seek(0)
+            return handle
+        handle.close()  # another writer finished, and took its journal away, between the two lines above
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk, so that a power cut after the move cannot leave an empty cache."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,477 @@
+"""The preprocessing steps, each a pure function of a film.
+
+A film is (H, W), uint8 or uint16, larger is brighter; a mask is (H, W) bool. No step changes its input, none depends on chance or on
+earlier films, and a flat film is a valid film. Decisions (inverted? where is the carrier, the hand, the foreground?) are taken on an
+8-bit copy of at most `REDUCED` pixels a side, because GrabCut knows no other depth and a decision needs no more; the film itself keeps
+its depth throughout.
+
+Geometry has one convention: integer coordinates are pixel centres, so a film W pixels wide reaches from -0.5 to W - 0.5, and a (2, 3)
+matrix maps (x, y) of the first film to (x, y) of the second.
+"""
+
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[Any]  # (H, W) uint8 | uint16
+Mask = NDArray[np.bool_]  # (H, W)
+Matrix = NDArray[np.float64]  # (2, 3)
+Levels = NDArray[np.uint8]  # (h, w) the 8-bit reduced copy
+Corners = NDArray[np.float32]  # (4, 2) of (x, y)
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1; the last two exclusive
+
+REDUCED = 256  # pixels of the longer side on which carrier and hand are looked for
+GRABCUT = 192  # the same for GrabCut, by far the slowest step
+CONTRAST = 8  # levels of 255, stretched: what differs by less is one thing
+
+
+# Inversion ------------------------------------------------------------------------------------------------------------
+
+
+def is_inverted(film: Pixels, *, carrier: Corners | None = None) -> bool:
+    """Tell whether the film shows dark bones on a bright background.
+
+    Otsu's level parts the region inside `carrier` (the whole film without one) in two; the side that holds most of that region's rim is
+    the background, and a film with the brighter background is inverted. Levels alone say nothing: a hand on a near-white plate is bright
+    everywhere, yet brighter than its plate. A flat film is not inverted.
+
+    >>> hand = np.full((64, 64), 40, np.uint8)
+    >>> hand[20:, 24:40] = 180
+    >>> is_inverted(hand), is_inverted(invert(hand))
+    (False, True)
+    """
+    small = _peeled(_reduced(film if carrier is None else rectify(film, carrier)[0])[0])[0]
+    level = _otsu(small)
+    if level is None:
+        return False
+    bright = _blurred(small) > level
+    height, width = bright.shape
+    edge = max(1, min(height, width) // 16)
+    rim = np.ones_like(bright)
+    rim[edge:-edge, edge:-edge] = False
+    return bool(bright[rim].mean() > 0.5)
+
+
+def invert(film: Pixels) -> Pixels:
+    """Swap bright and dark within the range the film uses, so that a 12-bit film stays within its 12 bits.
+
+    >>> invert(np.array([[10, 20, 90]], np.uint16))
+    array([[90, 80, 10]], dtype=uint16)
+    """
+    return (film.max() - (film - film.min())).astype(film.dtype)
+
+
+# Geometry -------------------------------------------------------------------------------------------------------------
+
+
+def find_carrier(
+    film: Pixels, *, min_area: float = 0.1, min_rectangularity: float = 0.85, min_support: float = 0.6
+) -> Corners | None:
+    """Find the image carrier: the plate, or the collimated field, that holds the exposure.
+
+    Returns (4, 2) float32 corners (x, y) of its outline, clockwise from the top-left one of the upright carrier, or None where no
+    rectangle is plausible.
+    """
+    small, scale = _reduced(film)
+    blurred = _blurred(small)
+    detail = cv2.morphologyEx(blurred, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > CONTRAST
+    best, best_score = None, 0.0
+    for level in _levels(blurred):
+        for binary in (blurred > level, blurred <= level):
+            contours, _ = cv2.findContours(binary.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+            for contour in contours:
+                hull = cv2.convexHull(contour)
+                rectangle = cv2.minAreaRect(hull)
+                area = rectangle[1][0] * rectangle[1][1] / small.size
+                if area < min_area:
+                    continue
+                rectangularity = cv2.contourArea(hull) / max(1.0, rectangle[1][0] * rectangle[1][1])
+                corners = _upright(cv2.boxPoints(rectangle))
+                sides = _support(small, corners)
+                if rectangularity < min_rectangularity or not sides or min(sides) < min_support:
+                    continue
+                if not _holds_the_detail(detail, corners):
+                    continue
+                score = area**0.5 * rectangularity * sum(sides)
+                if score > best_score:
+                    best, best_score = corners, score
+    if best is None:
+        return None
+    centre = best.mean(axis=0)
+    extent = max(1.0, float(np.abs(best - centre).max()))
+    best = centre + (best - centre) * (1 - 1.5 / extent)
+    return ((best + 0.5) / scale - 0.5).astype(np.float32)
+
+
+def rectify(film: Pixels, corners: Corners) -> tuple[Pixels, Matrix]:
+    """Turn the carrier with these corners upright and cut it out.
+
+    Returns the carrier (h, w) at the film's own scale, and the matrix from film (x, y) to carrier (x, y). An upright carrier on whole
+    pixels is a plain slice; any other is resampled once, bilinearly. Where the carrier leaves the film the nearest pixel is repeated:
+    `warp_mask` of a mask of ones tells where.
+
+    >>> film = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    >>> carrier, matrix = rectify(film, np.array([[1.5, 2.5], [9.5, 2.5], [9.5, 6.5], [1.5, 6.5]], np.float32))
+    >>> bool((carrier == film[3:7, 2:10]).all()), matrix.tolist()
+    (True, [[1.0, 0.0, -2.0], [0.0, 1.0, -3.0]])
+    """
+    top_left, top_right, _, bottom_left = corners.astype(np.float64)
+    across, down = top_right - top_left, bottom_left - top_left
+    width, height = (max(1, round(float(np.hypot(*side)))) for side in (across, down))
+    back = np.stack([across / width, down / height], axis=1)  # (2, 2): one carrier pixel, in film pixels
+    origin = top_left + back @ (0.5, 0.5)  # the film's point under the carrier's first pixel
+    forward = np.linalg.inv(back)
+    matrix = np.hstack([forward, -(forward @ origin)[:, None]])
+    x, y = np.rint(origin).astype(int)
+    whole = np.allclose(matrix, [[1, 0, -x], [0, 1, -y]], atol=1e-3)
+    if whole and x >= 0 and y >= 0 and x + width <= film.shape[1] and y + height <= film.shape[0]:
+        return film[y : y + height, x : x + width].copy(), np.array([[1, 0, -x], [0, 1, -y]], np.float64)
+    upright = cv2.warpAffine(film, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return upright, matrix
+
+
+def find_hand(film: Pixels, *, margin: float = 0.05) -> Box | None:
+    """Find the box of the hand, or of both hands, on an upright carrier.
+
+    `margin` widens the box on every side by this share of its longer side; it stays within the film. None where nothing stands out.
+
+    >>> film = np.zeros((64, 64), np.uint8)
+    >>> film[20:44, 16:48] = 200
+    >>> find_hand(film, margin=0.0)
+    (15, 19, 49, 45)
+    """
+    small, scale = _reduced(film)
+    blob = _blob(small)
+    if blob is None:
+        return None
+    x, y, width, height = cv2.boundingRect(blob.astype(np.uint8))
+    extra = margin * max(width, height)
+    x0, y0 = max(0.0, x - extra) / scale, max(0.0, y - extra) / scale
+    x1, y1 = (x + width + extra) / scale, (y + height + extra) / scale
+    return round(x0), round(y0), min(film.shape[1], round(x1)), min(film.shape[0], round(y1))
+
+
+def fit(film: Pixels, mask: Mask, size: int) -> tuple[Pixels, Mask, Matrix]:
+    """Scale film and mask together to (size, size), aspect kept, centred on zeros.
+
+    The film is averaged over areas when it shrinks, so that nothing aliases, and bilinear when it grows; a mask pixel
+    is set where at least half of it was. Returns film, mask and the matrix from the old (x, y) to the new.
+
+    >>> film, mask, matrix = fit(np.full((4, 8), 7, np.uint8), np.ones((4, 8), bool), 4)
+    >>> film.tolist()
+    [[0, 0, 0, 0], [7, 7, 7, 7], [7, 7, 7, 7], [0, 0, 0, 0]]
+    >>> mask.any(axis=1).tolist(), matrix.tolist()
+    ([False, True, True, False], [[0.5, 0.0, -0.25], [0.0, 0.5, 0.75]])
+    """
+    return _placed(film, size), fit_mask(mask, size), fit_matrix(film.shape, size)
+
+
+def fit_mask(mask: Mask, size: int) -> Mask:
+    """Scale a mask as `fit` does.
+
+    >>> fit_mask(np.array([[True, True, False, False], [True, False, False, False]]), 2).tolist()
+    [[True, False], [False, False]]
+    """
+    return np.asarray(_placed(mask.astype(np.float32), size) >= 0.5)
+
+
+def fit_matrix(shape: tuple[int, ...], size: int) -> Matrix:
+    """Give the matrix of `fit` for a film of this shape; the two scales differ by the rounding to whole pixels.
+
+    >>> fit_matrix((100, 50), 50).tolist()
+    [[0.5, 0.0, 12.25], [0.0, 0.5, -0.25]]
+    """
+    top, left, height, width = _place(shape, size)
+    down, across = height / shape[0], width / shape[1]
+    return np.array([[across, 0, across / 2 - 0.5 + left], [0, down, down / 2 - 0.5 + top]])
+
+
+def compose(outer: Matrix, inner: Matrix) -> Matrix:
+    """Join two maps: first `inner`, then `outer`.
+
+    >>> compose(np.array([[2.0, 0, 0], [0, 2, 0]]), np.array([[1.0, 0, 3], [0, 1, 4]])).tolist()
+    [[2.0, 0.0, 6.0], [0.0, 2.0, 8.0]]
+    """
+    return outer @ np.vstack([inner, (0.0, 0.0, 1.0)])
+
+
+def warp_mask(mask: Mask, matrix: Matrix, shape: tuple[int, int]) -> Mask:
+    """Carry a mask through `matrix` onto a film of `shape`; what comes from outside the mask's frame is False.
+
+    >>> warp_mask(np.array([[True, False]]), np.array([[1.0, 0, 1], [0, 1, 0]]), (1, 3)).tolist()
+    [[False, True, False]]
+    """
+    warped = cv2.warpAffine(mask.astype(np.float32), matrix, (shape[1], shape[0]), flags=cv2.INTER_LINEAR)
+    return np.asarray(warped >= 0.5)
+
+
+# Foreground -----------------------------------------------------------------------------------------------------------
+
+
+def foreground(
+    film: Pixels, *, method: Literal["grabcut", "otsu", "none"] = "grabcut", iterations: int = 2
+) -> Mask | None:
+    """Separate the hand from its background.
+
+    Returns (H, W) bool without holes, or None where no mask is plausible (under 3 % or over 97 % of the film); "none" takes it all.
+    GrabCut starts from Otsu's mask, on the reduced copy, with OpenCV's random numbers seeded, so the mask depends on the film alone.
+
+    >>> film = np.full((64, 64), 30, np.uint8)
+    >>> film[16:48, 20:44] = 200
+    >>> mask = foreground(film)
+    >>> mask is not None and bool((mask == (film == 200)).all())
+    True
+    """
+    if method == "none":
+        return np.ones(film.shape, bool)
+    small, scale = _reduced(film, GRABCUT if method == "grabcut" else REDUCED)
+    mask = _blob(small)
+    if mask is None:
+        return None
+    if method == "grabcut":
+        mask = _grabcut(small, mask, iterations)
+    if not 0.03 <= mask.mean() <= 0.97:
+        return None
+    if scale == 1:
+        return mask
+    grown = cv2.resize(mask.astype(np.float32), (film.shape[1], film.shape[0]), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(grown >= 0.5)
+
+
+# Grey levels ----------------------------------------------------------------------------------------------------------
+
+
+def equalize(film: Pixels, mask: Mask) -> Pixels:
+    """Equalise the histogram of the levels under `mask`; outside it the film becomes 0.
+
+    The levels' cumulated counts are mapped to 0..full range, the darkest level to 0 and left out of the scaling, as cv2.equalizeHist
+    does for 8 bit; with a full mask an 8-bit film comes out the same. There rare neighbouring levels merge. In 16 bit, where there is
+    room, they do not: each of the up to 65,536 levels keeps a level of its own, in its order. A flat film or an empty mask gives zeros.
+
+    >>> equalize(np.array([[10, 10, 11, 90]], np.uint8), np.ones((1, 4), bool))
+    array([[  0,   0, 128, 255]], dtype=uint8)
+    """
+    top = np.iinfo(film.dtype).max
+    counts = np.bincount(film[mask], minlength=top + 1)
+    levels = np.flatnonzero(counts)
+    if len(levels) < 2:
+        return np.zeros_like(film)
+    counts = counts[levels]
+    shares = (np.cumsum(counts) - counts[0]) / (counts.sum() - counts[0])
+    wanted = np.rint(top * shares).astype(np.int64)
+    if film.dtype != np.uint8:
+        order = np.arange(len(levels))
+        wanted = np.maximum.accumulate(wanted - order) + order  # at least one above the level before,
+        wanted = np.minimum(wanted, top - order[::-1])  # and leaving one for each to come
+    lut = np.zeros(top + 1, film.dtype)
+    lut[levels] = wanted
+    return np.where(mask, lut[film], 0).astype(film.dtype)
+
+
+def stretch(film: Pixels, mask: Mask) -> Pixels:
+    """Map the darkest level under `mask` to 0, the brightest to the full range of the film's type; outside the mask it becomes 0.
+
+    A flat film or an empty mask gives zeros.
+
+    >>> stretch(np.array([[10, 20, 30, 250]], np.uint8), np.array([[True, True, True, False]]))
+    array([[  0, 128, 255,   0]], dtype=uint8)
+    """
+    inside = film[mask]
+    low, high = (int(inside.min()), int(inside.max())) if inside.size else (0, 0)
+    if low == high:
+        return np.zeros_like(film)
+    top = np.iinfo(film.dtype).max
+    lut = np.clip(np.rint((np.arange(top + 1) - low) * (top / (high - low))), 0, top).astype(film.dtype)
+    return np.where(mask, lut[film], 0).astype(film.dtype)
+
+
+# The parts ------------------------------------------------------------------------------------------------------------
+
+
+def _place(shape: tuple[int, ...], size: int) -> tuple[int, int, int, int]:
+    """Give where a film of this shape comes to lie in (size, size): top, left, height, width."""
+    height, width = (max(1, round(side * size / max(shape))) for side in shape)
+    return (size - height) // 2, (size - width) // 2, height, width
+
+
+def _placed(film: NDArray[Any], size: int) -> NDArray[Any]:
+    top, left, height, width = _place(film.shape, size)
+    out = np.zeros((size, size), film.dtype)
+    by = cv2.INTER_AREA if size < max(film.shape) else cv2.INTER_LINEAR
+    out[top : top + height, left : left + width] = cv2.resize(film, (width, height), interpolation=by)
+    return out
+
+
+def _reduced(film: Pixels, side: int = REDUCED) -> tuple[Levels, float]:
+    """Give an 8-bit copy of at most REDUCED pixels a side, its levels stretched, and its scale."""
+    scale = min(1.0, side / max(film.shape))
+    if scale < 1:
+        size = max(1, round(film.shape[1] * scale)), max(1, round(film.shape[0] * scale))
+        film = cv2.resize(film, size, interpolation=cv2.INTER_AREA)
+    low, high = np.percentile(film, (0.1, 99.9))
+    levels = (film.astype(np.float32) - low) * (255 / max(1.0, high - low))
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8), scale
+
+
+def _blurred(small: Levels) -> Levels:
+    return np.asarray(cv2.GaussianBlur(small, (0, 0), max(0.5, max(small.shape) / 170)), np.uint8)
+
+
+def _otsu(levels: Levels) -> int | None:
+    """Give Otsu's level (the brighter part lies above it), or None for a flat film."""
+    if levels.size == 0 or levels.min() == levels.max():
+        return None
+    return int(cv2.threshold(levels.reshape(1, -1), 0, 255, cv2.THRESH_OTSU)[0])
+
+
+def _levels(levels: Levels) -> list[int]:
+    """Give Otsu's level, and Otsu's again of the part below and the part above it."""
+    middle = _otsu(levels)
+    if middle is None:
+        return []
+    found = [middle]
+    for part in (lambda level: levels[levels <= level], lambda level: levels[levels > level]):
+        level: int | None = middle
+        for _ in range(2):
+            level = None if level is None else _otsu(part(level))
+            if level is not None:
+                found.append(level)
+    return found
+
+
+def _upright(points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Order four corners clockwise from the one that is top left after a turn of at most 45 degrees; widen them to the pixels' outline."""
+    centre = points.mean(axis=0)
+    angle = np.arctan2(points[:, 1] - centre[1], points[:, 0] - centre[0])
+    points = points[np.argsort(angle)]  # clockwise, as y points down
+    tilt = [abs(np.arctan2(*(np.roll(points, -i, axis=0)[1] - np.roll(points, -i, axis=0)[0])[::-1])) for i in range(4)]
+    points = np.roll(points, -int(np.argmin(tilt)), axis=0)
+    across, down = points[1] - points[0], points[3] - points[0]
+    across, down = across / max(1e-6, np.hypot(*across)) / 2, down / max(1e-6, np.hypot(*down)) / 2
+    return points + np.array([-across - down, across - down, across + down, down - across])
+
+
+def _support(small: Levels, corners: NDArray[np.float32]) -> list[float]:
+    """Give, for each side of a rectangle that lies within the film, the share of it that runs along an edge of the film."""
+    height, width = small.shape
+    reach = max(1.5, 0.015 * max(small.shape))
+    along = np.linspace(0.08, 0.92, 48)[:, None, None]
+    across = np.linspace(-reach, reach, 7)[None, :, None]
+    supports = []
+    for i in range(4):
+        start, end = corners[i], corners[(i + 1) % 4]
+        direction = (end - start) / max(1e-6, float(np.hypot(*(end - start))))
+        points = start + along * (end - start) + across * np.array([-direction[1], direction[0]])
+        inside = ((points >= 0) & (points <= (width - 1, height - 1))).all(axis=(1, 2))
+        if inside.mean() < 0.3:
+            continue
+        points = points[inside].astype(np.float32)
+        profile = cv2.remap(small, points[..., 0], points[..., 1], cv2.INTER_LINEAR)
+        supports.append(float((np.ptp(profile, axis=1) > CONTRAST).mean()))
+    return supports
+
+
+def _holds_the_detail(detail: Mask, corners: NDArray[np.float32]) -> bool:
+    """Tell whether the film beside a rectangle is plainer than within it: half of the exposed field is no carrier."""
+    line = max(3, max(detail.shape) // 20)
+    points = [np.rint(corners).astype(np.int32)]
+    filled = cv2.fillPoly(np.zeros(detail.shape, np.uint8), points, 1)
+    edges = cv2.polylines(np.zeros(detail.shape, np.uint8), points, True, 1, line)
+    inside, beside = (filled == 1) & (edges == 0), (filled == 0) & (edges == 0)
+    return int(detail[beside].sum()) < 0.2 * int(detail[beside | inside].sum())
+
+
+def _blob(small: Levels) -> Mask | None:
+    """Give the largest bright component, with those at least half as large, holes filled; None where nothing stands out.
+
+    A component as solid as its convex hull is a plate rather than a hand: the hand is then looked for within it.
+    """
+    peeled, rows, columns = _peeled(small)
+    blurred = _blurred(peeled)
+    found = _largest(_brighter(blurred, np.ones(peeled.shape, bool)))
+    if found is None:
+        return None
+    contours, _ = cv2.findContours(found.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    hull = cv2.fillConvexPoly(np.zeros(found.shape, np.uint8), cv2.convexHull(np.concatenate(contours)), 1)
+    if found.sum() > 0.93 * hull.sum():
+        reach = max(3, max(small.shape) // 20) | 1
+        plate = cv2.erode(found.astype(np.uint8), np.ones((reach, reach), np.uint8), borderValue=1) > 0
+        within = _largest(_brighter(blurred, plate))
+        if within is not None and 0.1 < within.sum() / found.sum() < 0.8:
+            found = within
+    blob = np.zeros(small.shape, bool)
+    blob[rows, columns] = found
+    return blob
+
+
+def _brighter(blurred: Levels, where: Mask) -> Mask:
+    """Part off what stands out of its background.
+
+    Soft tissue, fingertips most of all, is far fainter than bone, so Otsu's level only tells what is background. The
+    level taken is 0.3 of the way from the background's median to Otsu's, or three of its deviations above, where it is
+    uneven; 0.8 of the way at most. What Otsu parts by less than CONTRAST is noise.
+    """
+    level = _otsu(blurred[where])
+    if level is None:
+        return np.zeros(blurred.shape, bool)
+    below, above = blurred[where & (blurred <= level)], blurred[where & (blurred > level)]
+    dark = float(np.median(below))
+    if float(np.median(above)) - dark < CONTRAST:
+        return np.zeros(blurred.shape, bool)
+    deviation = 1.48 * float(np.median(np.abs(below - dark)))
+    return where & (blurred > dark + min(0.8 * (level - dark), max(0.3 * (level - dark), 3 * deviation)))
+
+
+def _peeled(small: Levels) -> tuple[Levels, slice, slice]:
+    """Peel off frames: what lies, along a side, beyond a step between the medians of neighbouring lines; give what is left, and where."""
+    kept = []
+    for lines in (small, small.T):
+        reach = max(2, len(lines) // 12)
+        lines = lines.astype(np.int16)
+        steps = np.abs(np.median(lines[2:] - lines[:-2], axis=1)) > CONTRAST  # two lines apart, as an edge is blurred
+        first, last = (int(np.flatnonzero(ends[:reach]).max(initial=-2)) + 2 for ends in (steps, steps[::-1]))
+        kept.append(slice(first, len(lines) - last))
+    return small[kept[0], kept[1]], kept[0], kept[1]
+
+
+def _largest(mask: Mask) -> Mask | None:
+    """Keep the largest component and those at least half as large, holes filled; None under 3 % or over 97 % of the film."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    if count < 2:
+        return None
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    kept = np.isin(labels, 1 + np.flatnonzero(areas * 2 >= areas.max()))
+    contours, _ = cv2.findContours(kept.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = cv2.drawContours(np.zeros(mask.shape, np.uint8), contours, -1, 1, cv2.FILLED) > 0
+    return np.asarray(filled) if 0.03 <= filled.mean() <= 0.97 else None
+
+
+def _grabcut(small: Levels, mask: Mask, iterations: int) -> Mask:
+    """Refine a mask by GrabCut, in a band along its outline; where that finds nothing sensible the mask stays.
+
+    GrabCut models both sides by their levels, and would take faint soft tissue for background beside bright bone. So
+    levels are cut off half way to Otsu's: above that all is hand.
+    """
+    background = small[~mask]
+    level, dark = _otsu(small), float(np.median(background)) if background.size else 0.0
+    if level is None or not background.size:
+        return mask
+    shown = np.clip(40 + (small - dark) * (400 / max(1.0, level - dark)), 0, 255).astype(np.uint8)
+    unit = max(small.shape) / 64
+    trimap = np.where(mask, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    trimap[cv2.erode(mask.astype(np.uint8), _disc(unit / 3)) > 0] = cv2.GC_FGD
+    trimap[cv2.dilate(mask.astype(np.uint8), _disc(unit)) == 0] = cv2.GC_BGD
+    if not (trimap == cv2.GC_BGD).any() or not (trimap == cv2.GC_FGD).any():
+        return mask
+    cv2.setRNGSeed(0)
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(cv2.merge([shown] * 3), trimap, (0, 0, 0, 0), *models, iterations, cv2.GC_INIT_WITH_MASK)
+    found = _largest(np.asarray(trimap % 2 == 1))
+    return mask if found is None else found
+
+
+def _disc(radius: float) -> Levels:
+    side = 2 * max(1, round(radius)) + 1
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)), np.uint8)

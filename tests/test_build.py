@@ -1,0 +1,369 @@
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from preprocessing import InputError
+from preprocessing.build import Progress, build, cache_path
+from preprocessing.recipe import Recipe
+from preprocessing.schema import Cache, Writer
+from preprocessing.sources import open_source
+
+RECIPE = Recipe(name="hand", size=32, mask="otsu", carrier="none")
+VARIANTS = ("raw", "full-he")
+
+
+class Slow:
+    """A localiser that takes its time, so that a test can interrupt it."""
+
+    digest = "slow"
+
+    def __call__(self, film):
+        time.sleep(0.02)
+
+
+class Deadly:
+    """A localiser that ends its process at films of one width, as a lack of memory does."""
+
+    digest = "deadly"
+
+    def __init__(self, width):
+        self.width = width
+
+    def __call__(self, film):
+        if film.shape[1] == self.width:
+            os._exit(1)
+
+
+class Failing:
+    """A localiser with a bug."""
+
+    digest = "failing"
+
+    def __call__(self, film):
+        raise ZeroDivisionError("no\nluck")
+
+
+def draw(path, seed, shape=(48, 40), dtype=np.uint8):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).random(shape)
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    disc = ((y - shape[0] / 2) ** 2 + (x - shape[1] / 2) ** 2) < (min(shape) / 3) ** 2
+    levels = np.iinfo(dtype).max * (0.1 * noise + 0.7 * disc)
+    assert cv2.imwrite(str(path), levels.astype(dtype))
+    return disc
+
+
+def tree(root, films=9, shape=(48, 40)):
+    """A folder as MURA has it, two films a study, every third study abnormal."""
+    for i in range(films):
+        study = i // 2
+        label = "positive" if study % 3 == 2 else "negative"
+        draw(root / f"patient{study:05}/study1_{label}/image{i % 2 + 1}.png", i, shape)
+    return root
+
+
+@pytest.fixture
+def films(tmp_path):
+    return tree(tmp_path / "films")
+
+
+def make(folder, path, **settings):
+    return build(open_source(folder), RECIPE, path, **({"variants": VARIANTS, "workers": 1} | settings))
+
+
+def test_a_cache_holds_what_the_recipe_makes(films, tmp_path):
+    seen = []
+    report = make(films, tmp_path / "t.h5", on_progress=seen.append, command="anomaly preprocess films --size 32")
+    cache = Cache(report.path)
+    assert (report.rows, report.failures, report.reused, report.kept) == (9, [], False, 0)
+    assert len(cache) == 9
+    assert cache.verify() == []
+    assert (cache.dtype, cache.size, cache.variants, cache.command) == (
+        np.uint8,
+        32,
+        VARIANTS,
+        "anomaly preprocess films --size 32",
+    )
+    assert (cache.source, cache.source_kind) == ("films", "mura")
+    assert Recipe.from_json(cache.recipe_json) == RECIPE
+    assert cache.index["path"].tolist() == [record.path for record in open_source(films).records]
+    assert cache.index["label"].tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 0]
+    assert set(cache.index["height"]) == {48} and set(cache.index["width"]) == {40}
+    assert cache.films("full-he", slice(None)).any(axis=(1, 2)).all()
+    assert seen[-1] == Progress("films", 9, 9)
+    assert {progress.phase for progress in seen} == {"depth", "films"}
+
+
+def test_the_content_is_the_same_for_any_number_of_workers(films, tmp_path):
+    caches = [Cache(make(films, tmp_path / f"{n}.h5", workers=n).path) for n in (1, 2, 3)]
+    assert len({cache.content_hash for cache in caches}) == 1
+    for cache in caches[1:]:
+        np.testing.assert_array_equal(cache.films("full-he", slice(None)), caches[0].films("full-he", slice(None)))
+
+
+def test_deep_films_make_a_deep_cache(films, tmp_path):
+    draw(films / "patient99999/study1_negative/image1.png", 0, dtype=np.uint16)
+    cache = Cache(make(films, tmp_path / "t.h5").path)
+    assert cache.dtype == np.uint16
+    assert cache.index["depth"].tolist() == [8] * 9 + [16]
+    assert cache.films("raw", slice(None)).max(axis=(1, 2)).tolist() == [65535] * 10
+
+
+def test_given_boxes_masks_and_truth_are_taken(tmp_path):
+    root = tmp_path / "films"
+    disc = draw(root / "a.png", 0)
+    draw(root / "b.png", 1)
+    assert cv2.imwrite(str(root / "mask.png"), disc.astype(np.uint8) * 255)
+    (root / "manifest.csv").write_text(
+        "path,label,box,mask,anomaly_mask\na.png,abnormal,4 4 36 44,mask.png,mask.png\nb.png,normal,,,\n"
+    )
+    cache = Cache(make(root, tmp_path / "t.h5").path)
+    np.testing.assert_array_equal(cache.index["box"][0], [4, 4, 36, 44])
+    assert cache.has_truth.tolist() == [True, False]
+    truth = cache.anomaly("full-he", np.array([0]))
+    np.testing.assert_array_equal(truth, cache.masks("full-he", np.array([0])))
+    assert 0 < cache.anomaly("raw", np.array([0])).sum() < truth.sum()
+
+
+def test_films_that_cannot_be_read_are_rows_of_failures(films, tmp_path):
+    broken = films / "patient00001/study1_negative/image1.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    (films / "patient00003/study1_negative/image2.png").write_text("no film")
+    for workers in (1, 2):
+        report = make(films, tmp_path / f"{workers}.h5", workers=workers)
+        assert report.rows == 7
+        assert [path for path, _ in report.failures] == [
+            "patient00001/study1_negative/image1.png",
+            "patient00003/study1_negative/image2.png",
+        ]
+        cache = Cache(report.path)
+        assert cache.failures == report.failures
+        assert cache.verify() == []
+
+
+def test_without_a_single_good_film_there_is_no_cache(films, tmp_path):
+    with pytest.raises(
+        InputError, match=r"none of 9 films could be prepared; .*image1.png: ZeroDivisionError: no luck"
+    ):
+        make(films, tmp_path / "cache/t.h5", localizer=Failing())
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_bad_settings_are_named(films, tmp_path):
+    with pytest.raises(InputError, match="no variant 'full-eq'; there are: raw"):
+        make(films, tmp_path / "t.h5", variants=["full-eq"])
+    with pytest.raises(InputError, match="-1 workers"):
+        make(films, tmp_path / "t.h5", workers=-1)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        make(films, tmp_path / "file/t.h5")
+
+
+# What is there already
+
+
+def test_a_complete_cache_is_returned_as_it_is(films, tmp_path):
+    first = make(films, tmp_path / "t.h5")
+    stamp = first.path.stat().st_mtime_ns
+    again = make(films, tmp_path / "t.h5", variants=VARIANTS[::-1])
+    assert again.reused and again.rows == 9
+    assert first.path.stat().st_mtime_ns == stamp
+    forced = make(films, tmp_path / "t.h5", force=True)
+    assert not forced.reused
+    assert first.path.stat().st_mtime_ns != stamp
+
+
+def test_a_cache_of_something_else_is_replaced_by_force_alone(films, tmp_path):
+    path = make(films, tmp_path / "t.h5").path
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="a cache of another variants; `--force` replaces it"):
+        make(films, path, variants=["raw"])
+    with pytest.raises(InputError, match="a cache of another recipe; `--force` replaces it"):
+        make(films, path, localizer=Slow())
+    draw(films / "patient99999/study1_negative/image1.png", 0)
+    with pytest.raises(InputError, match="a cache of another source; `--force` replaces it"):
+        make(films, path)
+    assert path.read_bytes() == before
+    assert make(films, path, force=True).rows == 10
+    path.write_text("my notes")
+    with pytest.raises(InputError, match=r"not a cache \(not an HDF5 file\); `--force` replaces it"):
+        make(films, path)
+    assert path.read_text() == "my notes"
+
+
+def test_the_name_of_a_cache_tells_recipes_and_variants_apart(films):
+    source = open_source(films)
+    path = cache_path(source, RECIPE, VARIANTS)
+    assert path.parent == Path("cache")
+    assert path.name.startswith("films-hand-32-") and len(path.stem.rpartition("-")[2]) == 8
+    assert cache_path(source, RECIPE, VARIANTS[::-1]) == path
+    others = {
+        cache_path(source, RECIPE, ["raw"]),
+        cache_path(source, Recipe(name="hand", size=32), VARIANTS),
+        cache_path(source, RECIPE, VARIANTS, localizer=Slow()),
+        cache_path(source, RECIPE, VARIANTS, segmenter=Slow()),
+        path,
+    }
+    assert len(others) == 5
+
+
+# Interruptions
+
+BUILD = """
+import resource, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from preprocessing import schema
+from test_build import InputError, Slow, make
+schema.FLUSH_SECONDS = 0.02
+if {limit}:
+    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+if __name__ == "__main__":
+    try:
+        make(Path({films!r}), Path({path!r}), workers={workers}, compression={compression!r}, localizer=Slow())
+    except InputError as error:
+        print(error)
+"""
+
+
+def start(films, path, *, workers=1, compression=None, limit=0):
+    script = BUILD.format(
+        tests=str(Path(__file__).parent),
+        films=str(films),
+        path=str(path),
+        workers=workers,
+        compression=compression,
+        limit=limit,
+    )
+    file = path.with_suffix(".py")
+    file.write_text(script)
+    return subprocess.Popen(
+        [sys.executable, str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path, workers, how):
+    films, path = tree(tmp_path / "films", 60), tmp_path / "t.h5"
+    process = start(films, path, workers=workers)
+    journal = path.with_name("t.h5.partial.rows")
+    while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 10):
+        time.sleep(0.01)
+    os.killpg(process.pid, how)  # as Ctrl-C does: parent and workers
+    out, err = process.communicate()
+    assert process.returncode == -how, out + err
+    assert not path.exists()
+    with pytest.raises(ProcessLookupError):
+        for _ in range(200):
+            os.killpg(process.pid, 0)
+            time.sleep(0.02)
+
+    report = make(films, path, localizer=Slow())
+    assert 10 <= report.kept < 60
+    assert report.rows == 60
+    assert not any("discarded" in note for note in report.notes)
+    assert not any(path.parent.glob("*.partial*"))
+    whole = make(films, tmp_path / "whole.h5", localizer=Slow(), workers=2)
+    assert Cache(path).content_hash == Cache(whole.path).content_hash
+    assert Cache(path).verify() == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_keeps_what_is_done(films, tmp_path, workers):
+    def stop(progress):
+        if progress.done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(films, tmp_path / "t.h5", workers=workers, on_progress=stop)
+    assert make(films, tmp_path / "t.h5").kept == 4
+
+
+def test_two_builds_of_one_cache_do_not_meet(films, tmp_path):
+    def meet(progress):
+        if progress.phase == "films" and progress.done == 3:
+            with pytest.raises(InputError, match="another process is writing this cache"):
+                make(films, tmp_path / "t.h5")
+
+    assert make(films, tmp_path / "t.h5", on_progress=meet).rows == 9
+
+
+def test_a_changed_source_starts_anew(films, tmp_path):
+    def stop(progress):
+        if progress.done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(films, tmp_path / "t.h5", on_progress=stop)
+    draw(films / "patient99999/study1_negative/image1.png", 0)
+    report = make(films, tmp_path / "t.h5")
+    assert (report.kept, report.rows) == (0, 10)
+    assert "begun with another source_hash, total" in report.notes[0]
+
+
+@pytest.mark.filterwarnings("ignore:A worker stopped")
+def test_a_film_that_ends_its_worker_is_a_failure(tmp_path):
+    films = tree(tmp_path / "films", 20)
+    draw(films / "patient00004/study1_negative/image1.png", 0, (48, 44))
+    report = make(films, tmp_path / "t.h5", workers=2, localizer=Deadly(44))
+    assert report.rows == 19
+    assert [path for path, _ in report.failures] == ["patient00004/study1_negative/image1.png"]
+    assert "ended the worker process twice" in report.failures[0][1]
+
+
+# Disks
+
+
+def test_a_disk_that_is_too_small_is_refused_at_once(films, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 1000, 1000))
+    with pytest.raises(InputError, match=r"0\.00 GB free, this cache needs .* GB; free some space"):
+        make(films, tmp_path / "cache/t.h5")
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert make(films, tmp_path / "cache/t.h5", compression="gzip").rows == 9
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("Can't write (No space left on device)")],
+)
+def test_a_disk_that_becomes_full_keeps_what_is_done(films, tmp_path, monkeypatch, error):
+    append = Writer.append
+
+    def full(writer, row):
+        if writer.done == 5:
+            raise error
+        append(writer, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "append", full)
+        with pytest.raises(InputError, match=r"the disk is full; .* it goes on where it stopped"):
+            make(films, tmp_path / "t.h5")
+    assert make(films, tmp_path / "t.h5").kept == 5
+
+
+@pytest.mark.parametrize("compression", [None, "gzip"])
+def test_a_file_that_may_not_grow_is_told_in_one_line(tmp_path, compression):
+    films, path = tree(tmp_path / "films", 60), tmp_path / "t.h5"
+    process = start(films, path, compression=compression, limit=60_000)
+    out, err = process.communicate()
+    assert out.count("\n") == 1 and "the disk is full" in out, out + err
+    assert err == ""
+    report = make(films, path, compression=compression, localizer=Slow())
+    assert report.rows == 60
+    assert Cache(path).verify() == []

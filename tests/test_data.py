@@ -1,0 +1,135 @@
+"""Splits by patient, films at the model's size, the order of training."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anomaly.data import Films, TrainingBatches, assign_splits, brought_to, load_films, split_hash
+from preprocessing import InputError
+from preprocessing.schema import Cache
+
+CPU = torch.device("cpu")
+
+
+def arrays(labels: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One inner list a patient, its films' labels."""
+    patient = np.array([f"p{i}" for i, films in enumerate(labels) for _ in films], dtype=object)
+    label = np.array([x for films in labels for x in films], np.int8)
+    return patient, label, np.full(len(label), "", dtype=object)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from([0, 0, 0, 1, -1]), min_size=1, max_size=4), min_size=1, max_size=60),
+    st.integers(0, 5),
+)
+def test_splits_part_patients_and_train_on_none_of_p_plus(labels: list[list[int]], seed: int) -> None:
+    patient, label, given_split = arrays(labels)
+    split = assign_splits(patient, label, given_split, seed=seed)
+    assert set(split) <= {"train", "val", "test"}
+    for name in set(patient):
+        assert len(set(split[patient == name])) == 1
+    positive = set(patient[label == 1])
+    assert not positive & set(patient[split == "train"])
+    assert (split == assign_splits(patient, label, given_split, seed=seed)).all()
+
+
+def test_the_papers_rule_on_muras_numbers() -> None:
+    """1,945 patients, 510 of them with an abnormal study: halved, with as many normal patients on each side."""
+    patient, label, given_split = arrays([[1]] * 510 + [[0]] * 1435)
+    split = assign_splits(patient, label, given_split, seed=42)
+    counts = {(s, x): int(((split == s) & (label == x)).sum()) for s in ("train", "val", "test") for x in (0, 1)}
+    assert counts == {
+        ("train", 0): 925,
+        ("train", 1): 0,
+        ("val", 0): 255,
+        ("val", 1): 255,
+        ("test", 0): 255,
+        ("test", 1): 255,
+    }
+    assert (split != assign_splits(patient, label, given_split, seed=0)).any()
+
+
+def test_given_splits_are_kept_and_a_missing_validation_split_is_carved() -> None:
+    patient, label, given_split = arrays([[0]] * 40 + [[1]] * 20)
+    given_split[:30], given_split[30:40], given_split[40:50], given_split[50:] = "train", "test", "train", "test"
+    split = assign_splits(patient, label, given_split, seed=0)
+    assert (split[given_split == "test"] == "test").all()
+    assert {(int(x), s) for x, s in zip(label[split == "val"], split[split == "val"], strict=True)} == {
+        (0, "val"),
+        (1, "val"),
+    }
+    assert (split == "val").sum() == 4
+    given_split[0] = "val"
+    assert (assign_splits(patient, label, given_split, seed=0) == given_split).all()
+
+
+def test_a_patient_in_two_splits_is_named() -> None:
+    patient, label, _ = arrays([[0, 0], [0]])
+    with pytest.raises(InputError, match="patient p0 is in splits test and train"):
+        assign_splits(patient, label, np.array(["train", "test", "val"], dtype=object), seed=0)
+
+
+def test_the_split_hash_does_not_depend_on_the_order_but_on_every_film() -> None:
+    path, split = np.array(["a", "b", "c"]), np.array(["train", "val", "test"])
+    assert split_hash(path, split) == split_hash(path[::-1], split[::-1])
+    assert split_hash(path, split) != split_hash(path, np.array(["train", "val", "val"]))
+
+
+def test_films_come_smaller_by_their_area_mean_and_never_larger(cache: Cache) -> None:
+    rows = np.arange(4)
+    whole, half = load_films(cache, "raw", rows), load_films(cache, "raw", rows, 32)
+    inside = half.mask & (brought_to(whole.mask[0], 32) & half.mask)
+    means = whole.film.reshape(4, 32, 2, 32, 2).mean(axis=(2, 4))
+    assert np.abs(means - half.film)[inside].max() <= 1
+    assert (half.film[~half.mask] == 0).all()
+    with pytest.raises(InputError, match="holds films of 64 px, 128 were asked for"):
+        load_films(cache, "raw", rows, 128)
+
+
+def counted(count: int, dtype: type = np.uint8) -> Films:
+    """Films whose every pixel is the film's own number."""
+    film = np.ones((count, 32, 32), dtype) * np.arange(count, dtype=dtype)[:, None, None]
+    return Films(film, np.ones(film.shape, bool), np.zeros(count, np.int8))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 90), st.integers(2, 33))
+def test_an_epoch_shows_every_film_once_in_batches_of_nearly_one_size(count: int, batch_size: int) -> None:
+    batches = TrainingBatches(
+        counted(count), batch_size=batch_size, augmentation="none", seed=0, workers=0, device=CPU
+    )
+    sizes, seen = [], []
+    for batch in batches.epoch(1):
+        sizes.append(len(batch.film))
+        seen += (batch.film[:, 0, 0, 0] * 255).round().int().tolist()
+    assert sorted(seen) == list(range(count))
+    assert max(sizes) - min(sizes) <= 1 and min(sizes) >= 2
+    assert len(batches) == len(sizes)
+
+
+def test_the_order_depends_on_seed_and_epoch_and_not_on_workers() -> None:
+    def order(seed: int, epoch: int, workers: int) -> list[torch.Tensor]:
+        batches = TrainingBatches(
+            counted(20), batch_size=4, augmentation="advanced", seed=seed, workers=workers, device=CPU
+        )
+        return [batch.film for batch in batches.epoch(epoch)]
+
+    def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+        return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+    first = order(0, 1, 0)
+    assert same(first, order(0, 1, 0)) and same(first, order(0, 1, 2))
+    assert not same(first, order(0, 2, 0)) and not same(first, order(1, 1, 0))
+
+
+@pytest.mark.parametrize(("dtype", "greatest"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_levels_of_any_depth_become_zero_to_one(dtype: type, greatest: int) -> None:
+    films = counted(2, dtype)
+    films.film[1] = greatest
+    (batch,) = TrainingBatches(films, batch_size=2, augmentation="none", seed=0, workers=0, device=CPU).epoch(1)
+    assert batch.film.dtype == torch.float32
+    assert sorted(batch.film[:, 0, 0, 0].tolist()) == [0.0, 1.0]
+    assert films.unit().max() == 1.0

@@ -1,0 +1,473 @@
+import os
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from preprocessing import InputError, schema
+from preprocessing.schema import COLUMNS, Cache, Header, Row, Writer, newest_cache
+
+SIZE = 20  # not a multiple of 8: packed masks end inside a byte
+VARIANTS = ("raw", "crop-he", "full", "full-he")
+
+
+def header(**changes):
+    values = {
+        "variants": VARIANTS,
+        "size": SIZE,
+        "dtype": "uint8",
+        "recipe_json": '{"name": "hand"}',
+        "recipe_digest": "0123456789ab",
+        "source": "films",
+        "source_kind": "mura",
+        "source_hash": "cd" * 32,
+        "synthetic": True,
+        "truth": True,
+        "command": "anomaly preprocess films",
+    }
+    return Header(**(values | changes))
+
+
+def row(i, dtype="uint8", **changes):
+    draw = np.random.default_rng(i)
+    levels = np.iinfo(dtype).max
+    values = {
+        "path": f"a/ü{i}.png",
+        "patient": f"p{i // 2}",
+        "study": f"p{i // 2}/s1",
+        "label": i % 3 - 1,
+        "split": "train",
+        "finding": "",
+        "difficulty": "easy",
+        "sha256": f"{i:064x}",
+        "height": 100 + i,
+        "width": 80,
+        "depth": 8,
+        "inverted": bool(i % 2),
+        "fallbacks": "carrier,mask" if i % 2 else "",
+        "carrier": None if i % 2 else np.arange(8, dtype=np.float32).reshape(4, 2),
+        "box": (1.5, 2, 3, 4) if i % 2 else None,
+        "matrix_raw": np.eye(2, 3),
+        "matrix_crop": np.eye(2, 3) / 3,
+        "films": {v: draw.integers(0, levels, (SIZE, SIZE), dtype, endpoint=True) for v in VARIANTS},
+        "masks": {s: draw.random((SIZE, SIZE)) > 0.5 for s in ("raw", "crop", "full")},
+        "truth": {s: draw.random((SIZE, SIZE)) > 0.9 for s in ("raw", "crop")} if i % 2 else None,
+    }
+    return Row(**(values | changes))
+
+
+def write(path, n=5, start=Writer, **kwargs):
+    with start(path, header(), total=n + 1, **kwargs) as writer:
+        for i in range(writer.done, n):
+            if i == 2:
+                writer.fail("broken.png", "cut\nshort")
+            writer.append(row(i))
+        writer.finish()
+    return Cache(path)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "cache" / "t.h5"
+
+
+@pytest.fixture
+def cache(path):
+    return write(path)
+
+
+def test_every_value_comes_back(cache, path):
+    assert len(cache) == 5
+    assert (cache.path, cache.size, cache.variants, cache.dtype) == (path, SIZE, VARIANTS, np.uint8)
+    assert (cache.recipe_json, cache.recipe_digest) == ('{"name": "hand"}', "0123456789ab")
+    assert (cache.source, cache.source_kind, cache.source_hash) == ("films", "mura", "cd" * 32)
+    assert cache.synthetic is True
+    assert cache.command == "anomaly preprocess films"
+    assert cache.failures == [("broken.png", "cut short")]
+    assert set(cache.index) == set(COLUMNS)
+    assert cache.has_truth.tolist() == [False, True, False, True, False]
+    for i in range(5):
+        given, nan = row(i), float("nan")
+        for name, (dtype, shape) in COLUMNS.items():
+            found = cache.index[name]
+            assert found.shape == (5, *shape)
+            assert found.dtype == (object if dtype == "str" else dtype)
+            if name not in ("truth", "checksum"):
+                value = getattr(given, name)
+                np.testing.assert_array_equal(found[i], np.full(shape, nan) if value is None else value)
+        for variant in VARIANTS:
+            stage = variant.removesuffix("-he")
+            np.testing.assert_array_equal(cache.films(variant, [i])[0], given.films[variant])
+            np.testing.assert_array_equal(cache.masks(variant, [i])[0], given.masks[stage])
+            truth = cache.anomaly(variant, [i])[0]
+            if given.truth:
+                np.testing.assert_array_equal(truth, given.truth["raw" if stage == "raw" else "crop"])
+            else:
+                assert not truth.any()
+    assert isinstance(cache.index["path"][0], str)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [np.array([3, 0, 3, -1]), slice(None), slice(3, 0, -2), np.array([], int), np.arange(5) > 2],
+    ids=["repeats", "all", "backwards", "none", "mask"],
+)
+def test_rows_come_in_the_order_asked_for(cache, rows):
+    everything = np.stack([row(i).films["full-he"] for i in range(5)])
+    np.testing.assert_array_equal(cache.films("full-he", rows), everything[rows])
+    assert cache.masks("full-he", rows).shape == cache.anomaly("full-he", rows).shape == everything[rows].shape
+    assert cache.masks("full-he", rows).dtype == bool
+
+
+def test_a_row_beyond_the_end_is_an_index_error(cache):
+    with pytest.raises(IndexError):
+        cache.films("raw", np.array([5]))
+
+
+def test_uint16_films_keep_their_levels(path):
+    with Writer(path, header(dtype="uint16"), total=1) as writer:
+        writer.append(row(1, "uint16"))
+        writer.finish()
+    films = Cache(path).films("raw", slice(None))
+    assert films.dtype == np.uint16
+    np.testing.assert_array_equal(films[0], row(1, "uint16").films["raw"])
+
+
+def test_without_any_truth_there_is_none(path):
+    with Writer(path, header(truth=False), total=1) as writer:
+        writer.append(row(0))
+        with pytest.raises(ValueError, match="without"):
+            writer.append(row(1))
+        writer.finish()
+    assert Cache(path).anomaly("raw", slice(None)) is None
+    assert not Cache(path).has_truth.any()
+
+
+@pytest.mark.parametrize("compression", ["lzf", "gzip"])
+def test_compression_changes_no_content(tmp_path, compression):
+    plain, packed = write(tmp_path / "a.h5"), write(tmp_path / "b.h5", compression=compression)
+    assert plain.content_hash == packed.content_hash
+    assert packed.verify() == []
+    with h5py.File(packed.path, locking=False) as file:
+        assert file["films/raw"].compression == compression
+
+
+def test_one_film_is_one_chunk(cache):
+    with h5py.File(cache.path) as file:
+        assert file["films/raw"].chunks == (1, SIZE, SIZE)
+        assert file["masks/full"].shape == (5, SIZE * SIZE // 8)
+
+
+def test_a_pickled_cache_opens_anew(cache):
+    films = cache.films("raw", slice(None))
+    again = pickle.loads(pickle.dumps(cache))
+    np.testing.assert_array_equal(again.films("raw", slice(None)), films)
+    assert again.index["path"].tolist() == cache.index["path"].tolist()
+
+
+def test_several_processes_read_at_once(cache):
+    cache.films("raw", slice(None))
+    script = f"from preprocessing.schema import Cache; print(len(Cache({str(cache.path)!r}).films('raw', slice(None))))"
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+        assert done.stdout == "5\n"
+
+
+# Writing
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"films": {v: np.zeros((SIZE, SIZE + 1), "uint8") for v in VARIANTS}},
+        {"films": {v: np.zeros((SIZE, SIZE), "uint16") for v in VARIANTS}},
+        {"masks": dict.fromkeys(("raw", "crop", "full"), np.zeros((SIZE, SIZE), "uint8"))},
+        {"box": (1, 2, 3)},
+    ],
+    ids=["film shape", "film type", "mask type", "box"],
+)
+def test_a_row_unlike_the_header_is_refused_and_leaves_no_trace(tmp_path, changes):
+    with Writer(tmp_path / "t.h5", header(), total=1) as writer:
+        with pytest.raises(ValueError):
+            writer.append(row(0, **changes))
+        assert writer.done == 0
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "a\udcff.png"])
+def test_a_name_that_cannot_be_stored_is_bad_input(tmp_path, name):
+    with Writer(tmp_path / "t.h5", header(), total=2) as writer:
+        with pytest.raises(InputError, match="rename it"):
+            writer.append(row(0, path=name))
+        writer.fail(name, "why")
+        writer.append(row(0))
+        writer.finish()
+    assert len(Cache(tmp_path / "t.h5").failures) == 1
+
+
+def test_finishing_early_is_refused(path):
+    with Writer(path, header(), total=2) as writer:
+        writer.append(row(0))
+        with pytest.raises(ValueError, match="1 of 2"):
+            writer.finish()
+    assert not path.exists()
+
+
+def test_a_closed_writer_is_taken_up_again(tmp_path):
+    whole = write(tmp_path / "whole.h5")
+    path = tmp_path / "t.h5"
+    seen = []
+    with Writer(path, header(), total=6) as writer:
+        writer.append(row(0))
+        writer.append(row(1))
+        writer.fail("broken.png", "cut short")
+    assert not path.exists()
+    with Writer(path, header(command="anomaly preprocess ./films"), total=6, on_kept=seen.append) as writer:
+        assert (writer.done, writer.rows, writer.failures, writer.notes) == (3, 2, [("broken.png", "cut short")], [])
+        for i in range(2, 5):
+            writer.append(row(i))
+        writer.finish()
+    assert seen == [1, 2, 3]
+    cache = Cache(path)
+    assert cache.content_hash == whole.content_hash
+    assert cache.command == "anomaly preprocess ./films"
+    assert cache.verify() == []
+    assert [p.name for p in tmp_path.iterdir()] in (["whole.h5", "t.h5"], ["t.h5", "whole.h5"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "total", "differs"),
+    [({"recipe_digest": "x"}, 6, "recipe_digest"), ({"source_hash": "x"}, 6, "source_hash"), ({}, 7, "total")],
+)
+def test_the_partial_of_another_build_is_discarded(path, changes, total, differs):
+    with Writer(path, header(), total=6) as writer:
+        writer.append(row(0))
+    with Writer(path, header(**changes), total=total) as writer:
+        assert writer.done == 0
+        assert f"discarded, begun with another {differs}" in writer.notes[0]
+
+
+@pytest.mark.parametrize("damage", ["no films", "cut", "text", "no list", "list of nonsense"])
+def test_a_damaged_partial_is_discarded(path, damage):
+    with Writer(path, header(), total=6) as writer:
+        writer.append(row(0))
+        partial = writer.partial
+    journal = partial.with_name(partial.name + ".rows")
+    if damage == "no films":
+        partial.unlink()
+    elif damage == "cut":
+        partial.write_bytes(partial.read_bytes()[:1000])
+    elif damage == "text":
+        partial.write_text("no HDF5")
+    elif damage == "no list":
+        journal.unlink()
+    else:
+        journal.write_bytes(b"\xff[1\n{")
+    with Writer(path, header(), total=6) as writer:
+        assert writer.done == 0
+        assert "discarded, damaged" in writer.notes[0]
+        writer.append(row(0))
+
+
+def test_films_that_did_not_reach_the_disk_are_made_again(path):
+    with Writer(path, header(), total=6) as writer:
+        for i in range(4):
+            writer.append(row(i))
+        partial = writer.partial
+    with h5py.File(partial, "r+") as file:
+        file["films/crop-he"][2, 0, 0] ^= 1
+    with Writer(path, header(), total=6) as writer:
+        assert writer.done == 2
+        assert "2 films kept" in writer.notes[0]
+
+
+def test_a_torn_last_line_is_dropped(path):
+    with Writer(path, header(), total=6) as writer:
+        for i in range(3):
+            writer.append(row(i))
+        journal = writer.partial.with_name(writer.partial.name + ".rows")
+    journal.write_bytes(journal.read_bytes()[:-5])
+    with Writer(path, header(), total=6) as writer:
+        assert writer.done == 2
+        writer.append(row(2))
+    with Writer(path, header(), total=6) as writer:
+        assert (writer.done, writer.notes) == (3, [])
+
+
+def test_a_second_writer_is_refused(path):
+    with Writer(path, header(), total=6) as writer:
+        with pytest.raises(InputError, match="another process is writing this cache"):
+            Writer(path, header(), total=6)
+        writer.append(row(0))  # the first is undisturbed
+    with Writer(path, header(), total=6) as writer:
+        assert writer.done == 1
+
+
+def test_discarding_leaves_nothing(path):
+    with Writer(path, header(), total=6) as writer:
+        writer.append(row(0))
+        writer.discard()
+    assert list(path.parent.iterdir()) == []
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_schema import Writer, header, row
+with Writer(Path({path!r}), header(), total=100_000, compression={compression!r}) as writer:
+    films = [row(i) for i in range(20)]
+    print("ready", flush=True)
+    while True:
+        writer.append(films[writer.done % 20])
+"""
+
+
+@pytest.mark.parametrize("compression", [None, "lzf"])
+def test_a_killed_writer_leaves_whole_films(path, compression):
+    kept = 0
+    for _ in range(2):
+        script = KILLED.format(tests=str(Path(__file__).parent), path=str(path), compression=compression)
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.3)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        with Writer(path, header(), total=100_000, compression=compression) as writer:
+            assert writer.done > kept
+            assert not any("discarded" in note for note in writer.notes)
+            kept = writer.done
+
+
+# Refusals
+
+
+def edit(path, **attributes):
+    with h5py.File(path, "r+") as file:
+        file.attrs.update(attributes)
+
+
+def test_a_missing_cache_names_the_command(tmp_path):
+    with pytest.raises(InputError, match=r"no cache .*t\.h5; run `anomaly preprocess`"):
+        Cache(tmp_path / "t.h5")
+
+
+def test_another_schema_names_the_command_that_made_it(cache):
+    edit(cache.path, schema=0)
+    with pytest.raises(InputError) as caught:
+        Cache(cache.path)
+    assert str(caught.value) == (
+        f"{cache.path}: cache schema 0, this version reads 1; run `anomaly preprocess films` again"
+    )
+
+
+def test_an_unfinished_cache_is_refused(cache):
+    edit(cache.path, complete=False)
+    with pytest.raises(InputError, match="not finished; run `anomaly preprocess films` again"):
+        Cache(cache.path)
+
+
+def test_a_partial_file_is_refused(path):
+    with Writer(path, header(), total=6) as writer:
+        writer.append(row(0))
+    with pytest.raises(InputError, match="not finished"):
+        Cache(writer.partial)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    text = tmp_path / "text.h5"
+    text.write_text("hello")
+    with pytest.raises(InputError, match="not an HDF5 file"):
+        Cache(text)
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        file["data"] = 1
+    with pytest.raises(InputError, match="another program's HDF5 file"):
+        Cache(tmp_path / "foreign.h5")
+
+
+@pytest.mark.parametrize("keep", [0.9, 0.5, 0.1])
+def test_a_file_cut_short_is_named_as_such(cache, keep):
+    data = cache.path.read_bytes()
+    cache.path.write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(InputError, match="cut short"):
+        Cache(cache.path)
+
+
+@pytest.mark.parametrize("name", ["films/crop-he", "masks/crop", "index/label", "failures/reason"])
+def test_a_missing_dataset_is_named(cache, name):
+    with h5py.File(cache.path, "r+") as file:
+        del file[name]
+    with pytest.raises(InputError, match=f"damaged .*{name.split('/')[1]}.* run `anomaly preprocess films` again"):
+        Cache(cache.path)
+
+
+def test_an_unknown_variant_lists_those_stored(cache):
+    for read in (cache.films, cache.masks, cache.anomaly):
+        with pytest.raises(InputError, match=r"no variant 'crop'; there are: raw, crop-he, .*--variants raw,.*,crop`"):
+            read("crop", slice(None))
+
+
+# Verifying
+
+
+def test_an_intact_cache_verifies(cache):
+    assert cache.verify() == []
+
+
+@pytest.mark.parametrize("name", ["films/raw", "masks/crop", "truth/raw"])
+def test_a_flipped_byte_is_found(cache, name):
+    with h5py.File(cache.path, "r+") as file:
+        stored = file[name][3]
+        stored.flat[7] ^= 4
+        file[name][3] = stored
+    assert Cache(cache.path).verify() == ["row 3 (a/ü3.png): the stored bytes do not match their checksum"]
+
+
+def test_a_changed_label_is_found(cache):
+    with h5py.File(cache.path, "r+") as file:
+        file["index/label"][0] = 1
+    assert Cache(cache.path).verify() == ["index: its hash is not the recorded one"]
+
+
+def test_missing_rows_are_found(cache):
+    with h5py.File(cache.path, "r+") as file:
+        file["masks/raw"].resize(4, axis=0)
+    assert "masks/raw: uint8 (4, 50), expected uint8 (5, 50)" in Cache(cache.path).verify()
+    edit(cache.path, done=9)
+    assert "5 films and 1 failures, expected 9 together" in Cache(cache.path).verify()
+
+
+# The newest
+
+
+def test_the_newest_complete_cache_is_found(tmp_path):
+    with pytest.raises(InputError) as caught:
+        newest_cache(tmp_path / "cache")
+    assert str(caught.value) == f"no cache in {tmp_path / 'cache'}/; run `anomaly preprocess`"
+    for age, name in enumerate(("c", "a", "b")):
+        os.utime(write(tmp_path / f"{name}.h5").path, (age, age))
+    assert newest_cache(tmp_path) == tmp_path / "b.h5"
+    edit(tmp_path / "b.h5", schema=0)
+    os.utime(tmp_path / "b.h5", (9, 9))
+    assert newest_cache(tmp_path) == tmp_path / "a.h5"
+    for name in ("a", "c"):
+        (tmp_path / f"{name}.h5").unlink()
+    with pytest.raises(InputError, match="schema 0"):
+        newest_cache(tmp_path)
+
+
+def test_content_hash_tells_contents_apart(tmp_path):
+    hashes = {write(tmp_path / f"{n}.h5", n).content_hash for n in (3, 4, 4, 5)}
+    assert len(hashes) == 3
+
+
+def test_the_docstring_names_every_column():
+    for name, (dtype, shape) in COLUMNS.items():
+        line = next(line for line in schema.__doc__.splitlines() if line.split()[:1] == [f"index/{name}"])
+        assert line.split()[1] == dtype
+        assert f"({', '.join(map(str, ('N', *shape)))}{'' if shape else ','})" in line
