@@ -165,7 +165,8 @@ class _Order(Sampler[tuple[NDArray[np.int64], int]]):
     """
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        self.count, self.batches, self.seed, self.epoch = count, max(1, round(count / batch_size)), seed, 0
+        self.count, self.seed, self.epoch = count, seed, 0
+        self.batches = max(1, min(round(count / batch_size), count // 2))
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.int64], int]]:
         draw = np.random.default_rng([self.seed, self.epoch])

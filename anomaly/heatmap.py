@@ -100,9 +100,9 @@ def blend(
 ) -> Picture:
     """The film in grey with the map's heat over it, pixel for pixel.
 
-    film  (H, W) float in [0, 1].    map  (H, W) finite, at least 0.    mask  (H, W) bool: no heat outside.    scale
-    from `map_scale`. colours  even steps of the map look even, to colour-blind eyes and in print too.    Returns (H, W,
-    3) uint8, RGB.
+    film  (H, W) float in [0, 1].    map  (H, W) finite, at least 0.    mask  (H, W) bool: no heat outside.
+    scale  from `map_scale`.    colours  even steps of the map look even, to colour-blind eyes and in print too.
+    Returns (H, W, 3) uint8, RGB.
 
     The colour runs from 0 to REACH x scale and stays there beyond. The heat is clear up to CLEAR x scale, and densest
     from REACH x scale: a pixel's colour depends on its film and map value alone, so it means the same in every picture
@@ -132,10 +132,9 @@ def overlay(
 ) -> Picture:
     """The film with its heat, a title above and the colour bar with numbers beside: a picture that explains itself.
 
-    film, map, mask, scale, colours  as in `blend`.    title  one or two lines ("\\n"), cut in the middle to
-    fit.    unit  of the map. threshold  map value to mark on the bar; without one the scale itself is marked, the limit
-    of normal films. Returns (H', W', 3) uint8, RGB. Films under 384 pixels are enlarged by a whole factor, pixels as
-    squares.
+    film, map, mask, scale, colours  as in `blend`.    title  one or two lines, cut in the middle to fit.
+    unit  of the map.    threshold  map value to mark on the bar; without one the scale is marked, the limit of normals.
+    Returns (H', W', 3) uint8, RGB. Films under 384 pixels are enlarged by a whole factor, pixels as squares.
     """
     from PIL import Image, ImageDraw
 

@@ -342,9 +342,9 @@ def evaluate(
     """Every figure of every score, for films, studies and patients, as plain data that JSON can hold.
 
     columns  "label" (N,) -1, 0 or 1; "patient" and "study" (N,) names; "finding" and "difficulty" (N,) names, "" where
-    there is none (both may be missing).    scores  name -> (N,) finite.    thresholds  level -> score -> the value from
-    which films (studies, patients) are flagged, found on validation normals.    trivial  the scores that the others
-    have to beat.    how  films -> study, patient.
+    there is none (both may be missing).    scores  name -> (N,) finite.
+    thresholds  level -> score -> value from which films (studies, patients) are flagged, found on validation normals.
+    trivial  the scores that the others have to beat.    how  films -> study, patient.
 
     Returns {"settings": ..., "film" | "study" | "patient": {score: figures}, "finding" | "difficulty": {kind: {score:
     figures}}} where figures hold "roc_auc", "ap", their "_interval" [low, high] or None, "n", "n_abnormal",
@@ -410,7 +410,7 @@ def _figures(
             figures["threshold"] = at_threshold(truth, score, thresholds[name])
         result[name] = figures
     rivals = [name for name in trivial if name in result]
-    for name in set(result) - set(trivial):
+    for name in [name for name in result if name not in trivial]:
         if rivals and result[name]["roc_auc"] is not None:
             result[name]["against"] = {
                 rival: draws.comparison(

@@ -53,9 +53,7 @@ class ReportContext:
     metrics: Mapping[str, Any]  # from `metrics.evaluate`
     config: Mapping[str, Any] = field(default_factory=dict)  # nested as you like
     facts: Mapping[str, str] = field(default_factory=dict)  # lines of the header: seed, duration, versions
-    history: Mapping[str, Sequence[float | None]] = field(
-        default_factory=dict
-    )  # column -> value per row, None or nan: no value
+    history: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # column -> rows; None, nan: no value
     threshold: float | None = None  # of the main score, for films
     pixels: Mapping[str, Any] | None = None  # from `metrics.pixel_roc_auc`
     map_scale: float | None = None  # from `heatmap.map_scale`

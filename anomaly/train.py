@@ -275,7 +275,10 @@ class Trainer:
             for name, tensor in groups["optimiser"].items():
                 owner, index, key = name.split("/")
                 if owner == player:
-                    whole["state"].setdefault(int(index), {})[key] = tensor
+                    moved = self.parameters[player][int(index)]
+                    # The fused optimiser walks memory: its averages must lie as their parameter does, channels last.
+                    laid = torch.empty_like(moved).copy_(tensor) if tensor.shape == moved.shape else tensor
+                    whole["state"].setdefault(int(index), {})[key] = laid.detach()
             optimiser.load_state_dict(whole)
 
 

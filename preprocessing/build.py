@@ -10,8 +10,8 @@ import signal
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from preprocessing.recipe import VARIANTS, Localizer, Recipe, Segmenter
 from preprocessing.schema import Cache, Header, Row, Writer
 from preprocessing.sources import Record, Source
 
-TASK_FILMS = 8  # given to a worker at a time
+TASK_FILMS = 4  # given to a worker at a time
 ROUND_BYTES = 2**30  # of prepared films that may wait for a slow disk
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -77,6 +77,7 @@ class _Job:
 
 
 _Outcome = Row | tuple[str, str]  # a prepared film, or path and reason of a failure
+_Report = Callable[[Progress], None]
 
 
 def cache_path(
@@ -124,12 +125,12 @@ def build(
     another process is writing, and a disk that is too full or becomes so: the films done then stay for the next build.
     """
     begun = time.monotonic()
-    report = on_progress or (lambda progress: None)
-    total = len(source.records)
-    if not total:
+    if not source.records:
         raise InputError(f"{source.root}: no films found")
     if workers < 0:
         raise InputError(f"{workers} workers; give 1 or more, or 0 for every core")
+    if compression not in (None, "lzf", "gzip"):
+        raise InputError(f"no compression {compression!r}; there are: lzf, gzip")
     variants = _ordered(variants)
     digest, listing = _digest(recipe, localizer, segmenter), source.listing_hash()
     if path.exists() and not force:
@@ -137,46 +138,59 @@ def build(
         seconds = time.monotonic() - begun
         return BuildReport(path, len(cache), cache.failures, reused=True, kept=0, seconds=seconds, notes=())
 
-    workers = workers or joblib.cpu_count()
-    header = Header(
-        variants=variants,
-        size=recipe.size,
-        dtype=_depth(source, workers, report),
-        recipe_json=recipe.to_json(),
-        recipe_digest=digest,
-        source=source.name,
-        source_kind=source.kind,
-        source_hash=listing,
-        synthetic=source.synthetic,
-        truth=any(record.anomaly_mask for record in source.records),
-        command=command or shlex.join(["anomaly", "preprocess", str(source.root)]),
+    with _interruptible(on_progress) as report:
+        header = Header(
+            variants=variants,
+            size=recipe.size,
+            dtype=_depth(source, report),
+            recipe_json=recipe.to_json(),
+            recipe_digest=digest,
+            source=source.name,
+            source_kind=source.kind,
+            source_hash=listing,
+            source_path=str(source.root.absolute()),
+            synthetic=source.synthetic,
+            truth=any(record.anomaly_mask for record in source.records),
+            command=command or shlex.join(["anomaly", "preprocess", str(source.root)]),
+        )
+        job = _Job(source, recipe, variants, header.dtype, localizer, segmenter)
+        with _disk(path, header, len(source.records)):
+            _refuse_full_disk(path, header, len(source.records), compression)
+            writer, kept = _write(path, header, job, workers or joblib.cpu_count(), compression, report)
+    return BuildReport(
+        path=path,
+        rows=writer.rows,
+        failures=writer.failures,
+        reused=False,
+        kept=kept,
+        seconds=time.monotonic() - begun,
+        notes=tuple(writer.notes),
     )
-    job = _Job(source, recipe, variants, header.dtype, localizer, segmenter)
-    with _disk(path, header, total), _interruptible() as interrupted:
-        _refuse_full_disk(path, header, total, compression)
 
-        def kept_so_far(films: int) -> None:
-            report(Progress("check", films, total))
 
-        with Writer(path, header, total=total, compression=compression, on_kept=kept_so_far) as writer:
-            kept = writer.done
-            report(Progress("films", kept, total, len(writer.failures)))
-            with closing(_outcomes(job, source.records[kept:], workers, header, interrupted)) as outcomes:
-                for outcome in outcomes:
-                    _store(writer, outcome)
-                    report(Progress("films", writer.done, total, len(writer.failures)))
-                    if interrupted.is_set():
-                        raise KeyboardInterrupt
-            failures = writer.failures
-            if not writer.rows:
-                writer.discard()
-                first, reason = failures[0]
-                raise InputError(
-                    f"{source.root}: none of {total} films could be prepared; the first, {first}: {reason}"
-                )
-            writer.finish()
-    seconds = time.monotonic() - begun
-    return BuildReport(path, writer.rows, failures, reused=False, kept=kept, seconds=seconds, notes=tuple(writer.notes))
+def _write(
+    path: Path, header: Header, job: _Job, workers: int, compression: str | None, report: _Report
+) -> tuple[Writer, int]:
+    """Write the cache, or what of it is missing; the finished writer, and how many films were there already."""
+    records, root = job.source.records, job.source.root
+    total = len(records)
+
+    def check(films: int) -> None:
+        report(Progress("check", films, total))
+
+    with Writer(path, header, total=total, compression=compression, on_kept=check) as writer:
+        kept = writer.done
+        report(Progress("films", kept, total, kept - writer.rows))
+        with closing(_outcomes(job, records[kept:], workers, header)) as outcomes:
+            for outcome in outcomes:
+                _store(writer, outcome)
+                report(Progress("films", writer.done, total, writer.done - writer.rows))
+        if not writer.rows:
+            first, reason = writer.failures[0]
+            writer.discard()
+            raise InputError(f"{root}: none of {total} films could be prepared; the first, {first}: {reason}")
+        writer.finish()
+    return writer, kept
 
 
 def _ordered(variants: Sequence[str]) -> tuple[str, ...]:
@@ -209,27 +223,20 @@ def _same(path: Path, digest: str, listing: str, variants: tuple[str, ...]) -> C
     return cache
 
 
-def _depth(source: Source, workers: int, report: Callable[[Progress], None]) -> str:
-    """Choose the type of the films: one deeper than 8 bits is enough for uint16."""
-
-    def peek(record: Record) -> int:
+def _depth(source: Source, report: _Report) -> str:
+    """Choose the type of the films from their headers: one deeper than 8 bits is enough for uint16."""
+    for done, record in enumerate(source.records, 1):
         try:
-            return peek_depth(record.path, source.read(record.path))
-        except Exception:  # it will be a failure, with its reason, when it is prepared
-            return 8
-
-    total, step = len(source.records), 64
-    with ThreadPoolExecutor(max(2, min(workers, 8))) as pool:
-        for start in range(0, total, step):
-            if max(pool.map(peek, source.records[start : start + step])) > 8:
-                return "uint16"
-            report(Progress("depth", min(start + step, total), total))
+            depth = peek_depth(record.path, source.read(record.path))
+        except Exception:  # when it is prepared it will be a failure, with its reason
+            depth = 8
+        if depth > 8:
+            return "uint16"
+        report(Progress("depth", done, len(source.records)))
     return "uint8"
 
 
-def _outcomes(
-    job: _Job, records: Sequence[Record], workers: int, header: Header, interrupted: threading.Event
-) -> Generator[_Outcome]:
+def _outcomes(job: _Job, records: Sequence[Record], workers: int, header: Header) -> Generator[_Outcome]:
     """Prepare films in their order.
 
     When a worker process is killed, which ends a whole pool, the films that were under way are prepared one by one.
@@ -250,12 +257,11 @@ def _outcomes(
         done = 0
         while done < len(records):
             try:
-                for outcome in _parallel(shared, records[done : done + films], workers):
-                    done += 1
-                    yield outcome
+                with closing(_parallel(shared, records[done : done + films], workers)) as outcomes:
+                    for outcome in outcomes:
+                        done += 1
+                        yield outcome
             except BrokenProcessPool:
-                if interrupted.is_set():  # Ctrl-C reached a worker too
-                    raise KeyboardInterrupt from None
                 for record in records[done : done + 2 * workers * TASK_FILMS]:
                     done += 1
                     yield _alone(shared, record)
@@ -265,10 +271,15 @@ def _parallel(shared: Path, records: Sequence[Record], workers: int) -> Generato
     films = max(1, min(TASK_FILMS, len(records) // (4 * workers)))
     tasks = [joblib.delayed(_work)(str(shared), records[i : i + films]) for i in range(0, len(records), films)]
     with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
-        results = joblib.Parallel(n_jobs=workers, batch_size=1, return_as="generator")(tasks)
-        with closing(results):
-            for outcomes in results:
-                yield from outcomes
+        parallel = joblib.Parallel(n_jobs=workers, batch_size=1, return_as="generator")
+    results = parallel(tasks)
+    try:
+        for outcomes in results:
+            yield from outcomes
+    finally:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"\d+ tasks")  # that an interrupted build leaves work undone is no news
+            results.close()
 
 
 def _alone(shared: Path, record: Record) -> _Outcome:
@@ -363,7 +374,7 @@ def _refuse_full_disk(path: Path, header: Header, total: int, compression: str |
     needed, free = _missing(path, header, total), shutil.disk_usage(path.parent).free
     if compression is None and free < needed:
         raise InputError(
-            f"{path.parent}: {_gigabytes(free)} free, this cache needs {_gigabytes(needed)}; "
+            f"{path.parent}: {_readable(free)} free, this cache needs {_readable(needed)}; "
             "free some space, or choose a smaller size, fewer variants or compression"
         )
 
@@ -377,8 +388,8 @@ def _missing(path: Path, header: Header, total: int) -> int:
     )  # 4 KiB for a film's line in the index and the chunk tables
 
 
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
+def _readable(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 @contextmanager
@@ -390,7 +401,7 @@ def _disk(path: Path, header: Header, total: int) -> Iterator[None]:
         text = " ".join(str(error).split())
         if getattr(error, "errno", None) in FULL or any(os.strerror(number) in text for number in FULL):
             raise InputError(
-                f"{path.parent}: the disk is full; up to {_gigabytes(_missing(path, header, total))} more are needed: "
+                f"{path.parent}: the disk is full; up to {_readable(_missing(path, header, total))} more are needed: "
                 "free some space and give the same command again, it goes on where it stopped"
             ) from error
         if isinstance(error, OSError):
@@ -399,21 +410,30 @@ def _disk(path: Path, header: Header, total: int) -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Note Ctrl-C beside raising KeyboardInterrupt: Python drops an exception that falls into the clean-up of an object."""
+def _interruptible(on_progress: _Report | None) -> Iterator[_Report]:
+    """Let Ctrl-C end the build where it next reports, between two films; a second Ctrl-C does not wait.
+
+    Raised at once, KeyboardInterrupt often falls into the clean-up of an object, where Python drops it.
+    """
     interrupted = threading.Event()
     before = signal.getsignal(signal.SIGINT)
+    here = threading.current_thread() is threading.main_thread()  # signals come to no other thread
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        interrupted.set()
-        if callable(before):
+        if interrupted.is_set() and callable(before):
             before(number, frame)
+        interrupted.set()
 
-    if threading.current_thread() is not threading.main_thread():  # signals do not come here
-        yield interrupted
-        return
-    signal.signal(signal.SIGINT, interrupt)
+    def report(progress: Progress) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        if on_progress is not None:
+            on_progress(progress)
+
+    if here:
+        signal.signal(signal.SIGINT, interrupt)
     try:
-        yield interrupted
+        yield report
     finally:
-        signal.signal(signal.SIGINT, before)
+        if here:
+            signal.signal(signal.SIGINT, before)

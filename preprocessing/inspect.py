@@ -3,9 +3,8 @@
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -21,6 +20,13 @@ from preprocessing.schema import Cache, stage_of
 LABELS = {0: "normal", 1: "abnormal", -1: "unknown"}
 SHEET_FILMS = 200  # more would not be looked at, and a picture has at most 65,536 pixels a side
 SHOWN_SIDE = 400  # pixels of a film on the sheet
+
+
+class Films(Protocol):
+    """Where film files can be read: a `sources.Source`."""
+
+    def read(self, relative: str, /) -> bytes:
+        """Read a file by its path in the source."""
 
 
 def problems_first(cache: Cache, rows: NDArray[Any] | None = None) -> NDArray[np.intp]:
@@ -109,43 +115,44 @@ TITLES = {"depths": "bits", "shapes": "pixels", "films_per_study": "films/study"
 
 def sheet(
     cache: Cache,
-    read: Callable[[str], bytes] | None,
+    source: Films | None,
     out: Path,
     rows: NDArray[Any] | None = None,
     *,
     variant: str | None = None,
-    most: int = 24,
+    count: int = 24,
 ) -> Path:
     """Draw a contact sheet, two films a line, those with problems first: film, foreground mask, prepared film.
 
     The film has the carrier's outline (orange) and the crop's (cyan). Where the film itself is not at hand, or is no
     longer the one that was prepared, the stored stage "raw" takes its place, or nothing.
 
-    read      gives the bytes of a film file by its path in the source, as `Source.read` does; None: not at hand
+    source    where the film files are; None: not at hand
     out       the picture to write; its suffix names the format
     rows      of the cache; all by default
     variant   stored variant to show; the last by default
-    most      films at most
+    count     films at most
 
     Raises InputError for no rows, more than 200 films, an unknown variant and an unknown format.
     """
     variant = variant or cache.variants[-1]
-    shown = problems_first(cache, rows)[:most]
+    shown = problems_first(cache, rows)[:count]
     if not 0 < len(shown) <= SHEET_FILMS:
         raise InputError(f"{len(shown)} films for a contact sheet; choose 1 to {SHEET_FILMS}")
     lines = -(-len(shown) // 2)
-    figure = Figure(figsize=(12, 0.3 + 2.3 * lines), dpi=100, layout="constrained")
+    figure = Figure(figsize=(12, 0.3 + 2.4 * lines), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(lines, 6, squeeze=False)
     for panel in panels.flat:
         panel.set_axis_off()
     for i, row in enumerate(shown):
         film, mask, result = panels[i // 2, 3 * (i % 2) : 3 * (i % 2) + 3]
-        note = _draw_film(film, cache, int(row), read)
+        note = _draw_film(film, cache, int(row), source)
         _draw(mask, cache.masks(variant, np.array([row]))[0].astype(np.uint8), 1)
         _draw(result, cache.films(variant, np.array([row]))[0], np.iinfo(cache.dtype).max)
         fallbacks = cache.index["fallbacks"][row]
-        _title(film, _shortened(cache.index["path"][row]), "left")
+        height, width, depth = (cache.index[name][row] for name in ("height", "width", "depth"))
+        _title(film, f"{_shortened(cache.index['path'][row])}\n{width} x {height}, {depth} bit", "left")
         _title(
             mask,
             f"no {', no '.join(_steps(fallbacks))}" if fallbacks else note,
@@ -157,9 +164,9 @@ def sheet(
     return out
 
 
-def _draw_film(panel: Axes, cache: Cache, row: int, read: Callable[[str], bytes] | None) -> str:
+def _draw_film(panel: Axes, cache: Cache, row: int, source: Films | None) -> str:
     """Draw the film with its outlines; a note if something else had to stand in for it."""
-    pixels, note = _film(cache, row, read)
+    pixels, note = _film(cache, row, source)
     onto = np.eye(2, 3)  # film (x, y) -> panel (x, y)
     if pixels is not None:
         _draw(panel, pixels, max(int(pixels.max()), 1))
@@ -177,13 +184,13 @@ def _draw_film(panel: Axes, cache: Cache, row: int, read: Callable[[str], bytes]
     return note
 
 
-def _film(cache: Cache, row: int, read: Callable[[str], bytes] | None) -> tuple[NDArray[Any] | None, str]:
+def _film(cache: Cache, row: int, source: Films | None) -> tuple[NDArray[Any] | None, str]:
     """Read the film (H, W) that a row was made of, or say why it is not there."""
-    if read is None:
+    if source is None:
         return None, "film not at hand"
     path = cache.index["path"][row]
     try:
-        data = read(path)
+        data = source.read(path)
         if hashlib.sha256(data).hexdigest() != cache.index["sha256"][row]:
             return None, "film has changed since"
         return read_film(path, data).pixels, ""
@@ -215,6 +222,10 @@ def _draw(panel: Axes, pixels: NDArray[Any], white: int) -> None:
     small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else pixels
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)  # outlines stay in the pixels of the film
     panel.imshow(small, cmap="gray", vmin=0, vmax=white, extent=extent, interpolation="nearest")
+    x, y, half = (width - 1) / 2, (height - 1) / 2, max(width, height) / 2
+    panel.set(
+        xlim=(x - half, x + half), ylim=(y + half, y - half)
+    )  # every panel is square, so that titles stand in line
 
 
 def _title(panel: Axes, text: str, place: Any, colour: str = "black") -> None:
@@ -237,7 +248,7 @@ def _save(figure: Figure, out: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _shortened(path: str, length: int = 52) -> str:
+def _shortened(path: str, length: int = 90) -> str:
     text = "".join(letter if letter.isprintable() else "?" for letter in path)
     return text if len(text) <= length else "…" + text[1 - length :]
 
@@ -252,7 +263,7 @@ def _counts(values: Any) -> dict[str, int]:
 
 def _listed(counts: dict[str, int], most: int) -> str:
     text = ", ".join(f"{name}: {count}" for name, count in list(counts.items())[:most])
-    return f"{text}, and {len(counts) - most} more kinds" if len(counts) > most else text
+    return f"{text}, and {len(counts) - most} more" if len(counts) > most else text
 
 
 def _rest(entries: list[Any], most: int) -> list[str]:

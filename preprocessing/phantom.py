@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,9 +28,8 @@ from preprocessing import InputError
 
 Array = NDArray[Any]
 
-PATIENTS = (
-    152  # at this count about 60 normal patients (150 films) are left to train on once validation and test have theirs
-)
+# Patients. Once validation and test have theirs, about 60 normal ones (150 films) are left to train on.
+DEFAULT = 152
 SIZE = 512
 ABNORMAL = 0.3  # share of patients with an abnormal study
 REVISION = 1  # of the drawing: raise it whenever the same seed gives other pixels
@@ -39,11 +38,8 @@ DIFFICULTIES = ("obvious", "medium", "subtle")
 VIEWS = ("frontal", "oblique", "lateral")
 
 _PROGRESS, _NOTE = ".phantoms.json", "SYNTHETIC.txt"
-_SOFT, _BONE, _METAL = (
-    0.021,
-    0.062,
-    0.45,
-)  # attenuation per mm at about 55 kV; bone's and metal's in excess of the tissue they replace
+# Attenuation per mm at about 55 kV; bone's and metal's in excess of the tissue they replace.
+_SOFT, _BONE, _METAL = 0.021, 0.062, 0.45
 _CARPALS = {  # z and outline (x, y), mm
     "scaphoid": (-3, "6,-3 9,-7 14,-8 19,-5 24,1 25,6 21,7.5 16,5.5 11,5 7.5,2"),
     "lunate": (0, "-6,-5.5 -2,-8.3 4,-8.3 5,-4 6,0.5 3,1.5 -1,2.2 -5.5,1"),
@@ -88,7 +84,7 @@ class FilmPlan:
         return (f"{stem}.json", f"{stem}_hand.png", *anomaly, self.path)
 
 
-def plan_films(*, seed: int = 0, patients: int = PATIENTS) -> list[FilmPlan]:
+def plan_films(*, seed: int = 0, patients: int = DEFAULT) -> list[FilmPlan]:
     """Deal studies, views and findings over patients; nothing is drawn. Films come in path order.
 
     Studies a patient (1-2), films a study (1-4) and views are dealt before labels, so they say nothing about them.
@@ -188,7 +184,8 @@ class _Long:
     shape: _Shape
     fracture: _Fracture | None = None
     spot: _Spot | None = None
-    bridge: float = 0.0  # > 0: fills a joint up to this density instead of adding to it
+    joins: tuple[str, ...] = ()  # a bridge adds only what these bones lack of `density`
+    density: float = 1.0
 
     def width(self, at: float) -> float:
         """The half-width at 0..1 of its length, mm."""
@@ -513,16 +510,8 @@ def _harden(hand: _Hand, grade: int, rng: np.random.Generator) -> _Hand:
 def _spot(hand: _Hand, grade: int, change: float, rng: np.random.Generator) -> _Hand:
     """The hand with bone taken away or added in a lobed spot, the smaller the subtler."""
     digit = int(rng.integers(2, 6))
-    names = [
-        f"proximal {digit}",
-        f"metacarpal {digit}",
-        f"middle {digit}",
-        "proximal 1",
-        "radius",
-        "capitate",
-        "scaphoid",
-        "lunate",
-    ]
+    names = [f"proximal {digit}", f"metacarpal {digit}", f"middle {digit}", "proximal 1", "radius"]
+    names += ["capitate", "scaphoid", "lunate"] if grade else []  # among carpals nothing is obvious from the side
     bone = hand.bone(str(rng.choice(names)))
     at, off = rng.uniform(0.2, 0.8), _sign(rng) * rng.uniform(0, 0.22)
     if isinstance(bone, _Short):
@@ -582,7 +571,8 @@ def _fuse(hand: _Hand, grade: int, rng: np.random.Generator) -> _Hand:
         inner,
         spongy,
         _Shape(),
-        bridge=(1.0, 0.95, 0.78)[grade],
+        joins=(near.name, far.name),
+        density=(1.0, 0.95, 0.78)[grade],
     )
     return replace(hand, bones=(*hand.bones, bridge))
 
@@ -658,6 +648,8 @@ def _add_finding(hand: _Hand, plan: FilmPlan, seed: int) -> _Hand:
 
 
 _Area = tuple[float, float, float, float]  # x0, y0, x1, y1, pixels
+_Window = tuple[slice, slice]  # rows, columns
+_Patch = tuple[_Window, Array]  # of a drawing, and where it belongs
 
 
 @dataclass(frozen=True)
@@ -681,7 +673,7 @@ class _Pose:
     def fitted(self, hand: _Hand, area: _Area, fill: float, slack: tuple[float, float]) -> _Pose:
         """The pose that fits wrist to fingertips into `fill` of an area; `slack` 0..1 shares out what room is left."""
         balls = [ball for chain in hand.fingers for pair in chain for ball in pair] + list(hand.palm[0])
-        balls += [(centre - (0, 24.0, 0), radius) for centre, radius in hand.palm[1][:2]]
+        balls += [(centre - (0, 24.0, 0), radius) for centre, radius in hand.palm[0][-2:]]  # a stub of forearm
         points = self.film(np.array([centre for centre, _ in balls]))  # (N, 2) in mm as yet
         radii = np.array([radius for _, radius in balls])[:, None]
         low, high = (points - radii).min(0), (points + radii).max(0)
@@ -692,7 +684,7 @@ class _Pose:
         return replace(self, scale=scale, offset=(float(x), float(y)))
 
 
-def _window(points: Array, reach: float, shape: tuple[int, int]) -> tuple[slice, slice] | None:
+def _window(points: Array, reach: float, shape: tuple[int, int]) -> _Window | None:
     """Rows and columns within `reach` pixels of the points (N, 2), or None where that misses the film."""
     x0, y0 = np.floor(points.min(0) - reach).astype(int)
     x1, y1 = np.ceil(points.max(0) + reach).astype(int) + 1
@@ -700,7 +692,7 @@ def _window(points: Array, reach: float, shape: tuple[int, int]) -> tuple[slice,
     return (slice(y0, y1), slice(x0, x1)) if x0 < x1 and y0 < y1 else None
 
 
-def _along(ends: Array, window: tuple[slice, slice]) -> tuple[Array, Array, float]:
+def _along(ends: Array, window: _Window) -> tuple[Array, Array, float]:
     """Pixels along and across the line between two points (2, 2), over a window, and its length."""
     way = ends[1] - ends[0]
     length = max(float(np.hypot(*way)), 1e-3)
@@ -710,16 +702,13 @@ def _along(ends: Array, window: tuple[slice, slice]) -> tuple[Array, Array, floa
     return x * ux + y * uy, y * ux - x * uy, length
 
 
-def _draw_long(bone: _Long, pose: _Pose, grain: Array) -> tuple[tuple[slice, slice], Array] | None:
+def _draw_long(bone: _Long, pose: _Pose, grain: Array) -> _Patch | None:
     """The millimetres of cortex-equal bone along each ray through a long bone: (window, patch)."""
     ends = pose.film(np.stack([bone.start, bone.end]))
     true = float(np.linalg.norm(bone.end - bone.start))
     widest = float(bone.outer.max())
-    window = _window(
-        ends,
-        pose.scale * (widest + abs(bone.shape.bow) + (abs(bone.fracture.step) if bone.fracture else 0)) + 2,
-        grain.shape,
-    )
+    aside = abs(bone.shape.bow) + (abs(bone.fracture.step) if bone.fracture else 0)
+    window = _window(ends, pose.scale * (widest + aside) + 2, grain.shape)
     if window is None:
         return None
     s, d, pixels = _along(ends, window)
@@ -736,9 +725,8 @@ def _draw_long(bone: _Long, pose: _Pose, grain: Array) -> tuple[tuple[slice, sli
         d = d - broken.step * far * closing
         gap = 1 - broken.depth * np.exp(-((past / (0.5 * broken.gap)) ** 2))
     side = np.clip(d / widest, -1, 1)
-    t = t + np.float32(1 / true) * (1 - np.clip(t, 0, 1)) ** 2 * (
-        bone.shape.cup * side * side + bone.shape.slant * widest * side
-    )
+    hollow = bone.shape.cup * side * side + bone.shape.slant * widest * side
+    t = t + np.float32(1 / true) * (1 - np.clip(t, 0, 1)) ** 2 * hollow
     if bone.shape.notch:
         t = t + np.float32(bone.shape.notch / true) * np.clip(5 * t - 4, 0, 1) * np.exp(-((side / 0.3) ** 2))
     index = (255 * t + 0.5).astype(np.int32)
@@ -756,7 +744,7 @@ def _draw_long(bone: _Long, pose: _Pose, grain: Array) -> tuple[tuple[slice, sli
     return window, np.asarray(patch * (bone.shape.flat / max(short, 0.6)), dtype=np.float32)
 
 
-def _draw_short(bone: _Short, pose: _Pose, grain: Array) -> tuple[tuple[slice, slice], Array] | None:
+def _draw_short(bone: _Short, pose: _Pose, grain: Array) -> _Patch | None:
     """The millimetres of cortex-equal bone along each ray through a carpal: (window, patch)."""
     centre = pose.film(bone.centre)
     reach = float(bone.outline.max())
@@ -791,19 +779,37 @@ def _draw_spot(spot: _Spot, patch: Array, whole: Array, s: Array, d: Array) -> A
     return np.asarray(patch * (1 + spot.change * weight) if spot.change < 0 else patch + spot.change * weight * whole)
 
 
-def _draw_bones(bones: Iterable[_Long | _Short], pose: _Pose, grain: Array) -> Array:
-    """The millimetres of cortex-equal bone along each ray, (H, W) float32."""
+def _draw_bones(bones: Sequence[_Long | _Short], pose: _Pose, grain: Array) -> Array:
+    """The millimetres of cortex-equal bone along each ray, (H, W) float32.
+
+    Where a pixel is coarser than a joint's gap, finer rays are averaged: else small films would lose what is thin.
+    """
+    fine = max(1, round(1.6 / pose.scale))
+    if fine > 1:
+        x, y = pose.offset
+        offset = (fine * (x + 0.5) - 0.5, fine * (y + 0.5) - 0.5)
+        grid = (fine * grain.shape[1], fine * grain.shape[0])
+        pose = replace(pose, scale=fine * pose.scale, offset=offset)
+        drawn = _draw_bones(bones, pose, cv2.resize(grain, grid, interpolation=cv2.INTER_NEAREST))
+        return np.asarray(cv2.resize(drawn, grain.shape[::-1], interpolation=cv2.INTER_AREA))
     total = np.zeros_like(grain)
+    patches = {bone.name: _draw_bone(bone, pose, grain) for bone in bones}
     for bone in bones:
-        drawn = _draw_long(bone, pose, grain) if isinstance(bone, _Long) else _draw_short(bone, pose, grain)
-        if drawn is None:
+        if (placed := patches[bone.name]) is None:
             continue
-        window, patch = drawn
-        if isinstance(bone, _Long) and bone.bridge:
-            total[window] = np.maximum(total[window], bone.bridge * patch)
-        else:
-            total[window] += patch
+        window, patch = placed
+        if isinstance(bone, _Long) and bone.joins:
+            there = np.zeros_like(grain)
+            for neighbour in filter(None, (patches[name] for name in bone.joins)):
+                there[neighbour[0]] += neighbour[1]
+            patch = np.maximum(bone.density * patch - there[window], 0)
+        total[window] += patch
     return total
+
+
+def _draw_bone(bone: _Long | _Short, pose: _Pose, grain: Array) -> _Patch | None:
+    """One bone's share of that; None where it lies outside the film."""
+    return _draw_long(bone, pose, grain) if isinstance(bone, _Long) else _draw_short(bone, pose, grain)
 
 
 def _draw_flesh(hand: _Hand, pose: _Pose, shape: tuple[int, int]) -> Array:
@@ -822,9 +828,8 @@ def _draw_flesh(hand: _Hand, pose: _Pose, shape: tuple[int, int]) -> Array:
     squared = _inflate(soft > 127, 12.5 * pose.scale)
     for chain in hand.fingers:
         links = [(pose.film(np.stack([a, b])), pose.scale * ra, pose.scale * rb) for (a, ra), (b, rb) in chain]
-        window = _window(
-            np.concatenate([ends for ends, _, _ in links]), max(max(ra, rb) for _, ra, rb in links) + 2, shape
-        )
+        thick = max(max(ra, rb) for _, ra, rb in links)
+        window = _window(np.concatenate([ends for ends, _, _ in links]), thick + 2, shape)
         if window is None:
             continue
         finger = np.float32(0)
@@ -846,14 +851,15 @@ def _inflate(inside: NDArray[np.bool_], reach: float) -> Array:
     height, width = inside.shape
     solid = inside.astype(np.float32)
     u: Array | None = None
-    for step, rounds in ((8, 60), (4, 24), (2, 12), (1, 6)):
-        if min(height, width) // step < 24:
+    for step in (32, 16, 8, 4, 2, 1):
+        if step > 1 and reach < 2.5 * step:
             continue
         grid = (-(-width // step), -(-height // step))
-        part = (cv2.resize(solid, grid, interpolation=cv2.INTER_AREA) > 0.5).astype(np.float32) if step > 1 else solid
-        u = reach * reach * part if u is None else cv2.resize(u, grid, interpolation=cv2.INTER_LINEAR)
+        part = (cv2.resize(solid, grid, interpolation=cv2.INTER_AREA) > 0.5).astype(np.float32)
         gain = part / np.float32(1 + step * step / (3 * reach * reach))
-        for _ in range(rounds):
+        rounds = 60 if u is None else 6 if step == 1 else 18
+        u = reach * reach * part if u is None else cv2.resize(u, grid, interpolation=cv2.INTER_LINEAR)
+        for _ in range(rounds):  # a mean over 3 x 3 cells is u + step² ∇²u / 3
             u = (cv2.blur(u, (3, 3), borderType=cv2.BORDER_REPLICATE) + np.float32(step * step / 3)) * gain
     assert u is not None
     return np.asarray(8 * u)
@@ -869,9 +875,8 @@ def _draw_metal(hand: _Hand, pose: _Pose, shape: tuple[int, int]) -> Array:
             continue
         s, d, length = _along(ends, window)
         beyond = s - np.clip(s, 0, length)
-        cover = np.clip(0.5 * pose.scale * width + 0.5 - np.sqrt(d * d + beyond * beyond), 0, 1) * min(
-            1.0, pose.scale * width
-        )
+        wide = pose.scale * width
+        cover = min(1.0, wide) * np.clip(0.5 * wide + 0.5 - np.hypot(d, beyond), 0, 1)
         total[window] = np.maximum(total[window], thickness * cover)
     return total
 
@@ -887,9 +892,7 @@ class Phantom:
     """One film and its truth."""
 
     pixels: NDArray[np.uint8]  # (H, W), the longer side `size`
-    carrier: NDArray[
-        np.float32
-    ]  # (4, 2) corners (x, y), clockwise from the top left of the upright carrier; may run outside the frame
+    carrier: NDArray[np.float32]  # (4, 2) corners (x, y), clockwise from the upright top left; may leave the frame
     boxes: tuple[tuple[str, _Box], ...]  # class ("left hand", "right marker", ...), box
     hand: NDArray[np.bool_]  # (H, W) soft tissue and bones, of both hands where there are two
     anomaly: NDArray[np.bool_]  # (H, W) what the finding changed; empty for a normal film
@@ -920,6 +923,7 @@ class _Carrier:
 
     @property
     def corners(self) -> NDArray[np.float32]:
+        """(4, 2) corners (x, y), clockwise from the upright top left."""
         a = np.deg2rad(self.tilt)
         turn = np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
         signs = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
@@ -931,9 +935,8 @@ class _Carrier:
         x = np.arange(shape[1], dtype=np.float32)[None, :] - np.float32(self.centre[0])
         y = np.arange(shape[0], dtype=np.float32)[:, None] - np.float32(self.centre[1])
         c, s = np.float32(np.cos(a)), np.float32(np.sin(a))
-        return np.minimum(
-            np.float32(self.half[0]) - np.abs(c * x + s * y), np.float32(self.half[1]) - np.abs(c * y - s * x)
-        )
+        from_sides = np.float32(self.half[0]) - np.abs(c * x + s * y)
+        return np.minimum(from_sides, np.float32(self.half[1]) - np.abs(c * y - s * x))
 
     def room(self, shape: tuple[int, int]) -> _Area:
         """An upright area (x0, y0, x1, y1) inside both carrier and frame."""
@@ -953,7 +956,7 @@ def draw_film(plan: FilmPlan, *, seed: int = 0, size: int = SIZE) -> Phantom:
     >>> max(film.pixels.shape), film.pixels.dtype.name, bool(film.anomaly.any())
     (64, 'uint8', False)
     """
-    _check(seed=seed, patients=PATIENTS, size=size)
+    _check(seed=seed, patients=DEFAULT, size=size)
     key = (seed, plan.patient, plan.study, plan.image)
     rng = np.random.default_rng([*key, 2])  # the last number tells the streams apart; where things lie
     anatomy = _Anatomy.draw(np.random.default_rng([seed, plan.patient, 0, 0, 3]))
@@ -983,12 +986,12 @@ def draw_film(plan: FilmPlan, *, seed: int = 0, size: int = SIZE) -> Phantom:
         sick = _add_finding(hands[0], plan, seed)
         rays, mask = _weigh(sick, poses[0], grain, cloud, streak)
         healthy, drawn = drawn, develop(rays + others)
-        change = lit * np.abs(np.clip(drawn, 0, 1) - np.clip(healthy, 0, 1))
-        if plan.finding == "missing":
-            change = lit * np.maximum(
-                _draw_bones(hands[0].bones, poses[0], grain) - _draw_bones(sick.bones, poses[0], grain), 0
-            )
-        most, least = float(change.max()), 0.4 if plan.finding == "missing" else 2 / 255  # mm of bone, or grey levels
+        change, least = np.abs(np.clip(drawn, 0, 1) - np.clip(healthy, 0, 1)), 2 / 255  # grey levels
+        if plan.finding == "missing":  # mm of bone: where there is none, the truth is where it would be
+            change = _draw_bones(hands[0].bones, poses[0], grain) - _draw_bones(sick.bones, poses[0], grain)
+            least = 0.4
+        change = lit * change
+        most = float(change.max())
         anomaly = change > min(max(least, 0.06 * most), 0.3 * most)
         anomaly = cv2.morphologyEx(anomaly.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0
 
@@ -1083,22 +1086,18 @@ def _developer(healthy: Array, depth: Array, unit: float, tone: np.random.Genera
     blur = unit * tone.uniform(0.55, 0.95)
     inside = healthy[(healthy > 0.1) & (depth > 0)]
     white = float(np.percentile(inside, 97)) * tone.uniform(0.95, 1.3)
-    base = float(
-        tone.choice([tone.uniform(0.05, 0.12), tone.uniform(0.1, 0.2), tone.uniform(0.3, 0.5)], p=(0.62, 0.3, 0.08))
-    )
+    bases = [tone.uniform(0.05, 0.12), tone.uniform(0.1, 0.2), tone.uniform(0.3, 0.5)]
+    base = float(tone.choice(bases, p=(0.62, 0.3, 0.08)))
     gamma = tone.uniform(0.8, 1.3)
     knee = tone.uniform(0.6, 1.7)
     sharp = tone.uniform(0.2, 0.7) if tone.random() < 0.5 else 0.0
     height, width = depth.shape
     lean, heel = tone.normal(0, 0.03, 2), tone.uniform(0, 0.05)
-    across, down = (
-        np.linspace(-1, 1, width, dtype=np.float32)[None, :],
-        np.linspace(-1, 1, height, dtype=np.float32)[:, None],
-    )
+    across = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
+    down = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     ramp = np.float32(lean[0]) * across + np.float32(lean[1]) * down - np.float32(heel) * (across**2 + down**2)
-    rim = float(tone.choice([0.0, tone.uniform(0.15, 0.6), -base])) * np.exp(
-        -np.maximum(depth, 0) / (unit * tone.uniform(1.5, 7))
-    )
+    border = float(tone.choice([0.0, tone.uniform(0.15, 0.6), -base]))  # none, bright or dark
+    rim = border * np.exp(-np.maximum(depth, 0) / (unit * tone.uniform(1.5, 7)))
     haze = tone.uniform(0.02, 0.08)
 
     def develop(rays: Array) -> Array:
@@ -1110,9 +1109,8 @@ def _developer(healthy: Array, depth: Array, unit: float, tone: np.random.Genera
         scatter = haze * np.exp(-rays / white)
         film = base + scatter + (0.93 - base) * shown + ramp * (0.4 + shown) + rim
         over = np.maximum(film - 0.8, 0)
-        return np.asarray(
-            np.minimum(film, 0.8) + 0.2 * (1 - np.exp(-over / 0.2))
-        )  # a shoulder: dense things go on getting brighter
+        # A shoulder rather than an edge: dense things go on getting brighter.
+        return np.asarray(np.minimum(film, 0.8) + 0.2 * (1 - np.exp(-over / 0.2)))
 
     return develop
 
@@ -1122,11 +1120,8 @@ def _grain(film: Array, noise: Array, unit: float, tone: np.random.Generator) ->
     fine, coarse = noise[0], cv2.GaussianBlur(noise[1], (0, 0), max(1.1 * unit, 0.4))
     level = tone.uniform(0.004, 0.02)
     mix = tone.uniform(0.2, 0.8)
-    return np.asarray(
-        level
-        * (0.5 + 0.9 * np.sqrt(np.clip(film, 0, 1)))
-        * ((1 - mix) * fine + mix * coarse / max(float(coarse.std()), 1e-6))
-    )
+    mixed = (1 - mix) * fine + mix * coarse / max(float(coarse.std()), 1e-6)
+    return np.asarray(level * (0.5 + 0.9 * np.sqrt(np.clip(film, 0, 1))) * mixed)
 
 
 def _band(noise: Array, low: float, high: float, stretch: float = 1.0) -> Array:
@@ -1161,12 +1156,8 @@ def _lay_markers(
         corners = np.array([[-wide, -tall], [wide, -tall], [wide, tall], [-wide, tall]]) / 2 @ turn.T
         reach = np.abs(corners).max(0) + 1
         for x, y in places:
-            x0, y0, x1, y1 = (
-                int(x - reach[0]),
-                int(y - reach[1]),
-                int(np.ceil(x + reach[0])),
-                int(np.ceil(y + reach[1])),
-            )
+            x0, y0 = int(x - reach[0]), int(y - reach[1])
+            x1, y1 = int(np.ceil(x + reach[0])), int(np.ceil(y + reach[1]))
             if x0 < 0 or y0 < 0 or x1 >= width or y1 >= height:
                 continue
             spot = (slice(y0, y1 + 1), slice(x0, x1 + 1))
@@ -1178,26 +1169,18 @@ def _lay_markers(
                 points = (line * (0.62 * wide, 0.74 * tall)) @ turn.T + np.array([x, y])
                 for a, b in pairwise(points):
                     across = (b - a)[::-1] * (-1, 1) / max(float(np.hypot(*(b - a))), 1e-6) * stroke * tall / 2
-                    cv2.fillConvexPoly(
-                        letter, _fixed(np.stack([a + across, b + across, b - across, a - across])), 255, cv2.LINE_AA, 4
-                    )
+                    bar = np.stack([a + across, b + across, b - across, a - across])
+                    cv2.fillConvexPoly(letter, _fixed(bar), 255, cv2.LINE_AA, 4)
                     cv2.circle(letter, _fixed(b).tolist(), round(8 * stroke * tall), 255, -1, cv2.LINE_AA, 4)
             taken[spot] = True
-            laid.append(
-                (
-                    side,
-                    (x0, y0, x1 + 1, y1 + 1),
-                    plate / np.float32(255) * plated,
-                    letter / np.float32(255),
-                    float(level),
-                )
-            )
+            box = (x0, y0, x1 + 1, y1 + 1)
+            laid.append((side, box, plate / np.float32(255) * plated, letter / np.float32(255), float(level)))
             break
     return laid
 
 
 def _letter(side: str, initials: bool) -> list[Array]:
-    """L or R as strokes in -.5..+.5, with a bar below where a plate has its owner's initials."""
+    """L or R as strokes in -.5..+.5, smaller where a plate has its owner's initials below."""
     if side == "left":
         strokes = [[(-0.4, -0.5), (-0.4, 0.5), (0.4, 0.5)]]
     else:
@@ -1246,7 +1229,7 @@ def write_phantoms(
     out: Path,
     *,
     seed: int = 0,
-    patients: int = PATIENTS,
+    patients: int = DEFAULT,
     size: int = SIZE,
     on_film: Callable[[int, int], None] | None = None,
 ) -> Summary:
@@ -1337,7 +1320,7 @@ def _write_film(out: Path, film: Phantom) -> None:
     (out / film.plan.path).parent.mkdir(parents=True, exist_ok=True)
     for file in film.plan.files:
         if file.endswith(".json"):
-            _put(out / file, (json.dumps(film.truth(), indent=1) + "\n").encode())
+            _put(out / file, (json.dumps(film.truth()) + "\n").encode())
             continue
         kind = next(kind for kind in ("_hand", "_anomaly", "") if file.endswith(f"{kind}.png"))
         done, png = cv2.imencode(".png", parts[kind])

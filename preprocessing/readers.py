@@ -30,6 +30,7 @@ from __future__ import annotations
 import gzip
 import io
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -135,9 +136,7 @@ def _refusing(name: str) -> Iterator[None]:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with _quiet:
             yield
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
@@ -146,6 +145,38 @@ def _refusing(name: str) -> Iterator[None]:
     except Exception as error:  # decoders raise anything on damaged files: struct.error, SyntaxError, IndexError
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{name}: damaged or unusual file, it does not decode ({reason})") from error
+
+
+class _Quiet:
+    """Warning filters while films are read: none is shown, Pillow's over-large image is an error.
+
+    Filters belong to the whole process, so threads share one set: the first one in sets it, the last one out restores.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        from PIL import Image
+
+        with self._lock:
+            if not self._inside:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filters.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
 
 
 def _open(data: bytes) -> _Header:
@@ -409,7 +440,7 @@ def _check_deflated(data: bytes) -> None:
 
 def _decode_dicom(dataset: Any) -> NDArray[Any]:
     """Decode one frame: (H, W) or (H, W, 3), low is dark."""
-    from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+    from pydicom.pixels.processing import apply_color_lut
 
     values = _decompressed(dataset)
     kind = dataset.PhotometricInterpretation
@@ -431,7 +462,7 @@ def _decode_dicom(dataset: Any) -> NDArray[Any]:
         sign = 2 ** (bits - 1)
         values = (values ^ sign) - sign
     if "ModalityLUTSequence" in dataset:
-        values = np.asarray(apply_modality_lut(values, dataset)).astype(np.int32)
+        values = _looked_up(values, dataset.ModalityLUTSequence[0], signed=signed)
         bits, signed = _table_bits(dataset) or bits, False
     slope = float(dataset.get("RescaleSlope") or 1)
     if (kind == "MONOCHROME1") != (slope < 0):
@@ -441,6 +472,17 @@ def _decode_dicom(dataset: Any) -> NDArray[Any]:
     elif bits < 8:
         values = values * 255 // (2**bits - 1)
     return np.asarray(values, np.uint16)
+
+
+def _looked_up(values: NDArray[Any], table: Any, *, signed: bool) -> NDArray[Any]:
+    """Look values up in a modality table, C.11.1 of the standard's part 3; values beyond it take its ends."""
+    entries, first = int(table.LUTDescriptor[0]) or 65536, int(table.LUTDescriptor[1])
+    if signed and first > 32767:
+        first -= 65536
+    levels = table.LUTData
+    levels = np.frombuffer(levels, "<u2") if isinstance(levels, bytes) else np.asarray(levels)
+    levels = levels[:entries].astype(np.int32)
+    return np.asarray(levels[np.clip(values - first, 0, len(levels) - 1)])
 
 
 def _decompressed(dataset: Any) -> NDArray[Any]:

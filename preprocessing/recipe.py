@@ -3,16 +3,17 @@
 One reading of a film gives all six variants. The order, and why:
 
 1. inversion, so that bones are bright everywhere after it;
-2. carrier, then hand box: slices of the film at its own scale; a tilted carrier is resampled once;
-3. foreground mask on that crop;
+2. carrier, then hand: slices of the film at its own scale; a tilted carrier is resampled once;
+3. foreground mask of that crop;
 4. film and masks are scaled to the cache's size, once, by area;
 5. last, levels: equalised (`-he`) or stretched under the stage's mask, in the film's own depth.
 
-The paper equalises the native film and shrinks it afterwards. Here levels come last: averaging belongs to the linear film, and only so has the
-film that a model sees the uniform histogram that equalisation promises, under the very mask that is stored beside it.
+The paper equalises the native film and shrinks it afterwards. Here levels come last: areas are averaged in the levels
+the film was taken in, and the film that a model sees is the one whose histogram is even, under the very mask stored
+beside it.
 
-Every film made here spans the full range of its type under its mask, and is 0 outside. That is the one rule that turns stored levels
-into a model's range: input = level / largest level of the type, whatever the film's depth was.
+Every film made here spans the full range of its type under its mask, and is 0 outside. That is the one rule that turns
+stored levels into a model's range, whatever the film's depth was: input = level / largest level of the type.
 """
 
 import hashlib
@@ -41,6 +42,8 @@ RECIPES: dict[str, dict[str, str]] = {
     "plain": {"invert": "never", "carrier": "none", "hand": "none", "mask": "none"},
 }
 
+IDENTITY: steps.Matrix = np.eye(2, 3)
+
 Localizer = Callable[[steps.Pixels], tuple[float, float, float, float] | None]
 Segmenter = Callable[[steps.Pixels], steps.Mask | None]
 
@@ -50,13 +53,14 @@ class Prepared:
     """What a recipe makes of one film.
 
     films       variant -> (S, S) uint8 | uint16, spanning its type's range under the stage's mask, 0 outside
-    masks       stage -> (S, S) bool: raw the film, crop the part of the crop that lies on the film, full the foreground
+    masks       stage -> (S, S) bool, of the stages made: raw where the film is, crop where the crop lies on the film,
+                full the foreground
     matrices    "raw", "crop" -> (2, 3) float64, film (x, y) -> (x, y) here, pixel centres; full shares crop's
     carrier     (4, 2) float32 corners (x, y) in the film, or None
-    box         the crop (x0, y0, x1, y1), in pixels of the upright carrier (of the film where there is none), or None
+    box         the crop (x0, y0, x1, y1) in pixels of the upright carrier, of the film where there is none, or None
     inverted    whether the film had to be inverted
-    fallbacks   the steps that found nothing: "carrier" (the whole film kept), "hand" (the whole carrier kept), "mask" (the whole crop
-                is the mask); "localizer", "segmenter" (a trained net found nothing, so the classical step was asked)
+    fallbacks   what found nothing: "carrier", so the whole film was kept; "hand", so the whole carrier was; "mask", so
+                the whole crop is the foreground; "localizer" or "segmenter", so the classical step was asked instead
     anomaly     "raw", "crop" -> (S, S) bool, the pixel truth carried along, or None where none was given
     """
 
@@ -93,7 +97,7 @@ class Recipe(BaseModel):
 
     def __init__(self, **settings: Any) -> None:
         name = settings.get("name", "hand")
-        if name not in RECIPES:
+        if name not in list(RECIPES):
             raise InputError(f"no recipe {name!r}; there are: {', '.join(RECIPES)}")
         try:
             super().__init__(**{**RECIPES[name], **settings})
@@ -101,9 +105,8 @@ class Recipe(BaseModel):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             if first["type"] == "extra_forbidden":
-                raise InputError(
-                    f"no recipe setting {where!r}; there are: {', '.join(type(self).model_fields)}"
-                ) from None
+                known = ", ".join(type(self).model_fields)
+                raise InputError(f"no recipe setting {where!r}; there are: {known}") from None
             raise InputError(f"recipe setting {where!r} is {first['input']!r}: {first['msg']}") from None
 
     def to_json(self) -> str:
@@ -147,9 +150,9 @@ class Recipe(BaseModel):
         localizer   upright carrier (h, w) -> box in it, or None: asked before the classical localisation
         segmenter   crop (h, w) -> (h, w) bool, or None: asked before the classical segmentation
 
-        Only what `variants` need is made: `masks` holds their stages, and nothing is segmented for raw and crop alone. A flat film works:
-        nothing is found in it, and its films are zeros. Raises InputError for an unknown variant, a type other than the two, a box beside
-        the film, or a mask of another shape.
+        Only what `variants` need is made: `masks` holds their stages, and nothing is segmented for raw and crop alone.
+        A flat film works: nothing is found in it, and its films are zeros. Raises InputError for an unknown variant, a
+        type other than the two, a box beside the film, or a mask of another shape.
         """
         pixels = film.pixels
         target = _checked(pixels, variants, dtype, {"mask": mask, "anomaly mask": anomaly})
@@ -171,7 +174,9 @@ class Recipe(BaseModel):
         elif box is not None:
             raise InputError(f"the box {box} lies beside the film of {pixels.shape[1]} x {pixels.shape[0]} pixels")
         shape = crop.shape[0], crop.shape[1]
-        on_film = steps.warp_mask(np.ones(pixels.shape, bool), to_crop, shape)
+        on_film = np.ones(shape, bool)
+        if carrier is not None:
+            on_film = steps.warp_mask(np.ones(pixels.shape, bool), to_crop, shape)
 
         to_raw = steps.fit_matrix(pixels.shape, self.size)
         to_small = steps.compose(steps.fit_matrix(shape, self.size), to_crop)
@@ -182,7 +187,8 @@ class Recipe(BaseModel):
             prepared["crop"] = steps.fit(_widened(crop, target), on_film, self.size)[:2]
         if "full" in stages:
             small, small_mask = prepared["crop"]
-            inside = self._segment(crop, segmenter, fallbacks) if mask is None else steps.warp_mask(mask, to_crop, shape)
+            given = None if mask is None else steps.warp_mask(mask, to_crop, shape)
+            inside = self._segment(crop, segmenter, fallbacks) if given is None else given
             full_mask = small_mask if inside is None else steps.fit_mask(inside & on_film, self.size)
             if inside is None or not full_mask.any():
                 fallbacks.append("mask")
@@ -233,9 +239,6 @@ class Recipe(BaseModel):
         return steps.foreground(crop, method=self.mask)
 
 
-IDENTITY: steps.Matrix = np.eye(2, 3)
-
-
 def _checked(
     pixels: steps.Pixels, variants: Sequence[str], dtype: DTypeLike | None, masks: dict[str, steps.Mask | None]
 ) -> np.dtype[Any]:
@@ -254,7 +257,9 @@ def _checked(
 
 
 def _clipped(box: tuple[float, float, float, float], film: steps.Pixels) -> steps.Box | None:
-    """Give the whole pixels of the film that a box touches, or None where it lies beside the film."""
+    """Give the whole pixels of the film that a box touches, or None where it lies beside the film or is no box."""
+    if not all(math.isfinite(side) for side in box):
+        return None
     x0, y0 = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
     x1, y1 = min(film.shape[1], math.ceil(box[2])), min(film.shape[0], math.ceil(box[3]))
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None

@@ -32,7 +32,8 @@ eight pixels a byte, the first in the highest bit.
 
     attributes: format, schema (version), complete, done (N + M), content (hash of the index, and through its checksums
     of every film), size (S), variants (comma list), recipe (JSON), recipe_digest, source (name), source_kind,
-    source_hash (of its listing), synthetic (drawn, not taken from patients), command (that makes the file again)
+    source_hash (of its listing), source_path (where it was), synthetic (drawn, not taken from patients), command (that
+    makes the file again)
 
 One film is one chunk: any row costs one read. While it is made, a cache is `NAME.partial`, and `NAME.partial.rows`
 beside it has one JSON line for each film done, written after the film. Space is laid out at the start: from then on
@@ -46,6 +47,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -118,6 +120,7 @@ class Header:
     source_hash: str
     synthetic: bool
     truth: bool  # any film of the source has pixel truth
+    source_path: str = ""  # absolute; it and the command say nothing about the content
     command: str = "anomaly preprocess"
 
     def arrays(self) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -207,7 +210,8 @@ class Writer:
             if self._file is None:
                 self._create()
         except BaseException:
-            self._release()
+            with suppress(OSError, RuntimeError):  # the error that led here says more
+                self._release()
             raise
 
     @property
@@ -286,6 +290,7 @@ class Writer:
             source=header.source,
             source_kind=header.source_kind,
             source_hash=header.source_hash,
+            source_path=header.source_path,
             synthetic=header.synthetic,
             command=header.command,
             complete=True,
@@ -317,11 +322,8 @@ class Writer:
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
-        try:
+        with suppress(*(() if kind is None else (OSError, RuntimeError))):
             self.close()
-        except (OSError, RuntimeError):
-            if kind is None:  # else the error that led here says more
-                raise
 
     def _wrote(self, line: dict[str, Any]) -> None:
         self._pending.append(json.dumps(line) + "\n")
@@ -347,7 +349,7 @@ class Writer:
         return parts
 
     def _identity(self) -> dict[str, Any]:
-        mine = {name: value for name, value in asdict(self.header).items() if name != "command"}
+        mine = {key: value for key, value in asdict(self.header).items() if key not in ("command", "source_path")}
         mine |= {"schema": VERSION, "total": self.total, "compression": self.compression}
         return json.loads(json.dumps(mine))  # type: ignore[no-any-return]
 
@@ -434,8 +436,10 @@ class Writer:
             self._file = None
 
     def _release(self) -> None:
-        self._close_file()
-        self._journal.close()
+        try:
+            self._close_file()
+        finally:
+            self._journal.close()
 
 
 class Cache:
@@ -444,7 +448,8 @@ class Cache:
     path           the file                        size          pixels, both sides
     variants       names of the films stored       dtype         of the films, uint8 or uint16
     recipe_json    what was done to the films      recipe_digest its hash
-    source         name of the source              source_kind, source_hash   which, and its listing's hash
+    source         name of the source              source_kind   mura, classes, manifest or folder
+    source_hash    of the source's listing         source_path   where it was
     synthetic      drawn, not from patients        command       that makes this file again
     content_hash   equal for equal content, however it was made
 
@@ -564,6 +569,7 @@ class Cache:
         self.source: str = attrs["source"]
         self.source_kind: str = attrs["source_kind"]
         self.source_hash: str = attrs["source_hash"]
+        self.source_path: str = attrs["source_path"]
         self.synthetic = bool(attrs["synthetic"])
         self.command: str = attrs["command"]
         self.content_hash: str = attrs["content"]

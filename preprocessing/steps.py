@@ -1,12 +1,12 @@
 """The preprocessing steps, each a pure function of a film.
 
-A film is (H, W), uint8 or uint16, larger is brighter; a mask is (H, W) bool. No step changes its input, none depends on chance or on
-earlier films, and a flat film is a valid film. Decisions (inverted? where is the carrier, the hand, the foreground?) are taken on an
-8-bit copy of at most `REDUCED` pixels a side, because GrabCut knows no other depth and a decision needs no more; the film itself keeps
-its depth throughout.
+A film is (H, W), uint8 or uint16, larger is brighter; a mask is (H, W) bool. No step changes its input, none depends on
+chance or on earlier films, and a flat film is a valid film. Decisions (inverted? where is the carrier, the hand, the
+foreground?) are taken on an 8-bit copy of at most REDUCED pixels a side: GrabCut knows no other depth, and a decision
+needs no more. The film itself keeps its depth throughout.
 
-Geometry has one convention: integer coordinates are pixel centres, so a film W pixels wide reaches from -0.5 to W - 0.5, and a (2, 3)
-matrix maps (x, y) of the first film to (x, y) of the second.
+Geometry has one convention: integer coordinates are pixel centres, so a film W pixels wide reaches from -0.5 to
+W - 0.5, and a (2, 3) matrix maps (x, y) of one film to (x, y) of another.
 """
 
 from typing import Any, Literal
@@ -23,8 +23,10 @@ Corners = NDArray[np.float32]  # (4, 2) of (x, y)
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1; the last two exclusive
 
 REDUCED = 256  # pixels of the longer side on which carrier and hand are looked for
-GRABCUT = 192  # the same for GrabCut, by far the slowest step
+GRABCUT = 160  # the same for GrabCut, by far the slowest step
 CONTRAST = 8  # levels of 255, stretched: what differs by less is one thing
+
+ALONG, ACROSS = np.linspace(0.08, 0.92, 48)[:, None], np.linspace(-1, 1, 7)[:, None]  # where a side is probed
 
 
 # Inversion ------------------------------------------------------------------------------------------------------------
@@ -33,20 +35,24 @@ CONTRAST = 8  # levels of 255, stretched: what differs by less is one thing
 def is_inverted(film: Pixels, *, carrier: Corners | None = None) -> bool:
     """Tell whether the film shows dark bones on a bright background.
 
-    Otsu's level parts the region inside `carrier` (the whole film without one) in two; the side that holds most of that region's rim is
-    the background, and a film with the brighter background is inverted. Levels alone say nothing: a hand on a near-white plate is bright
-    everywhere, yet brighter than its plate. A flat film is not inverted.
+    Otsu's level parts what lies inside `carrier` (the whole film without one), frames peeled off, in two. The part that
+    holds most of its rim is the background, and a film with the brighter background is inverted. Levels alone say
+    nothing: a hand on a near-white plate is bright everywhere, yet brighter than its plate. A flat film is not.
 
     >>> hand = np.full((64, 64), 40, np.uint8)
     >>> hand[20:, 24:40] = 180
     >>> is_inverted(hand), is_inverted(invert(hand))
     (False, True)
     """
-    small = _peeled(_reduced(film if carrier is None else rectify(film, carrier)[0])[0])[0]
-    level = _otsu(small)
+    small, scale = _reduced(film)
+    if carrier is not None:
+        small, _ = rectify(small, (carrier + 0.5) * np.float32(scale) - np.float32(0.5))
+    small, _, _ = _peeled(small)
+    blurred = _blurred(small)
+    level = _otsu(blurred)
     if level is None:
         return False
-    bright = _blurred(small) > level
+    bright = blurred > level
     height, width = bright.shape
     edge = max(1, min(height, width) // 16)
     rim = np.ones_like(bright)
@@ -60,7 +66,8 @@ def invert(film: Pixels) -> Pixels:
     >>> invert(np.array([[10, 20, 90]], np.uint16))
     array([[90, 80, 10]], dtype=uint16)
     """
-    return (film.max() - (film - film.min())).astype(film.dtype)
+    turned: Pixels = film.max() - (film - film.min())
+    return turned
 
 
 # Geometry -------------------------------------------------------------------------------------------------------------
@@ -71,46 +78,67 @@ def find_carrier(
 ) -> Corners | None:
     """Find the image carrier: the plate, or the collimated field, that holds the exposure.
 
-    Returns (4, 2) float32 corners (x, y) of its outline, clockwise from the top-left one of the upright carrier, or None where no
-    rectangle is plausible.
+    The film is parted at Otsu's level, at Otsu's of its dark part and of its bright part, and so once more; above and
+    below each. The candidates are the smallest rotated rectangles around the parts. One counts where it covers
+    `min_area` of the film, where the part's hull fills `min_rectangularity` of it, where edges run along `min_support`
+    of each of its sides (the film's own border is no side), and where the film beside it is plain. The best by area,
+    rectangularity and edges is taken, not the first.
+
+    Returns (4, 2) float32 corners (x, y) of its outline, clockwise from the top left one once it is upright, or None
+    where no rectangle counts, as on a film that its field fills. Corners may lie beside the film.
+
+    >>> film = np.zeros((64, 64), np.uint8)
+    >>> film[10:50, 20:60] = 90
+    >>> film[20:50, 30:40] = 200
+    >>> find_carrier(film)
+    array([[20.5, 10.5],
+           [58.5, 10.5],
+           [58.5, 48.5],
+           [20.5, 48.5]], dtype=float32)
     """
     small, scale = _reduced(film)
     blurred = _blurred(small)
     detail = cv2.morphologyEx(blurred, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > CONTRAST
-    best, best_score = None, 0.0
+    best, best_score, seen = None, 0.0, set()
     for level in _levels(blurred):
         for binary in (blurred > level, blurred <= level):
             contours, _ = cv2.findContours(binary.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
             for contour in contours:
+                _, _, width, height = cv2.boundingRect(contour)
+                if width * height < min_area * small.size:
+                    continue
                 hull = cv2.convexHull(contour)
                 rectangle = cv2.minAreaRect(hull)
-                area = rectangle[1][0] * rectangle[1][1] / small.size
-                if area < min_area:
+                area = rectangle[1][0] * rectangle[1][1]
+                rectangularity = cv2.contourArea(hull) / max(1.0, area)
+                if area < min_area * small.size or rectangularity < min_rectangularity or rectangle in seen:
                     continue
-                rectangularity = cv2.contourArea(hull) / max(1.0, rectangle[1][0] * rectangle[1][1])
-                corners = _upright(cv2.boxPoints(rectangle))
+                seen.add(rectangle)
+                corners = _upright(cv2.boxPoints(rectangle).astype(np.float64))
                 sides = _support(small, corners)
-                if rectangularity < min_rectangularity or not sides or min(sides) < min_support:
+                if not sides or min(sides) < min_support or not _holds_the_detail(detail, corners):
                     continue
-                if not _holds_the_detail(detail, corners):
-                    continue
-                score = area**0.5 * rectangularity * sum(sides)
+                score = float(area) ** 0.5 * rectangularity * sum(sides)
                 if score > best_score:
                     best, best_score = corners, score
     if best is None:
         return None
     centre = best.mean(axis=0)
-    extent = max(1.0, float(np.abs(best - centre).max()))
-    best = centre + (best - centre) * (1 - 1.5 / extent)
-    return ((best + 0.5) / scale - 0.5).astype(np.float32)
+    best = centre + (best - centre) * (1 - 1.5 / np.abs(best - centre).max())  # into the carrier, off its blurred edge
+    if np.ptp(best[:2, 1]) < 1 and np.ptp(best[1:3, 0]) < 1:  # upright: whole pixels of the film, a slice
+        low, high = (best[[0, 2]] + 0.5) / scale
+        low, high = np.ceil(low - 1e-3) - 0.5, np.floor(high + 1e-3) - 0.5
+        low, high = np.maximum(low, -0.5), np.minimum(high, (film.shape[1] - 0.5, film.shape[0] - 0.5))
+        return np.array([low, (high[0], low[1]), high, (low[0], high[1])], np.float32)
+    return np.asarray((best + 0.5) / scale - 0.5, np.float32)
 
 
 def rectify(film: Pixels, corners: Corners) -> tuple[Pixels, Matrix]:
     """Turn the carrier with these corners upright and cut it out.
 
-    Returns the carrier (h, w) at the film's own scale, and the matrix from film (x, y) to carrier (x, y). An upright carrier on whole
-    pixels is a plain slice; any other is resampled once, bilinearly. Where the carrier leaves the film the nearest pixel is repeated:
-    `warp_mask` of a mask of ones tells where.
+    Returns the carrier (h, w) at the film's own scale, and the matrix from film (x, y) to carrier (x, y). An upright
+    carrier on whole pixels is a plain slice; any other is resampled once, bilinearly. Where the carrier leaves the film
+    the nearest pixel is repeated; `warp_mask` of a mask of ones tells where.
 
     >>> film = np.arange(256, dtype=np.uint8).reshape(16, 16)
     >>> carrier, matrix = rectify(film, np.array([[1.5, 2.5], [9.5, 2.5], [9.5, 6.5], [1.5, 6.5]], np.float32))
@@ -135,12 +163,14 @@ def rectify(film: Pixels, corners: Corners) -> tuple[Pixels, Matrix]:
 def find_hand(film: Pixels, *, margin: float = 0.05) -> Box | None:
     """Find the box of the hand, or of both hands, on an upright carrier.
 
-    `margin` widens the box on every side by this share of its longer side; it stays within the film. None where nothing stands out.
+    The hand is the largest of what stands out of the background, frames peeled off; what is half as large belongs
+    to it, side markers do not. `margin` widens the box on every side by this share of its longer side, within the film.
+    Returns (x0, y0, x1, y1), the last two exclusive, or None where nothing stands out.
 
     >>> film = np.zeros((64, 64), np.uint8)
-    >>> film[20:44, 16:48] = 200
-    >>> find_hand(film, margin=0.0)
-    (15, 19, 49, 45)
+    >>> film[20:60, 28:36] = film[36:44, 16:48] = 200
+    >>> find_hand(film, margin=0.0), find_hand(film, margin=0.1)
+    ((15, 19, 49, 61), (11, 15, 53, 64))
     """
     small, scale = _reduced(film)
     blob = _blob(small)
@@ -174,14 +204,14 @@ def fit_mask(mask: Mask, size: int) -> Mask:
     >>> fit_mask(np.array([[True, True, False, False], [True, False, False, False]]), 2).tolist()
     [[True, False], [False, False]]
     """
-    return np.asarray(_placed(mask.astype(np.float32), size) >= 0.5)
+    return _placed(mask.astype(np.uint8) * np.uint8(255), size) >= 128
 
 
 def fit_matrix(shape: tuple[int, ...], size: int) -> Matrix:
     """Give the matrix of `fit` for a film of this shape; the two scales differ by the rounding to whole pixels.
 
     >>> fit_matrix((100, 50), 50).tolist()
-    [[0.5, 0.0, 12.25], [0.0, 0.5, -0.25]]
+    [[0.5, 0.0, 11.75], [0.0, 0.5, -0.25]]
     """
     top, left, height, width = _place(shape, size)
     down, across = height / shape[0], width / shape[1]
@@ -194,7 +224,7 @@ def compose(outer: Matrix, inner: Matrix) -> Matrix:
     >>> compose(np.array([[2.0, 0, 0], [0, 2, 0]]), np.array([[1.0, 0, 3], [0, 1, 4]])).tolist()
     [[2.0, 0.0, 6.0], [0.0, 2.0, 8.0]]
     """
-    return outer @ np.vstack([inner, (0.0, 0.0, 1.0)])
+    return np.asarray(outer @ np.vstack([inner, (0.0, 0.0, 1.0)]))
 
 
 def warp_mask(mask: Mask, matrix: Matrix, shape: tuple[int, int]) -> Mask:
@@ -203,8 +233,8 @@ def warp_mask(mask: Mask, matrix: Matrix, shape: tuple[int, int]) -> Mask:
     >>> warp_mask(np.array([[True, False]]), np.array([[1.0, 0, 1], [0, 1, 0]]), (1, 3)).tolist()
     [[False, True, False]]
     """
-    warped = cv2.warpAffine(mask.astype(np.float32), matrix, (shape[1], shape[0]), flags=cv2.INTER_LINEAR)
-    return np.asarray(warped >= 0.5)
+    levels = mask.astype(np.uint8) * np.uint8(255)
+    return np.asarray(cv2.warpAffine(levels, matrix, (shape[1], shape[0]), flags=cv2.INTER_LINEAR) >= 128)
 
 
 # Foreground -----------------------------------------------------------------------------------------------------------
@@ -215,14 +245,15 @@ def foreground(
 ) -> Mask | None:
     """Separate the hand from its background.
 
-    Returns (H, W) bool without holes, or None where no mask is plausible (under 3 % or over 97 % of the film); "none" takes it all.
-    GrabCut starts from Otsu's mask, on the reduced copy, with OpenCV's random numbers seeded, so the mask depends on the film alone.
+    Returns (H, W) bool without holes, or None where no mask is plausible (under 3 % or over 97 % of the film); "none"
+    takes all of it. GrabCut refines Otsu's mask for so many `iterations`, on a copy of at most GRABCUT pixels a side,
+    with OpenCV's random numbers seeded: the mask depends on the film alone.
 
     >>> film = np.full((64, 64), 30, np.uint8)
-    >>> film[16:48, 20:44] = 200
+    >>> film[20:60, 28:36] = film[36:44, 16:48] = 200
     >>> mask = foreground(film)
-    >>> mask is not None and bool((mask == (film == 200)).all())
-    True
+    >>> bool(mask[film == 200].all()), mask[[0, -1]].any()
+    (True, np.False_)
     """
     if method == "none":
         return np.ones(film.shape, bool)
@@ -246,9 +277,9 @@ def foreground(
 def equalize(film: Pixels, mask: Mask) -> Pixels:
     """Equalise the histogram of the levels under `mask`; outside it the film becomes 0.
 
-    The levels' cumulated counts are mapped to 0..full range, the darkest level to 0 and left out of the scaling, as cv2.equalizeHist
-    does for 8 bit; with a full mask an 8-bit film comes out the same. There rare neighbouring levels merge. In 16 bit, where there is
-    room, they do not: each of the up to 65,536 levels keeps a level of its own, in its order. A flat film or an empty mask gives zeros.
+    The levels' cumulated counts are mapped to 0..full range, the darkest level to 0 and left out of the scaling, as
+    cv2.equalizeHist does, which has no mask and knows 8 bit alone. In 8 bit rare neighbouring levels merge; in 16 bit,
+    where there is room, none do: each keeps a level of its own, in its order. A flat film or an empty mask gives zeros.
 
     >>> equalize(np.array([[10, 10, 11, 90]], np.uint8), np.ones((1, 4), bool))
     array([[  0,   0, 128, 255]], dtype=uint8)
@@ -271,7 +302,7 @@ def equalize(film: Pixels, mask: Mask) -> Pixels:
 
 
 def stretch(film: Pixels, mask: Mask) -> Pixels:
-    """Map the darkest level under `mask` to 0, the brightest to the full range of the film's type; outside the mask it becomes 0.
+    """Map the levels under `mask`, darkest to brightest, to the full range of the film's type; outside it becomes 0.
 
     A flat film or an empty mask gives zeros.
 
@@ -305,13 +336,17 @@ def _placed(film: NDArray[Any], size: int) -> NDArray[Any]:
 
 
 def _reduced(film: Pixels, side: int = REDUCED) -> tuple[Levels, float]:
-    """Give an 8-bit copy of at most REDUCED pixels a side, its levels stretched, and its scale."""
+    """Give an 8-bit copy of at most `side` pixels a side, with its scale.
+
+    Its levels are stretched, all but one in a thousand at either end: a few burnt pixels must not flatten the rest.
+    """
     scale = min(1.0, side / max(film.shape))
     if scale < 1:
         size = max(1, round(film.shape[1] * scale)), max(1, round(film.shape[0] * scale))
         film = cv2.resize(film, size, interpolation=cv2.INTER_AREA)
-    low, high = np.percentile(film, (0.1, 99.9))
-    levels = (film.astype(np.float32) - low) * (255 / max(1.0, high - low))
+    counts = np.cumsum(np.bincount(film.ravel()))
+    low, high = (int(np.searchsorted(counts, share * film.size, side="right")) for share in (0.001, 0.999))
+    levels = (film.astype(np.float32) - low) * (255 / max(1, high - low))
     return np.clip(np.rint(levels), 0, 255).astype(np.uint8), scale
 
 
@@ -327,64 +362,64 @@ def _otsu(levels: Levels) -> int | None:
 
 
 def _levels(levels: Levels) -> list[int]:
-    """Give Otsu's level, and Otsu's again of the part below and the part above it."""
+    """Give Otsu's level, Otsu's of the part below it and of the part below that, and likewise above."""
     middle = _otsu(levels)
     if middle is None:
         return []
-    found = [middle]
-    for part in (lambda level: levels[levels <= level], lambda level: levels[levels > level]):
-        level: int | None = middle
-        for _ in range(2):
-            level = None if level is None else _otsu(part(level))
-            if level is not None:
-                found.append(level)
-    return found
+    below, above = _otsu(levels[levels <= middle]), _otsu(levels[levels > middle])
+    lowest = None if below is None else _otsu(levels[levels <= below])
+    highest = None if above is None else _otsu(levels[levels > above])
+    return [level for level in (lowest, below, middle, above, highest) if level is not None]
 
 
-def _upright(points: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Order four corners clockwise from the one that is top left after a turn of at most 45 degrees; widen them to the pixels' outline."""
+def _upright(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Order a rectangle's corners clockwise from the one that is top left after a turn of at most 45 degrees.
+
+    The corners given are pixel centres; those returned are half a pixel further out, the outline.
+    """
     centre = points.mean(axis=0)
-    angle = np.arctan2(points[:, 1] - centre[1], points[:, 0] - centre[0])
-    points = points[np.argsort(angle)]  # clockwise, as y points down
-    tilt = [abs(np.arctan2(*(np.roll(points, -i, axis=0)[1] - np.roll(points, -i, axis=0)[0])[::-1])) for i in range(4)]
-    points = np.roll(points, -int(np.argmin(tilt)), axis=0)
+    points = points[np.argsort(np.arctan2(*(points - centre).T[::-1]))]  # clockwise, as y points down
+    sides = np.roll(points, -1, axis=0) - points
+    points = np.roll(points, -int(np.argmin(np.abs(np.arctan2(sides[:, 1], sides[:, 0])))), axis=0)
     across, down = points[1] - points[0], points[3] - points[0]
     across, down = across / max(1e-6, np.hypot(*across)) / 2, down / max(1e-6, np.hypot(*down)) / 2
-    return points + np.array([-across - down, across - down, across + down, down - across])
+    return np.asarray(points + np.array([-across - down, across - down, across + down, down - across]))
 
 
-def _support(small: Levels, corners: NDArray[np.float32]) -> list[float]:
-    """Give, for each side of a rectangle that lies within the film, the share of it that runs along an edge of the film."""
+def _support(small: Levels, corners: NDArray[np.float64]) -> list[float]:
+    """Give, for each side of a rectangle that lies within the film, the share of it that runs along an edge.
+
+    A side that no straight edge follows has none, however much it crosses: the profiles across it have no common step.
+    """
     height, width = small.shape
     reach = max(1.5, 0.015 * max(small.shape))
-    along = np.linspace(0.08, 0.92, 48)[:, None, None]
-    across = np.linspace(-reach, reach, 7)[None, :, None]
+    sides = np.roll(corners, -1, axis=0) - corners  # (4, 2)
+    normals = np.stack([-sides[:, 1], sides[:, 0]], axis=1) / np.maximum(1e-6, np.hypot(*sides.T))[:, None]
+    along = corners[:, None] + ALONG * sides[:, None]  # (4, points along, 2)
+    points = along[:, :, None] + reach * ACROSS * normals[:, None, None]  # (4, points along, points across, 2)
+    inside = ((points >= 0) & (points <= (width - 1, height - 1))).all(axis=(2, 3))  # (4, points along)
+    flat = points.reshape(4, -1, 2).astype(np.float32)
+    profiles = np.asarray(cv2.remap(small, flat[..., 0], flat[..., 1], cv2.INTER_LINEAR)).reshape(points.shape[:3])
     supports = []
-    for i in range(4):
-        start, end = corners[i], corners[(i + 1) % 4]
-        direction = (end - start) / max(1e-6, float(np.hypot(*(end - start))))
-        points = start + along * (end - start) + across * np.array([-direction[1], direction[0]])
-        inside = ((points >= 0) & (points <= (width - 1, height - 1))).all(axis=(1, 2))
-        if inside.mean() < 0.3:
-            continue
-        points = points[inside].astype(np.float32)
-        profile = cv2.remap(small, points[..., 0], points[..., 1], cv2.INTER_LINEAR)
-        supports.append(float((np.ptp(profile, axis=1) > CONTRAST).mean()))
+    for on_film, profile in zip(inside, profiles, strict=True):
+        if on_film.mean() >= 0.3:
+            common = np.ptp(np.median(profile[on_film], axis=0)) > CONTRAST / 2
+            supports.append(float((np.ptp(profile[on_film], axis=1) > CONTRAST).mean()) if common else 0.0)
     return supports
 
 
-def _holds_the_detail(detail: Mask, corners: NDArray[np.float32]) -> bool:
+def _holds_the_detail(detail: Mask, corners: NDArray[np.float64]) -> bool:
     """Tell whether the film beside a rectangle is plainer than within it: half of the exposed field is no carrier."""
     line = max(3, max(detail.shape) // 20)
     points = [np.rint(corners).astype(np.int32)]
     filled = cv2.fillPoly(np.zeros(detail.shape, np.uint8), points, 1)
     edges = cv2.polylines(np.zeros(detail.shape, np.uint8), points, True, 1, line)
     inside, beside = (filled == 1) & (edges == 0), (filled == 0) & (edges == 0)
-    return int(detail[beside].sum()) < 0.2 * int(detail[beside | inside].sum())
+    return int(detail[beside].sum()) < 0.1 * int(detail[beside | inside].sum())
 
 
 def _blob(small: Levels) -> Mask | None:
-    """Give the largest bright component, with those at least half as large, holes filled; None where nothing stands out.
+    """Give the largest component that stands out, with those at least half as large; None where nothing does.
 
     A component as solid as its convex hull is a plate rather than a hand: the hand is then looked for within it.
     """
@@ -410,8 +445,8 @@ def _brighter(blurred: Levels, where: Mask) -> Mask:
     """Part off what stands out of its background.
 
     Soft tissue, fingertips most of all, is far fainter than bone, so Otsu's level only tells what is background. The
-    level taken is 0.3 of the way from the background's median to Otsu's, or three of its deviations above, where it is
-    uneven; 0.8 of the way at most. What Otsu parts by less than CONTRAST is noise.
+    level taken is 0.3 of the way from the background's median to Otsu's; more, up to 0.6, where the background is
+    uneven: as far above its median as two of its deviations below. What Otsu parts by less than CONTRAST is noise.
     """
     level = _otsu(blurred[where])
     if level is None:
@@ -420,29 +455,30 @@ def _brighter(blurred: Levels, where: Mask) -> Mask:
     dark = float(np.median(below))
     if float(np.median(above)) - dark < CONTRAST:
         return np.zeros(blurred.shape, bool)
-    deviation = 1.48 * float(np.median(np.abs(below - dark)))
-    return where & (blurred > dark + min(0.8 * (level - dark), max(0.3 * (level - dark), 3 * deviation)))
+    deviation = dark - float(np.percentile(below, 16))
+    return where & (blurred > dark + min(0.6 * (level - dark), max(0.3 * (level - dark), 2 * deviation)))
 
 
 def _peeled(small: Levels) -> tuple[Levels, slice, slice]:
-    """Peel off frames: what lies, along a side, beyond a step between the medians of neighbouring lines; give what is left, and where."""
+    """Peel off frames: what lies, near a side, beyond a step that most of a line takes; give what is left, where."""
     kept = []
-    for lines in (small, small.T):
-        reach = max(2, len(lines) // 12)
-        lines = lines.astype(np.int16)
-        steps = np.abs(np.median(lines[2:] - lines[:-2], axis=1)) > CONTRAST  # two lines apart, as an edge is blurred
-        first, last = (int(np.flatnonzero(ends[:reach]).max(initial=-2)) + 2 for ends in (steps, steps[::-1]))
-        kept.append(slice(first, len(lines) - last))
+    for lines in (small.astype(np.int16), small.T.astype(np.int16)):
+        reach = len(lines) // 12
+        cuts = []
+        for ends in (lines[: reach + 2], lines[: -reach - 3 : -1]):
+            steps = np.abs(np.median(ends[2:] - ends[:-2], axis=1)) > CONTRAST  # two lines apart, as an edge is blurred
+            cuts.append(int(np.flatnonzero(steps).max(initial=-1)) + 1)
+        kept.append(slice(cuts[0], len(lines) - cuts[1]))
     return small[kept[0], kept[1]], kept[0], kept[1]
 
 
 def _largest(mask: Mask) -> Mask | None:
-    """Keep the largest component and those at least half as large, holes filled; None under 3 % or over 97 % of the film."""
+    """Keep the largest component and those at least half as large, holes filled; None under 3 % or over 97 % of it."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     if count < 2:
         return None
     areas = stats[1:, cv2.CC_STAT_AREA]
-    kept = np.isin(labels, 1 + np.flatnonzero(areas * 2 >= areas.max()))
+    kept = np.concatenate([[False], areas * 2 >= areas.max()])[labels]
     contours, _ = cv2.findContours(kept.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     filled = cv2.drawContours(np.zeros(mask.shape, np.uint8), contours, -1, 1, cv2.FILLED) > 0
     return np.asarray(filled) if 0.03 <= filled.mean() <= 0.97 else None

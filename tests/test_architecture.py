@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"torch", "torchvision", "imgaug", "cv2", "sklearn", "skimage", "matplotlib", "h5py", "numpy", "pydantic"}
+HEAVY = {"torch", "torchvision", "imgaug", "cv2", "sklearn", "skimage", "matplotlib", "h5py", "numpy"}
 
 # Each module and those of `anomaly` it may import: the rooms of the house, bottom up.
 LAYERS = [

@@ -162,6 +162,8 @@ def test_without_a_single_good_film_there_is_no_cache(films, tmp_path):
 def test_bad_settings_are_named(films, tmp_path):
     with pytest.raises(InputError, match="no variant 'full-eq'; there are: raw"):
         make(films, tmp_path / "t.h5", variants=["full-eq"])
+    with pytest.raises(InputError, match="no compression 'zip'; there are: lzf, gzip"):
+        make(films, tmp_path / "t.h5", compression="zip")
     with pytest.raises(InputError, match="-1 workers"):
         make(films, tmp_path / "t.h5", workers=-1)
     (tmp_path / "file").touch()
@@ -267,6 +269,9 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path, workers, how):
     os.killpg(process.pid, how)  # as Ctrl-C does: parent and workers
     out, err = process.communicate()
     assert process.returncode == -how, out + err
+    assert how == signal.SIGKILL or err.count("Traceback") == 1, (
+        err
+    )  # the parent's own, which a command turns to a line
     assert not path.exists()
     with pytest.raises(ProcessLookupError):
         for _ in range(200):
@@ -286,7 +291,7 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path, workers, how):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ctrl_c_keeps_what_is_done(films, tmp_path, workers):
     def stop(progress):
-        if progress.done == 4:
+        if (progress.phase, progress.done) == ("films", 4):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -305,7 +310,7 @@ def test_two_builds_of_one_cache_do_not_meet(films, tmp_path):
 
 def test_a_changed_source_starts_anew(films, tmp_path):
     def stop(progress):
-        if progress.done == 4:
+        if (progress.phase, progress.done) == ("films", 4):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -332,7 +337,7 @@ def test_a_film_that_ends_its_worker_is_a_failure(tmp_path):
 def test_a_disk_that_is_too_small_is_refused_at_once(films, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 1000, 1000))
-    with pytest.raises(InputError, match=r"0\.00 GB free, this cache needs .* GB; free some space"):
+    with pytest.raises(InputError, match=r"0\.0 MB free, this cache needs .* MB; free some space"):
         make(films, tmp_path / "cache/t.h5")
     assert list((tmp_path / "cache").iterdir()) == []
     assert make(films, tmp_path / "cache/t.h5", compression="gzip").rows == 9

@@ -98,9 +98,7 @@ def counted(count: int, dtype: type = np.uint8) -> Films:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 90), st.integers(2, 33))
 def test_an_epoch_shows_every_film_once_in_batches_of_nearly_one_size(count: int, batch_size: int) -> None:
-    batches = TrainingBatches(
-        counted(count), batch_size=batch_size, augmentation="none", seed=0, workers=0, device=CPU
-    )
+    batches = TrainingBatches(counted(count), batch_size=batch_size, augmentation="none", seed=0, workers=0, device=CPU)
     sizes, seen = [], []
     for batch in batches.epoch(1):
         sizes.append(len(batch.film))

@@ -157,8 +157,8 @@ def test_written_pictures_keep_their_colours(tmp_path):
     assert (cv2.imread(str(tmp_path / "a.png"))[..., ::-1] == picture).all()
     with pytest.raises(ValueError, match="must be uint8"):
         heatmap.write_png(tmp_path / "b.png", picture / 255)
-    with pytest.raises(ValueError, match="no map format '.exr'"):
+    with pytest.raises(ValueError, match=r"no map format '\.exr'"):
         heatmap.write_map(tmp_path / "a.exr", np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="must be .H, W."):
+    with pytest.raises(ValueError, match=r"must be \(H, W\)"):
         heatmap.write_map(tmp_path / "a.npy", np.zeros((2, 2, 3)))
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]

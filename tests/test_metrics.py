@@ -158,9 +158,9 @@ def test_one_patient_of_a_class_has_no_interval():
 def test_interval_is_fast_and_frugal(monkeypatch):
     labels, scores, patients = cohort(250, 250, 0.5, films=3)
     metrics.interval(labels, scores, patients, resamples=2)  # imports
-    started = time.perf_counter()
+    started = time.process_time()
     whole = metrics.interval(labels, scores, patients)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     monkeypatch.setattr(metrics, "_CELLS", 5000)
     assert metrics.interval(labels, scores, patients) == pytest.approx(whole)
 
@@ -274,7 +274,7 @@ def test_films_without_a_lesion_count_among_the_pixels_alone():
     assert empty["roc_auc"] is None and empty["prevalence"] is None
 
 
-@given(st.lists(st.floats(1e-30, 1e30, width=32), min_size=1, max_size=50), st.floats(0.01, 1))
+@given(st.lists(st.floats(2.0**-100, 2.0**100, width=32), min_size=1, max_size=50), st.floats(0.01, 1))
 def test_tally_finds_quantiles_within_its_bins(values, q):
     tally = metrics.Tally()
     tally.add(np.array(values))

@@ -13,9 +13,9 @@ from sklearn.metrics import roc_auc_score
 
 from preprocessing import InputError, phantom
 from preprocessing.phantom import (
+    DEFAULT,
     DIFFICULTIES,
     FINDINGS,
-    PATIENTS,
     VIEWS,
     FilmPlan,
     Phantom,
@@ -51,7 +51,7 @@ def test_default_plan_has_enough_of_everything(seed: int) -> None:
     sick = {plan.patient for plan in plans if plan.finding}
     healthy = [plan for plan in plans if plan.patient not in sick]
     assert 350 <= len(plans) <= 420
-    assert len({plan.patient for plan in plans}) == PATIENTS
+    assert len({plan.patient for plan in plans}) == DEFAULT
     assert 40 <= len(sick) <= 50
     assert 90 <= sum(bool(plan.finding) for plan in plans) <= 125  # half of them are tested on
 
@@ -164,7 +164,7 @@ def test_set_varies(films: list[Phantom]) -> None:
     assert len({film.pixels.shape for film in films}) > 10
 
 
-@pytest.mark.parametrize("plan", cases(), ids=lambda plan: f"{plan.finding}-{plan.difficulty}")
+@pytest.mark.parametrize("plan", list(cases()), ids=lambda plan: f"{plan.finding}-{plan.difficulty}")
 def test_normal_twin_differs_at_the_finding_alone(plan: FilmPlan) -> None:
     film = draw_film(plan, seed=2, size=256)
     twin = draw_film(replace(plan, finding="", difficulty=""), seed=2, size=256)
@@ -185,7 +185,7 @@ def test_normal_twin_differs_at_the_finding_alone(plan: FilmPlan) -> None:
 def test_obvious_findings_show_more_than_subtle_ones() -> None:
     def shown(finding: str, difficulty: str) -> float:
         total = 0.0
-        for patient in range(1, 7):
+        for patient in (1, 3, 8):
             plan = FilmPlan(patient, 1, 1, "frontal", finding, difficulty)
             pair = [draw_film(p, size=128).pixels.astype(float) for p in (plan, FilmPlan(patient, 1, 1, "frontal"))]
             total += np.abs(pair[0] - pair[1]).sum()

@@ -1,0 +1,194 @@
+"""Scores, thresholds, maps and figures of a trained run, on its cache and on new films."""
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from anomaly import commands
+from anomaly.fit import normals
+from anomaly.runs import Run
+from anomaly.score import QUANTILE, View, maps, open_model, read_calibration, run_view, score
+from preprocessing import InputError
+from preprocessing.schema import Cache
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def view(run: Run, cache: Cache) -> View:
+    _, split = run_view(run)
+    return View(cache, "full-he", np.flatnonzero(split == "test"), 64)
+
+
+def scored(run: Run, out: Path, paths: list[Path] | None = None, aggregate: str = "mean") -> list[dict[str, str]]:
+    commands.score(run.path, paths or [], "test", aggregate, None, out, "cpu", 1)
+    with (out / "scores.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_thresholds_and_scale_come_from_validation_normals_alone(run: Run, cache: Cache) -> None:
+    model = open_model(run, CPU)
+    rows = normals(cache, run_view(run)[1], "val")
+    values = score(model, View(cache, "full-he", rows, 64), CPU)["mse"]
+    calibration = read_calibration(run)
+    assert calibration.films == len(rows) and (cache.index["label"][rows] == 0).all()
+    assert calibration.thresholds["film"]["mse"] == pytest.approx(np.quantile(values, QUANTILE), rel=1e-5)
+    drawn = [m[mask] for _, m, _, mask in maps(model, View(cache, "full-he", rows, 64), CPU)]
+    assert calibration.map_scale == pytest.approx(np.quantile(np.concatenate(drawn), 0.995), rel=0.01)
+
+
+def test_a_reopened_model_scores_the_same_for_any_chunk(run: Run, view: View) -> None:
+    whole = score(open_model(run, CPU), view, CPU)
+    for i, row in enumerate(view.rows[:4]):
+        alone = score(open_model(run, CPU), View(view.cache, view.variant, np.array([row]), 64), CPU)
+        for name, values in alone.items():
+            assert values[0] == pytest.approx(whole[name][i], rel=1e-4)
+
+
+def test_maps_are_zero_outside_the_mask_and_carry_the_score(run: Run, view: View) -> None:
+    model = open_model(run, CPU)
+    values = score(model, view, CPU)["mse"]
+    for (row, drawn, film, mask), value in zip(maps(model, view, CPU), values, strict=True):
+        assert drawn.shape == film.shape == mask.shape == (64, 64) and row in view.rows
+        assert (drawn[~mask] == 0).all() and drawn.min() >= 0
+        assert drawn[mask].mean() == pytest.approx(value, rel=0.25)  # smoothing moves error about, it makes none
+
+
+def test_scoring_writes_films_studies_patients_and_figures(run: Run, view: View, tmp_path: Path) -> None:
+    rows = scored(run, tmp_path / "out")
+    assert [row["film"] for row in rows] == view.column("path").tolist()
+    figures = json.loads((tmp_path / "out/metrics.json").read_text())
+    for level, file in (("film", "scores"), ("study", "studies"), ("patient", "patients")):
+        lines = (tmp_path / f"out/{file}.csv").read_text().splitlines()
+        assert figures[level]["mse"]["n"] == len(lines) - 1
+        for name in ("mse", "mse_topk", "mean_grey", "minus_std"):
+            low, high = figures[level][name]["roc_auc_interval"]
+            assert low <= figures[level][name]["roc_auc"] <= high
+    assert figures["synthetic"] is True and figures["pixel"]["n_films"] > 0
+    assert figures["film"]["mse"]["threshold"]["threshold"] == read_calibration(run).thresholds["film"]["mse"]
+    assert {row["split"] for row in rows} == {"test"}
+
+
+def test_scoring_twice_gives_the_same_file(run: Run, tmp_path: Path) -> None:
+    scored(run, tmp_path / "a")
+    scored(run, tmp_path / "b")
+    assert (tmp_path / "a/scores.csv").read_text() == (tmp_path / "b/scores.csv").read_text()
+
+
+def test_a_study_is_the_mean_or_the_worst_of_its_films(run: Run, tmp_path: Path) -> None:
+    for how, put_together in (("mean", np.mean), ("max", np.max)):
+        rows = scored(run, tmp_path / how, aggregate=how)
+        with (tmp_path / how / "studies.csv").open(newline="") as file:
+            studies = {row["study"]: float(row["mse"]) for row in csv.DictReader(file)}
+        for study, value in studies.items():
+            films = [float(row["mse"]) for row in rows if row["study"] == study]
+            assert value == pytest.approx(put_together(films))
+
+
+def test_new_films_get_the_score_they_have_in_the_cache(run: Run, films: Path, view: View, tmp_path: Path) -> None:
+    """The recipe that the run recorded is the one that new films go through."""
+    known = {row["film"]: float(row["mse"]) for row in scored(run, tmp_path / "cache")}
+    names = sorted(known)[:3]
+    rows = scored(run, tmp_path / "new", [films / name for name in names])
+    assert len(rows) == 3 and {row["split"] for row in rows} == {"new"} and {row["label"] for row in rows} == {""}
+    for row in rows:
+        (match,) = [name for name in names if name.endswith(row["film"])]
+        assert float(row["mse"]) == pytest.approx(known[match], rel=1e-4)
+
+
+def test_new_films_that_cannot_be_read_are_named_and_the_others_scored(run: Run, films: Path, tmp_path: Path) -> None:
+    good = next(films.rglob("image1.png"))
+    bad = tmp_path / "bad.png"
+    bad.write_text("no film")
+    with pytest.raises(InputError, match="1 of 2 films can't be read"):
+        commands.score(run.path, [good, bad], "test", "mean", None, tmp_path / "out", "cpu", 1)
+    assert len((tmp_path / "out/scores.csv").read_text().splitlines()) == 2
+
+
+def heatmaps(run: Run, out: Path, **options: object) -> list[Path]:
+    chosen = {"paths": [], "space": "cache", "formats": "png,tiff,npy", "limit": 4, "source": None} | options
+    commands.heatmap(
+        run.path,
+        chosen["paths"],  # type: ignore[arg-type]
+        "test",
+        str(chosen["space"]),
+        str(chosen["formats"]),
+        chosen["limit"],  # type: ignore[arg-type]
+        None,
+        chosen["source"],  # type: ignore[arg-type]
+        out,
+        "cpu",
+        1,
+    )
+    return sorted(path for path in out.rglob("*") if path.is_file())
+
+
+def test_heatmaps_come_as_picture_and_as_numbers(run: Run, tmp_path: Path) -> None:
+    files = heatmaps(run, tmp_path / "maps")
+    assert {p.suffix for p in files} == {".png", ".tiff", ".npy"} and len(files) == 12
+    for path in files:
+        if path.suffix == ".npy":
+            values = np.load(path, allow_pickle=False)
+            assert values.dtype == np.float32 and values.shape == (64, 64) and values.min() >= 0
+            assert (values == tifffile.imread(path.with_suffix(".tiff"))).all()
+
+
+def test_heatmaps_can_lie_on_the_original_film(run: Run, films: Path, tmp_path: Path) -> None:
+    """In film space a map has the film's size, and its mass lies where the film's prepared crop came from."""
+    files = heatmaps(run, tmp_path / "maps", space="film", formats="npy", source=films)
+    assert len(files) == 4
+    for path in files:
+        relative = path.relative_to(tmp_path / "maps")
+        name = relative.with_name(relative.name.replace("_heatmap.npy", ".png"))
+        film = cv2.imread(str(films / name), cv2.IMREAD_UNCHANGED)
+        hand = cv2.imread(str((films / name).with_name(f"{name.stem}_hand.png")), cv2.IMREAD_UNCHANGED) > 0
+        values = np.load(path, allow_pickle=False)
+        assert values.shape == film.shape
+        assert values[hand].sum() > 0.6 * values.sum()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda run, out: commands.score(run, [], "tset", "mean", None, out, "cpu", 1),
+            "no split 'tset'; there are: all",
+        ),
+        (lambda run, out: commands.score(run, [], "test", "median", None, out, "cpu", 1), "no aggregate 'median'"),
+        (lambda run, out: commands.score(out, [], "test", "mean", None, out, "cpu", 1), "is not a run folder"),
+        (
+            lambda run, out: commands.heatmap(run, [], "test", "cache", "gif", None, None, None, out, "cpu", 1),
+            "no format 'gif'; there are: png, tiff, npy",
+        ),
+        (
+            lambda run, out: commands.heatmap(run, [], "test", "page", "png", None, None, None, out, "cpu", 1),
+            "no space 'page'; there are: cache, film",
+        ),
+    ],
+)
+def test_wrong_words_are_answered_with_the_right_ones(run: Run, tmp_path: Path, call: object, message: str) -> None:
+    assert callable(call)
+    with pytest.raises(InputError, match=message):
+        call(run.path, tmp_path / "out")
+
+
+def test_another_cache_is_refused(run: Run, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = dict(run.config) | {"cache": run.config["cache"] | {"content_hash": "0" * 64}}
+    other = Run(run.path)
+    other.config = changed
+    with pytest.raises(InputError, match="is not the cache that .* was trained on"):
+        run_view(other)
+
+
+def test_weights_of_another_shape_are_refused(run: Run) -> None:
+    other = Run(run.path)
+    settings = run.config["settings"]
+    other.config = run.config | {"settings": settings | {"model": settings["model"] | {"width": 8}}}
+    with pytest.raises(InputError, match=r"weights.safetensors doesn't fit cae as run.json describes it"):
+        open_model(other, CPU)

@@ -1,0 +1,203 @@
+"""The loop: repeatable, resumable to the bit, and careful with what it leaves behind."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from anomaly import fit as fitting
+from anomaly.detector import Batch, Step
+from anomaly.fit import Plan, continue_or_create, fit, prepare
+from anomaly.models.cae import CAE
+from anomaly.runs import Run
+from anomaly.train import EpochReport, Trainer, choose_device, choose_precision
+from preprocessing import InputError
+from preprocessing.schema import Cache
+
+from .conftest import TINY
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a process."""
+
+
+def plan(cache: Cache, *settings: str, **more: object) -> Plan:
+    return Plan("cae", cache.path, settings=(*TINY, *settings), device="cpu", **more)  # type: ignore[arg-type]
+
+
+def trained(cache: Cache, out: Path, *settings: str, **more: object) -> Run:
+    prepared = prepare(plan(cache, *settings, **more))
+    return fit(prepared, continue_or_create(prepared, out, resume=True), workers=0, on_epoch=lambda report: None)
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.path / "weights.safetensors")
+
+
+def same(a: Run, b: Run) -> bool:
+    x, y = weights(a), weights(b)
+    return x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x)
+
+
+def test_a_run_folder_holds_what_its_docstring_says(run: Run) -> None:
+    names = {p.name for p in run.path.iterdir()}
+    expected = {"run.json", "history.csv", "weights.safetensors", "calibration.json"}
+    assert names - {".lock"} == expected | {"learning_curve.png", "reconstructions.png"}
+    assert run.finished and run.config["films"]["train"] >= 8
+    assert len((run.path / "history.csv").read_text().splitlines()) == 4  # a header and three epochs
+
+
+def test_the_same_seed_gives_the_same_run_and_another_gives_another(cache: Cache, tmp_path: Path) -> None:
+    first = trained(cache, tmp_path / "a", seed=0)
+    assert same(first, trained(cache, tmp_path / "b", seed=0))
+    assert not same(first, trained(cache, tmp_path / "c", seed=1))
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_resuming_is_exact_at_every_epoch(
+    cache: Cache, tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(cache, tmp_path / "whole", "keep=last")
+    original = Trainer.run
+    monkeypatch.setattr(
+        Trainer, "run", lambda self, folder, on_epoch: original(self, folder, on_epoch, checkpoint_seconds=0.0)
+    )
+
+    def interrupt(report: EpochReport) -> None:
+        if report.epoch == stop:
+            raise Stopped
+
+    prepared = prepare(plan(cache, "keep=last"))
+    run = continue_or_create(prepared, tmp_path / "parts", resume=False)
+    with pytest.raises(Stopped):
+        fit(prepared, run, workers=0, on_epoch=interrupt)
+    assert not run.finished and run.epochs_done() == stop
+    seen: list[int] = []
+    resumed = continue_or_create(prepared, run.path, resume=True)
+    fit(prepared, resumed, workers=0, on_epoch=lambda report: seen.append(report.epoch))
+    assert seen == list(range(stop + 1, 4))
+    assert same(whole, resumed) and not (run.path / "checkpoint.safetensors").exists()
+    assert losses(resumed) == losses(whole)
+
+
+def losses(run: Run) -> list[list[str]]:
+    """All of the history but seconds and films/s, which no two runs share."""
+    lines = (run.path / "history.csv").read_text().splitlines()
+    return [[line.split(",")[0], *line.split(",")[3:]] for line in lines]
+
+
+def test_a_killed_training_goes_on_with_the_same_command(cache: Cache, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from anomaly.cli import main; main()", "train", "cae", "--cache", str(cache.path)]
+    for setting in (*TINY, "epochs=400", "patience=0"):
+        command += ["--set", setting]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoint = tmp_path / "runs/cae-1/checkpoint.safetensors"
+    deadline = time.monotonic() + 60
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert checkpoint.exists(), "no checkpoint within a minute"
+    prepared = prepare(Plan("cae", cache.path, settings=(*TINY, "epochs=400", "patience=0"), device="auto"))
+    run = continue_or_create(prepared, None, resume=False)
+    assert run.path == Path("runs/cae-1") and run.epochs_done() >= 1 and not run.busy()
+    assert continue_or_create(prepare(plan(cache)), None, resume=False).path == Path("runs/cae-2")  # other settings
+
+
+def test_resuming_with_other_settings_is_refused_with_the_difference(cache: Cache, tmp_path: Path) -> None:
+    run = trained(cache, tmp_path / "a")
+    with pytest.raises(InputError, match=r"settings.training.epochs: 3 -> 9"):
+        continue_or_create(prepare(plan(cache, "epochs=9")), run.path, resume=True)
+    with pytest.raises(InputError, match="add --resume to go on with it, or take another --out"):
+        continue_or_create(prepare(plan(cache)), run.path, resume=False)
+    with pytest.raises(InputError, match="no unfinished run of cae"):
+        continue_or_create(prepare(plan(cache)), None, resume=True)
+
+
+def test_two_processes_do_not_train_in_one_folder(cache: Cache, tmp_path: Path) -> None:
+    prepared = prepare(plan(cache))
+    run = continue_or_create(prepared, tmp_path / "a", resume=False)
+    with run.locked(), pytest.raises(InputError, match="is being trained by another process"):
+        fit(prepared, run, workers=0, on_epoch=lambda report: None)
+
+
+def test_a_damaged_checkpoint_is_named(cache: Cache, tmp_path: Path) -> None:
+    prepared = prepare(plan(cache))
+    run = continue_or_create(prepared, tmp_path / "a", resume=False)
+    (run.path / "checkpoint.safetensors").write_bytes(b"\x10" * 100)
+    with pytest.raises(InputError, match="checkpoint.safetensors is damaged"):
+        fit(prepared, run, workers=0, on_epoch=lambda report: None)
+
+
+class Diverging(CAE):
+    """A CAE whose loss is not a number from the fifth step on."""
+
+    steps = 0
+
+    def training_steps(self, batch: Batch) -> Iterator[Step]:
+        for step in super().training_steps(batch):
+            self.steps += 1
+            yield Step(step.player, mse=step.terms["mse"] * (math.nan if self.steps >= 5 else 1.0))
+
+
+def test_a_loss_that_is_not_finite_stops_and_is_named(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "find_model", lambda name: Diverging)
+    with pytest.raises(InputError, match=r"loss term autoencoder.mse is not finite from step \d of epoch [12]"):
+        trained(cache, tmp_path / "a", "epochs=20")
+
+
+def test_training_stops_early_and_keeps_the_best(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([5.0, 3.0, 4.0, 3.5, 3.2, 1.0, 0.5])
+    monkeypatch.setattr(Trainer, "_validate", lambda self: next(losses))
+    reports: list[EpochReport] = []
+    prepared = prepare(plan(cache, "epochs=7", "patience=3"))
+    fit(prepared, continue_or_create(prepared, tmp_path / "a", resume=False), workers=0, on_epoch=reports.append)
+    assert [r.epoch for r in reports] == [1, 2, 3, 4, 5] and reports[-1].best_epoch == 2
+
+
+def test_keeping_the_last_differs_from_keeping_the_best(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "_validate", lambda self: float(self.state.epoch + 1))  # only ever worse
+    best, last = (trained(cache, tmp_path / k, f"keep={k}", "patience=0") for k in ("best", "last"))
+    assert not same(best, last)
+    first = trained(cache, tmp_path / "one", "keep=last", "epochs=1")
+    assert same(best, first)
+
+
+def test_films_that_are_abnormal_only_are_no_training_set(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = cache.index | {"label": np.ones(len(cache), np.int8)}
+    monkeypatch.setattr(Cache, "index", index)
+    with pytest.raises(InputError, match="has 0 normal films to train on"):
+        prepare(plan(cache))
+
+
+def test_sizes_variants_devices_and_precisions_are_checked(cache: Cache) -> None:
+    with pytest.raises(InputError, match="needs a film side that is a multiple of 32; .* has 64 px"):
+        prepare(plan(cache, "size=48"))
+    with pytest.raises(InputError, match="no variant 'fulll'; there are: raw"):
+        prepare(plan(cache, variant="fulll"))
+    with pytest.raises(InputError, match="no device 'gpu'"):
+        choose_device("gpu")
+    with pytest.raises(InputError, match="no precision 'half'; there are: auto, float32, bfloat16"):
+        choose_precision("half", CAE, torch.device("cpu"))
+
+
+def test_run_json_says_what_made_the_run(run: Run, cache: Cache) -> None:
+    config = json.loads((run.path / "run.json").read_text())
+    assert config["cache"]["content_hash"] == cache.content_hash and config["cache"]["synthetic"] is True
+    assert config["settings"]["model"]["width"] == 4 and config["seed"] == 0
+    assert {"torch", "numpy", "xray-anomaly", "python"} <= set(config["versions"])
