@@ -19,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+INTERRUPTED = 130
 UsageError: Any = (
     typer.BadParameter.__base__
 )  # what every misuse of the command line is; typer exports only its children
@@ -189,12 +190,15 @@ def demo(
 def main() -> None:
     """Run the command line; an error is one line on stderr, status 2 for what the user can mend and 1 for our own."""
     try:
-        sys.exit(app(standalone_mode=False))
+        status = app(standalone_mode=False)
+        if status == INTERRUPTED:  # typer turns Ctrl-C into this status
+            raise KeyboardInterrupt
+        sys.exit(status)
     except UsageError as error:
         error.show()
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
-        fail("interrupted; nothing is lost: the same command goes on from there", 130)
+        fail("interrupted; nothing is lost: the same command goes on from there", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as in `anomaly models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:

@@ -30,9 +30,9 @@ FEW = 16
 
 def phantom(out: Path, seed: int, patients: int | None, size: int) -> None:
     """Draw the built-in films."""
-    from preprocessing.phantom import PATIENTS, plan_films, write_phantoms
+    from preprocessing.phantom import DEFAULT, plan_films, write_phantoms
 
-    count = patients or PATIENTS
+    count = patients or DEFAULT
     with progress("drawing", len(plan_films(seed=seed, patients=count)), "films") as advance:
         made = write_phantoms(out, seed=seed, patients=count, size=size, on_film=lambda *_: advance())
     say(f"{out}: {made.films} films, {made.normal} normal and {made.abnormal} abnormal, of {made.patients} patients")

@@ -18,6 +18,7 @@ LAYERS = [
     {"fit", "evaluation"},
     {"commands"},
     {"cli"},
+    {"__main__"},
 ]
 
 

@@ -94,7 +94,7 @@ def test_a_cache_holds_what_the_recipe_makes(films, tmp_path):
         VARIANTS,
         "anomaly preprocess films --size 32",
     )
-    assert (cache.source, cache.source_kind) == ("films", "mura")
+    assert (cache.source, cache.source_kind, cache.source_path) == ("films", "mura", str(films))
     assert Recipe.from_json(cache.recipe_json) == RECIPE
     assert cache.index["path"].tolist() == [record.path for record in open_source(films).records]
     assert cache.index["label"].tolist() == [0, 0, 0, 0, 1, 1, 0, 0, 0]
@@ -255,6 +255,7 @@ def start(films, path, *, workers=1, compression=None, limit=0):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env=os.environ | {"TMPDIR": str(path.parent)},
     )
 
 

@@ -182,7 +182,7 @@ def test_another_cache_is_refused(run: Run, cache: Cache, monkeypatch: pytest.Mo
     changed = dict(run.config) | {"cache": run.config["cache"] | {"content_hash": "0" * 64}}
     other = Run(run.path)
     other.config = changed
-    with pytest.raises(InputError, match="is not the cache that .* was trained on"):
+    with pytest.raises(InputError, match=r"is not the cache that .* was trained on"):
         run_view(other)
 
 

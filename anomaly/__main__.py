@@ -1,0 +1,5 @@
+"""`python -m anomaly` is `anomaly`."""
+
+from anomaly.cli import main
+
+main()

@@ -1,0 +1,266 @@
+"""The recipe: settings, and what it makes of drawn films."""
+
+import json
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+
+from preprocessing import InputError, recipe, steps
+from preprocessing.readers import Film
+from preprocessing.recipe import STAGES, VARIANTS, Recipe
+
+
+def draw(*, angle=8.0, background=60, kind=np.uint8, seed=0):
+    """Draw a fork-like hand on a turned plate: Film, hand (H, W) bool, lesion (H, W) bool."""
+    plate, hand, lesion = (np.zeros((300, 220), np.uint8) for _ in range(3))
+    plate[:] = background
+    for x in (60, 95, 130, 165):
+        for canvas, level in ((plate, 150), (hand, 1)):
+            cv2.line(canvas, (x, 60), (x, 200), level, 18)
+        cv2.line(plate, (x, 60), (x, 190), 220, 7)
+    for canvas, level in ((plate, 180), (hand, 1)):
+        cv2.rectangle(canvas, (52, 150), (173, 230), level, -1)
+        cv2.rectangle(canvas, (80, 230), (145, 299), level, -1)
+    cv2.circle(plate, (110, 190), 12, 245, -1)
+    cv2.circle(lesion, (110, 190), 12, 1, -1)
+    grain = np.random.default_rng(seed).normal(0, 2, plate.shape)
+    plate = np.clip(plate + grain, 0, 255).astype(np.uint8)
+    turn = cv2.getRotationMatrix2D((110, 150), angle, 1.0)
+    turn[:, 2] += 70, 40
+    pixels, hand, lesion = (cv2.warpAffine(canvas, turn, (360, 380)) for canvas in (plate, hand, lesion))
+    if kind == np.uint16:
+        grain = np.random.default_rng(seed).integers(0, 16, pixels.shape)
+        pixels = pixels.astype(np.uint16) * 16 + grain.astype(np.uint16)
+    return Film(pixels=pixels, depth=8 if kind == np.uint8 else 12), hand > 0, lesion > 0
+
+
+def iou(one, other):
+    return (one & other).sum() / (one | other).sum()
+
+
+def same(one, other):
+    return all(np.array_equal(one.films[name], other.films[name]) for name in one.films)
+
+
+def test_names_stand_for_settings():
+    assert Recipe().name == "hand" and Recipe().size == 256
+    plain = Recipe(name="plain", size=64)
+    assert (plain.invert, plain.carrier, plain.hand, plain.mask) == ("never", "none", "none", "none")
+    assert Recipe(name="plain", mask="otsu").mask == "otsu"
+
+
+@pytest.mark.parametrize(
+    "settings, says",
+    [
+        ({"name": "hnd"}, "no recipe 'hnd'; there are: hand, plain"),
+        ({"sise": 64}, "no recipe setting 'sise'; there are: name, size, "),
+        ({"size": 8}, "'size' is 8"),
+        ({"size": 4096}, "'size' is 4096"),
+        ({"mask": "unet"}, "'mask' is 'unet'"),
+        ({"margin": float("nan")}, "'margin' is nan"),
+        ({"margin": -1}, "'margin' is -1"),
+    ],
+)
+def test_wrong_settings_say_what_there_is(settings, says):
+    with pytest.raises(InputError) as caught:
+        Recipe(**settings)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_json_round_trip():
+    for made in (Recipe(), Recipe(name="plain", size=64), Recipe(margin=0.25, mask="otsu")):
+        assert Recipe.from_json(made.to_json()) == made
+        assert Recipe.from_json(made.to_json()).digest() == made.digest()
+    assert list(json.loads(Recipe().to_json())) == sorted(Recipe.model_fields)
+    for text in ("{", "[]", '{"name": "hnd"}', '{"name": ["hand"]}'):
+        with pytest.raises(InputError):
+            Recipe.from_json(text)
+
+
+def test_digest_changes_with_every_setting(monkeypatch):
+    others = {"size": 64, "invert": "never", "carrier": "none", "hand": "none", "margin": 0.1, "mask": "otsu"}
+    assert set(others) | {"name"} == set(Recipe.model_fields)
+    digests = {Recipe(**{key: value}).digest() for key, value in others.items()}
+    digests |= {Recipe().digest(), Recipe(name="plain").digest()}
+    assert len(digests) == len(others) + 2 and all(len(digest) == 12 for digest in digests)
+    monkeypatch.setattr(recipe, "RECIPE_VERSION", recipe.RECIPE_VERSION + 1)
+    assert Recipe().digest() not in digests
+
+
+def test_recipes_do_not_change():
+    with pytest.raises(Exception, match="frozen"):
+        Recipe().size = 64
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("angle", [0.0, 8.0, -20.0])
+def test_hand_recipe_finds_carrier_hand_and_foreground(kind, angle):
+    film, hand, lesion = draw(angle=angle, kind=kind)
+    made = Recipe(size=128).apply(film, anomaly=lesion)
+    assert made.fallbacks == () and not made.inverted and made.carrier is not None and made.box is not None
+    assert set(made.films) == set(VARIANTS) and set(made.masks) == set(STAGES)
+    for name, array in made.films.items():
+        mask = made.masks[name.removesuffix("-he")]
+        assert array.shape == mask.shape == (128, 128) and array.dtype == kind and mask.dtype == bool
+        assert array[mask].min() == 0 and array[mask].max() == np.iinfo(kind).max and not array[~mask].any()
+    for stage in ("raw", "crop"):
+        scale = np.linalg.norm(made.matrices[stage][:, 0])
+        assert made.anomaly[stage].sum() == pytest.approx(lesion.sum() * scale**2, rel=0.15)
+        landed = np.argwhere(made.anomaly[stage])[:, ::-1].mean(axis=0)
+        expected = made.matrices[stage] @ (*np.argwhere(lesion)[:, ::-1].mean(axis=0), 1)
+        np.testing.assert_allclose(landed, expected, atol=0.5)
+    truth = steps.warp_mask(hand, made.matrices["crop"], (128, 128))
+    assert iou(made.masks["full"], truth) > 0.85
+    assert not (made.masks["full"] & ~made.masks["crop"]).any()
+
+
+def test_matrices_say_where_a_bright_dot_lands():
+    film, _, lesion = draw(angle=-14)
+    made = Recipe(size=200).apply(film)
+    x, y = np.argwhere(lesion)[:, ::-1].mean(axis=0)
+    for stage in ("raw", "crop"):
+        column, row = np.rint(made.matrices[stage] @ (x, y, 1)).astype(int)
+        spot = made.films[stage][row - 2 : row + 3, column - 2 : column + 3]
+        assert spot.min() > np.percentile(made.films[stage][made.masks[stage]], 90)
+
+
+def test_inverted_film_comes_out_like_the_upright_one():
+    film, _, _ = draw()
+    turned = Film(pixels=255 - film.pixels, depth=8)
+    upright, made = Recipe(size=64).apply(film), Recipe(size=64).apply(turned)
+    assert made.inverted and not upright.inverted
+    assert iou(made.masks["full"], upright.masks["full"]) > 0.95
+    assert np.abs(made.films["crop"].astype(int) - upright.films["crop"]).mean() < 6
+    assert not Recipe(size=64, invert="never").apply(turned).inverted
+
+
+def test_equalised_variants_have_an_even_histogram_under_the_mask():
+    film, _, _ = draw(kind=np.uint16)
+    made = Recipe(size=256).apply(film)
+    for stage in STAGES:
+        inside = made.films[f"{stage}-he"][made.masks[stage]] / 65535
+        assert np.quantile(inside, [0.25, 0.5, 0.75]) == pytest.approx([0.25, 0.5, 0.75], abs=0.03)
+        plain = made.films[stage][made.masks[stage]]
+        order = np.argsort(plain, kind="stable")
+        assert (np.diff(inside[order]) >= 0).all()
+
+
+def test_16_bit_stays_16_bit_and_types_can_be_chosen():
+    film, _, _ = draw(kind=np.uint16)
+    wide = Recipe(size=256).apply(film)
+    assert all(len(np.unique(array)) > 1000 for array in wide.films.values())
+    narrow = Recipe(size=256).apply(film, dtype=np.uint8)
+    for name, array in narrow.films.items():
+        assert array.dtype == np.uint8 and array.max() == 255
+        assert np.abs(array.astype(int) - wide.films[name] / 257).max() <= 0.51
+    grown = Recipe(size=100).apply(draw()[0], dtype="uint16")
+    assert all(array.dtype == np.uint16 and array.max() == 65535 for array in grown.films.values())
+    assert len(np.unique(grown.films["raw"])) > 300  # averaged in 16 bit, not in 8
+
+
+def test_variants_agree_whichever_are_asked_for():
+    film, _, _ = draw()
+    every = Recipe(size=96).apply(film)
+    for name in VARIANTS:
+        alone = Recipe(size=96).apply(film, variants=(name,))
+        stage = name.removesuffix("-he")
+        assert list(alone.films) == [name] and list(alone.masks) == [stage]
+        np.testing.assert_array_equal(alone.films[name], every.films[name])
+        np.testing.assert_array_equal(alone.masks[stage], every.masks[stage])
+        for key, matrix in every.matrices.items():
+            np.testing.assert_array_equal(alone.matrices[key], matrix)
+
+
+def test_the_same_film_gives_the_same_bytes_whatever_came_before():
+    film, _, _ = draw(seed=1)
+    first = Recipe(size=64).apply(film)
+    for seed in (2, 3):
+        Recipe(size=64).apply(draw(seed=seed, angle=seed)[0])
+    cv2.setRNGSeed(99)
+    again = Recipe(size=64).apply(film)
+    assert same(first, again) and all(np.array_equal(first.masks[stage], again.masks[stage]) for stage in STAGES)
+
+
+def test_plain_recipe_keeps_the_whole_film():
+    film = Film(pixels=(255 - draw()[0].pixels)[:, :200], depth=8)
+    made = Recipe(name="plain", size=64).apply(film)
+    assert not made.inverted and made.carrier is None and made.box is None and made.fallbacks == ()
+    assert made.masks["raw"].sum() == 64 * round(64 * 200 / 380)
+    for stage in ("crop", "full"):
+        np.testing.assert_array_equal(made.films[stage], made.films["raw"])
+        np.testing.assert_array_equal(made.films[f"{stage}-he"], made.films["raw-he"])
+        np.testing.assert_array_equal(made.masks[stage], made.masks["raw"])
+    np.testing.assert_array_equal(made.matrices["raw"], made.matrices["crop"])
+
+
+def test_a_given_box_and_mask_replace_the_steps(monkeypatch):
+    for name in ("find_carrier", "find_hand", "foreground"):
+        monkeypatch.setattr(steps, name, None)  # asking any of them would fail
+    film, hand, _ = draw()
+    made = Recipe(size=100).apply(film, box=(100.0, 50.0, 300.0, 250.0), mask=hand)
+    assert made.box == (100, 50, 300, 250) and made.carrier is None and made.fallbacks == ()
+    np.testing.assert_array_equal(made.masks["full"], steps.fit_mask(hand[50:250, 100:300], 100))
+    np.testing.assert_array_equal(made.matrices["crop"], [[0.5, 0, -50.25], [0, 0.5, -25.25]])
+    with pytest.raises(InputError, match="lies beside the film of 360 x 380"):
+        Recipe().apply(film, box=(400, 10, 500, 20))
+
+
+def test_trained_nets_are_asked_first_and_fall_back_by_name():
+    film, _, _ = draw()
+    shapes = []
+
+    def segment(crop):
+        shapes.append(crop.shape)
+        return np.arange(crop.size).reshape(crop.shape) < crop.size / 2
+
+    made = Recipe(size=64).apply(film, localizer=lambda carrier: (10.2, 20.0, 90.0, 1000.0), segmenter=segment)
+    assert made.fallbacks == () and made.box[:3] == (10, 20, 90) and shapes == [(made.box[3] - 20, 80)]
+    assert made.masks["full"].sum() == pytest.approx(made.masks["crop"].sum() / 2, rel=0.1)
+    classical = Recipe(size=64).apply(film)
+    for nothing in (None, (5000.0, 0.0, 6000.0, 10.0), (float("nan"),) * 4):
+        made = Recipe(size=64).apply(film, localizer=lambda carrier, box=nothing: box, segmenter=lambda crop: None)
+        assert made.fallbacks == ("localizer", "segmenter") and same(made, classical)
+
+
+@pytest.mark.parametrize("level", [0, 255])
+@pytest.mark.parametrize("shape", [(16, 16), (16, 400), (300, 200)])
+@pytest.mark.parametrize("name", ["hand", "plain"])
+def test_flat_films_work(level, shape, name):
+    film = Film(pixels=np.full(shape, level, np.uint8), depth=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = Recipe(name=name, size=64).apply(film, anomaly=np.zeros(shape, bool))
+    assert made.fallbacks == (("carrier", "hand", "mask") if name == "hand" else ())
+    assert not any(array.any() for array in made.films.values())
+    assert all(mask.any() for mask in made.masks.values()) and not made.anomaly["crop"].any()
+
+
+def test_an_empty_given_mask_is_a_named_fallback():
+    film, hand, _ = draw()
+    made = Recipe(size=64).apply(film, mask=np.zeros_like(hand))
+    assert made.fallbacks == ("mask",)
+    np.testing.assert_array_equal(made.masks["full"], made.masks["crop"])
+
+
+def test_what_cannot_be_made_is_refused():
+    film, hand, _ = draw()
+    with pytest.raises(InputError, match="no variant 'full-eq'; there are: raw, raw-he, crop"):
+        Recipe().apply(film, variants=("raw", "full-eq"))
+    with pytest.raises(InputError, match="no variant"):
+        Recipe().apply(film, variants=())
+    with pytest.raises(InputError, match="float32"):
+        Recipe().apply(film, dtype=np.float32)
+    with pytest.raises(InputError, match="mask has shape"):
+        Recipe().apply(film, mask=hand[:-1])
+    with pytest.raises(InputError, match="anomaly mask has shape"):
+        Recipe().apply(film, anomaly=hand[:-1])
+
+
+def test_the_film_is_left_alone():
+    film, hand, lesion = draw()
+    for array in (film.pixels, hand, lesion):
+        array.flags.writeable = False
+    for name in ("hand", "plain"):
+        Recipe(name=name, size=64).apply(film, mask=hand, anomaly=lesion)
