@@ -1,5 +1,6 @@
 """What each verb does. Heavy imports stand inside the functions, so that no verb pays for another's."""
 
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from anomaly.console import clock, progress, say, warn
 from preprocessing import InputError
 
 if TYPE_CHECKING:
+    from anomaly.metrics import Pooling
     from anomaly.score import View
     from preprocessing.build import BuildReport
     from preprocessing.recipe import Recipe
@@ -64,11 +66,14 @@ def preprocess(
     if compression not in ("none", "lzf", "gzip"):
         raise InputError(f"no compression {compression!r}; there are: gzip, lzf, none")
     opened = open_source(source)
+    words = ["anomaly", "preprocess", str(source), "--recipe", recipe, "--size", str(size), "--variants", variants]
+    words += [word for setting in settings for word in ("--set", setting)] + (["--out", str(out)] if out else [])
     report = _build(
         opened,
         chosen,
         out,
         wanted,
+        command=shlex.join(words),
         workers=workers,
         compression=None if compression == "none" else compression,
         force=force,
@@ -95,8 +100,9 @@ def _build(
 
         def on_progress(state: Any) -> None:
             nonlocal done
-            advance(state.done - done, f"{state.failed} failed" if state.failed else "")
-            done = state.done
+            if state.phase == "films":  # the phases before, reading headers and checking what is there, are quick
+                advance(state.done - done, f"{state.failed} failed" if state.failed else "")
+                done = state.done
 
         return build(source, recipe, path, variants=variants, on_progress=on_progress, **options)
 
@@ -264,16 +270,15 @@ def score(
     from anomaly.score import open_model
     from anomaly.train import choose_device
 
-    if aggregate != "mean" and aggregate != "max":
+    if aggregate not in ("mean", "max"):
         raise InputError(f"no aggregate {aggregate!r}; there are: max, mean")
+    how: Pooling = "max" if aggregate == "max" else "mean"
     run = Run(run_path)
     place = choose_device(device)
     model = open_model(run, place)
     folder = out or (run.path / "new" if paths else run.path)
     with _view(run, paths, split, cache, workers) as (view, _), progress("scoring", len(view.rows), "films") as advance:
-        lines = score_films(
-            run, model, view, place, folder, split="" if paths else split, how=aggregate, on_films=advance
-        )
+        lines = score_films(run, model, view, place, folder, split="" if paths else split, how=how, on_films=advance)
     for line in lines:
         say(line)
 

@@ -3,19 +3,16 @@
 import errno
 import hashlib
 import os
-import pickle
 import shlex
 import shutil
 import signal
-import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -114,7 +111,8 @@ def build(
     workers                processes; 0 takes every core, 1 works in this process
     compression            None, "lzf" or "gzip": smaller, but slower to read
     force                  make the cache, and replace the file that is there, whatever it is
-    localizer, segmenter   trained nets: picklable, with a text attribute `digest` that tells their weights apart
+    localizer, segmenter   trained nets that can be sent to other processes, with a text attribute `digest` that tells
+                           their weights apart
     command                recorded in the cache as the one that makes it again
 
     An interrupted build goes on where it stopped. A film that cannot be prepared, for whatever reason, becomes a row of
@@ -249,27 +247,25 @@ def _outcomes(job: _Job, records: Sequence[Record], workers: int, header: Header
         finally:
             cv2.setNumThreads(threads)
         return
-    with tempfile.TemporaryDirectory(prefix="anomaly-") as folder:
-        shared = Path(folder) / "job.pickle"
-        shared.write_bytes(pickle.dumps(job))
-        # A round's results fit into memory even while the disk takes none of them: joblib does not wait for its reader.
-        films = max(2 * workers * TASK_FILMS, ROUND_BYTES // (len(header.arrays()) * 2 * header.size**2))
-        done = 0
-        while done < len(records):
-            try:
-                with closing(_parallel(shared, records[done : done + films], workers)) as outcomes:
-                    for outcome in outcomes:
-                        done += 1
-                        yield outcome
-            except BrokenProcessPool:
-                for record in records[done : done + 2 * workers * TASK_FILMS]:
+    # A round's results fit into memory even while the disk takes none of them: joblib does not wait for its reader.
+    films = max(2 * workers * TASK_FILMS, ROUND_BYTES // (len(header.arrays()) * 2 * header.size**2))
+    done = 0
+    while done < len(records):
+        try:
+            with closing(_parallel(job, records[done : done + films], workers)) as outcomes:
+                for outcome in outcomes:
                     done += 1
-                    yield _alone(shared, record)
+                    yield outcome
+        except BrokenProcessPool:
+            for record in records[done : done + 2 * workers * TASK_FILMS]:
+                done += 1
+                yield _alone(job, record)
 
 
-def _parallel(shared: Path, records: Sequence[Record], workers: int) -> Generator[_Outcome, None, None]:
+def _parallel(job: _Job, records: Sequence[Record], workers: int) -> Generator[_Outcome, None, None]:
     films = max(1, min(TASK_FILMS, len(records) // (4 * workers)))
-    tasks = [joblib.delayed(_work)(str(shared), records[i : i + films]) for i in range(0, len(records), films)]
+    parts = (records[i : i + films] for i in range(0, len(records), films))
+    tasks = (joblib.delayed(_work)(replace(job, source=job.source.part(part))) for part in parts)
     with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
         parallel = joblib.Parallel(n_jobs=workers, batch_size=1, return_as="generator")
     results = parallel(tasks)
@@ -282,28 +278,20 @@ def _parallel(shared: Path, records: Sequence[Record], workers: int) -> Generato
             results.close()
 
 
-def _alone(shared: Path, record: Record) -> _Outcome:
+def _alone(job: _Job, record: Record) -> _Outcome:
     for _ in range(2):
         try:
-            return next(_parallel(shared, [record], 2))
+            return next(_parallel(job, [record], 2))
         except BrokenProcessPool:
             continue
     return record.path, "preparing it ended the worker process twice; it may need more memory than there is"
 
 
-@lru_cache(maxsize=1)
-def _job(shared: str) -> _Job:
-    """Read the job, once per worker process."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches every process of the terminal; the parent ends this one
+def _work(job: _Job) -> list[_Outcome]:
+    """Prepare a part of the source, in a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent ends its workers
     cv2.setNumThreads(1)
-    job: _Job = pickle.loads(Path(shared).read_bytes())
-    return job
-
-
-def _work(shared: str, records: Sequence[Record]) -> list[_Outcome]:
-    return [_prepare(_job(shared), record) for record in records]
+    return [_prepare(job, record) for record in job.source.records]
 
 
 def _prepare(job: _Job, record: Record) -> _Outcome:

@@ -26,6 +26,7 @@ Links are not followed: one to another place in the source adds nothing, one tha
 
 from __future__ import annotations
 
+import copy
 import csv
 import hashlib
 import io
@@ -38,8 +39,8 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, Literal
 
@@ -99,6 +100,12 @@ class _Store(ABC):
     """Where the bytes are. `sizes` holds the bytes of every file that may be read, by relative path."""
 
     sizes: dict[str, int]
+
+    def part(self, paths: Iterable[str]) -> _Store:
+        """Return a store of these files alone: what a worker process is sent stays small."""
+        chosen = copy.copy(self)
+        chosen.sizes = {path: self.sizes[path] for path in paths}
+        return chosen
 
     @abstractmethod
     def find(self, relative: str) -> bool:
@@ -212,6 +219,12 @@ class _Archive(_Store):
     def find(self, relative: str) -> bool:
         return relative in self.sizes
 
+    def part(self, paths: Iterable[str]) -> _Archive:
+        chosen = copy.copy(self)
+        chosen.sizes = {path: self.sizes[path] for path in paths}
+        chosen.members = {self.top + path: self.members[self.top + path] for path in chosen.sizes}
+        return chosen
+
     def _stream(self, relative: str) -> IO[bytes]:
         # A forked process must not share the file position with its parent.
         if self._handle is None or self._handle[0] != os.getpid():
@@ -234,6 +247,10 @@ class _Parts(_Store):
 
     def find(self, relative: str) -> bool:
         return relative in self.sizes
+
+    def part(self, paths: Iterable[str]) -> _Parts:
+        chosen = {path: self.parts[path] for path in paths}
+        return _Parts({path: (store.part([inner]), inner) for path, (store, inner) in chosen.items()})
 
     def _stream(self, relative: str) -> IO[bytes]:
         store, inner = self.parts[relative]
@@ -265,6 +282,11 @@ class Source:
         `readers.MAX_BYTES`.
         """
         return self.store.read(relative)
+
+    def part(self, records: Sequence[Record]) -> Source:
+        """Return a source of some of the records, and nothing of the others: light to send to another process."""
+        paths = {path for record in records for path in record.files()}
+        return replace(self, records=list(records), store=self.store.part(paths))
 
     def listing_hash(self) -> str:
         """Hash every field of every record and the size of every file named: 64 hex digits; no film is opened."""

@@ -35,8 +35,8 @@ ALONG, ACROSS = np.linspace(0.08, 0.92, 48)[:, None], np.linspace(-1, 1, 7)[:, N
 def is_inverted(film: Pixels, *, carrier: Corners | None = None) -> bool:
     """Tell whether the film shows dark bones on a bright background.
 
-    Otsu's level parts what lies inside `carrier` (the whole film without one), frames peeled off, in two. The part that
-    holds most of its rim is the background, and a film with the brighter background is inverted. Levels alone say
+    A hand lies in the middle and the background reaches the rim: a film is inverted where the middle half of what lies
+    inside `carrier` (of the whole film without one), frames peeled off, is darker than its rim. Levels alone say
     nothing: a hand on a near-white plate is bright everywhere, yet brighter than its plate. A flat film is not.
 
     >>> hand = np.full((64, 64), 40, np.uint8)
@@ -48,16 +48,12 @@ def is_inverted(film: Pixels, *, carrier: Corners | None = None) -> bool:
     if carrier is not None:
         small, _ = rectify(small, (carrier + 0.5) * np.float32(scale) - np.float32(0.5))
     small, _, _ = _peeled(small)
-    blurred = _blurred(small)
-    level = _otsu(blurred)
-    if level is None:
-        return False
-    bright = blurred > level
-    height, width = bright.shape
-    edge = max(1, min(height, width) // 16)
-    rim = np.ones_like(bright)
+    height, width = small.shape
+    edge, quarter = max(1, min(height, width) // 16), max(1, min(height, width) // 4)
+    rim = np.ones(small.shape, bool)
     rim[edge:-edge, edge:-edge] = False
-    return bool(bright[rim].mean() > 0.5)
+    middle = small[quarter:-quarter, quarter:-quarter]
+    return middle.size > 0 and float(middle.mean()) < float(np.median(small[rim]))
 
 
 def invert(film: Pixels) -> Pixels:
@@ -415,7 +411,7 @@ def _holds_the_detail(detail: Mask, corners: NDArray[np.float64]) -> bool:
     filled = cv2.fillPoly(np.zeros(detail.shape, np.uint8), points, 1)
     edges = cv2.polylines(np.zeros(detail.shape, np.uint8), points, True, 1, line)
     inside, beside = (filled == 1) & (edges == 0), (filled == 0) & (edges == 0)
-    return int(detail[beside].sum()) < 0.1 * int(detail[beside | inside].sum())
+    return int(detail[beside].sum()) < 0.2 * int(detail[beside | inside].sum())
 
 
 def _blob(small: Levels) -> Mask | None:

@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_is_named(cache: Cache, tmp_path: Path) -> None:
     prepared = prepare(plan(cache))
     run = continue_or_create(prepared, tmp_path / "a", resume=False)
     (run.path / "checkpoint.safetensors").write_bytes(b"\x10" * 100)
-    with pytest.raises(InputError, match="checkpoint.safetensors is damaged"):
+    with pytest.raises(InputError, match=r"checkpoint.safetensors is damaged"):
         fit(prepared, run, workers=0, on_epoch=lambda report: None)
 
 
@@ -186,7 +186,7 @@ def test_films_that_are_abnormal_only_are_no_training_set(cache: Cache, monkeypa
 
 
 def test_sizes_variants_devices_and_precisions_are_checked(cache: Cache) -> None:
-    with pytest.raises(InputError, match="needs a film side that is a multiple of 32; .* has 64 px"):
+    with pytest.raises(InputError, match=r"needs a film side that is a multiple of 32; .* has 64 px"):
         prepare(plan(cache, "size=48"))
     with pytest.raises(InputError, match="no variant 'fulll'; there are: raw"):
         prepare(plan(cache, variant="fulll"))

@@ -1,0 +1,53 @@
+"""What every benchmark shares: where it ran, and a line in results.jsonl."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from anomaly.runs import versions
+
+RESULTS = Path(__file__).parent / "results.jsonl"
+
+
+def machine() -> dict[str, Any]:
+    """Return what a time depends on: processor, cores, low-precision ability, GPU."""
+    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "processor": model[0].partition(":")[2].strip() if model else platform.processor(),
+        "cores": os.cpu_count(),
+        "avx512_bf16": bool(torch.cpu._is_avx512_bf16_supported()),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+    """Return median, minimum and maximum."""
+    return {"median": median(seconds), "min": min(seconds), "max": max(seconds)}
+
+
+def record(name: str, command: str, settings: dict[str, Any], figures: dict[str, Any]) -> None:
+    """Print a result and append it with commit, machine and versions."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    line = {
+        "benchmark": name,
+        "command": command,
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit,
+        "settings": settings,
+        "figures": figures,
+        "machine": machine(),
+        "versions": versions(),
+    }
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(f"{name} {json.dumps(settings)}")
+    for key, value in figures.items():
+        print(f"  {key:<32} {json.dumps(value)}")
