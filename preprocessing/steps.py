@@ -273,8 +273,8 @@ def foreground(
 def equalize(film: Pixels, mask: Mask) -> Pixels:
     """Equalise the histogram of the levels under `mask`; outside it the film becomes 0.
 
-    The levels' cumulated counts are mapped to 0..full range, the darkest level to 0 and left out of the scaling, as
-    cv2.equalizeHist does, which has no mask and knows 8 bit alone. In 8 bit rare neighbouring levels merge; in 16 bit,
+    The levels' cumulated counts are mapped to 0..full range, the darkest level to 0 and left out of the scaling: so
+    does cv2.equalizeHist, which has no mask and knows 8 bit alone. In 8 bit rare neighbouring levels merge; in 16 bit,
     where there is room, none do: each keeps a level of its own, in its order. A flat film or an empty mask gives zeros.
 
     >>> equalize(np.array([[10, 10, 11, 90]], np.uint8), np.ones((1, 4), bool))
@@ -469,7 +469,7 @@ def _peeled(small: Levels) -> tuple[Levels, slice, slice]:
 
 
 def _largest(mask: Mask) -> Mask | None:
-    """Keep the largest component and those at least half as large, holes filled; None under 3 % or over 97 % of it."""
+    """Keep the largest component and those half as large, holes filled; None under 3 % or over 97 % of the film."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     if count < 2:
         return None
