@@ -59,6 +59,10 @@ class Augmentation:
         self.name = name
         self._pipeline = None if name == "none" else _pipeline(name)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker process builds its own: imgaug's objects can't be sent to one that has not imported it by our door.
+        return Augmentation, (self.name,)
+
     def __call__(
         self, films: NDArray[Any], masks: NDArray[np.bool_], seed: int
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:

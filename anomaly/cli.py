@@ -20,25 +20,28 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
+MOST_WORKERS = 8 * (os.cpu_count() or 1)
 UsageError: Any = (
     typer.BadParameter.__base__
 )  # what every misuse of the command line is; typer exports only its children
 
-Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 takes what suits the machine.")]
+Workers = Annotated[int, typer.Option(min=0, max=MOST_WORKERS, help="Processes; 0 takes what suits the machine.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 CacheFile = Annotated[Path | None, typer.Option("--cache", help="Cache file.  [default: the newest in cache/]")]
+RunCache = Annotated[Path | None, typer.Option("--cache", help="Where the run's cache is now, if not where it was.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/cae-1.")]
 Films = Annotated[
     list[Path] | None, typer.Argument(metavar="[PATHS]...", help="New films, files or folders; none: the run's cache.")
 ]
-Split = Annotated[str, typer.Option(help="Films of the run's cache to take: test, val, train or all.")]
+Split = Annotated[
+    str | None, typer.Option(help="Films of the run's cache to take: test, val, train or all.  [default: test]")
+]
 
 
 @app.callback()
 def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
-    """Take the options that stand before the verb."""
-    if debug:
-        os.environ["ANOMALY_DEBUG"] = "1"
+    """Unsupervised anomaly detection for X-ray films: films, cache, model, scores, heatmaps."""
+    # `main` has taken --debug out wherever it stood; here it is declared for --help
 
 
 @app.command()
@@ -117,7 +120,9 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    workers: Workers = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, max=MOST_WORKERS, help="Processes that prepare batches beside the training one.")
+    ] = 0,
 ) -> None:
     """Train a model on the normal films of a cache."""
     from anomaly import commands
@@ -129,11 +134,14 @@ def train(
 def score(
     run: RunFolder,
     paths: Films = None,
-    split: Split = "test",
+    split: Split = None,
     aggregate: Annotated[str, typer.Option(help="How films make a study or patient: mean or max.")] = "mean",
-    cache: CacheFile = None,
+    cache: RunCache = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the results.  [default: RUN; for new films RUN/new]")
+        Path | None,
+        typer.Option(
+            help="Folder for the results.  [default: RUN; RUN/<split> for other splits, RUN/new for new films]"
+        ),
     ] = None,
     device: Device = "auto",
     workers: Workers = 0,
@@ -148,15 +156,17 @@ def score(
 def heatmap(
     run: RunFolder,
     paths: Films = None,
-    split: Split = "test",
+    split: Split = None,
     space: Annotated[str, typer.Option(help="cache: the prepared film; film: the original one.")] = "cache",
     formats: Annotated[
         str, typer.Option(help="Comma list of png (overlay), tiff, npy (float32 values).")
     ] = "png,tiff,npy",
     limit: Annotated[int | None, typer.Option(min=1, help="The highest-scored films only.")] = None,
-    cache: CacheFile = None,
+    cache: RunCache = None,
     source: Annotated[Path | None, typer.Option(help="Where the original films are now, for --space film.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder.  [default: RUN/maps]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder.  [default: RUN/maps; RUN/<split>/maps, RUN/new/maps]")
+    ] = None,
     device: Device = "auto",
     workers: Workers = 0,
 ) -> None:
@@ -189,6 +199,9 @@ def demo(
 
 def main() -> None:
     """Run the command line; an error is one line on stderr, status 2 for what the user can mend and 1 for our own."""
+    if "--debug" in sys.argv:  # wherever it stands
+        sys.argv.remove("--debug")
+        os.environ["ANOMALY_DEBUG"] = "1"
     try:
         status = app(standalone_mode=False)
         if status == INTERRUPTED:  # typer turns Ctrl-C into this status
@@ -198,7 +211,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
-        fail("interrupted; nothing is lost: the same command goes on from there", INTERRUPTED)
+        fail("interrupted; what is done is kept: preprocess and train go on where they stopped", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as in `anomaly models | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except InputError as error:
@@ -206,6 +219,8 @@ def main() -> None:
     except OSError as error:
         fail(f"{error.filename or 'disk'}: {error.strerror or error}", 2, error)
     except Exception as error:
+        if "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error):
+            fail("not enough memory; take a lower --set batch_size= or --size, or fewer --workers", 2, error)
         message = " ".join(str(error).split())[:500]
         fail(f"unexpected {type(error).__name__}: {message}; `anomaly --debug ...` shows where", 1, error)
 

@@ -4,6 +4,7 @@ import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,10 @@ from anomaly.console import clock, progress, say, warn
 from preprocessing import InputError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from anomaly.metrics import Pooling
+    from anomaly.runs import Run
     from anomaly.score import View
     from preprocessing.build import BuildReport
     from preprocessing.recipe import Recipe
@@ -86,6 +90,8 @@ def _pairs(settings: list[str]) -> dict[str, Any]:
     for text in settings:
         if "=" not in text:
             raise InputError(f"--set {text!r} is not key=value")
+        if text.startswith(("name=", "size=")):
+            raise InputError(f"--set {text!r}: the recipe's name is --recipe, its size --size")
     return {key: value for key, _, value in (text.partition("=") for text in settings)}
 
 
@@ -202,7 +208,14 @@ def train(
             advance(1, f"{note}  {figures['films_per_second']:.0f} films/s", report.seconds_left)
 
         fit(prepared, run, workers=workers, on_epoch=on_epoch)
-    say(f"{run.path}: trained; {run.path / 'learning_curve.png'} and reconstructions.png show how")
+    seen = run.history()
+    best = min(seen, key=lambda line: float(line["validation"]))
+    kept = best if config["settings"]["training"]["keep"] == "best" else seen[-1]
+    say(
+        f"{run.path}: trained for {len(seen)} of at most {epochs} epochs; weights of epoch {kept['epoch']}, "
+        f"validation loss {float(kept['validation']):.5g}"
+    )
+    say(f"{run.path / 'learning_curve.png'} and reconstructions.png show how")
     say(f"next: anomaly score {run.path}")
     return run.path
 
@@ -215,9 +228,7 @@ def _loss(figures: dict[str, float]) -> float:
 
 
 @contextmanager
-def _view(
-    run: Any, paths: list[Path], split: str, cache: Path | None, workers: int
-) -> "Iterator[tuple[View, Source | None]]":
+def _view(run: "Run", paths: list[Path], split: str | None, cache: Path | None, workers: int) -> "Iterator[_Seen]":
     """Yield what to look at: rows of the run's cache, or new films through the recipe that the run recorded."""
     import numpy as np
 
@@ -227,37 +238,65 @@ def _view(
     from preprocessing.schema import Cache
     from preprocessing.sources import open_films
 
-    variant, size = run.config["variant"], run.config["size"]
+    variant, size, recorded = run.config["variant"], run.config["size"], run.config["cache"]
     if not paths:
-        if split not in (*SPLITS, "all"):
-            raise InputError(f"no split {split!r}; there are: all, {', '.join(SPLITS)}")
+        wanted = split or "test"
+        if wanted not in (*SPLITS, "all"):
+            raise InputError(f"no split {wanted!r}; there are: all, {', '.join(SPLITS)}")
         opened, splits = run_view(run, cache)
-        rows = np.flatnonzero((splits == split) | (split == "all"))
+        rows = np.flatnonzero((splits == wanted) | (wanted == "all"))
         if not len(rows):
-            raise InputError(f"{opened.path} has no films in {split}; take another --split")
-        yield View(opened, variant, rows, size), None
+            raise InputError(f"{opened.path} has no films in {wanted}; take another --split")
+        yield _Seen(View(opened, variant, rows, size), splits[rows], wanted, None, [])
         return
+    if split or cache:
+        raise InputError("--split and --cache go with the run's own films; leave them out, or the PATHS")
     films = open_films(paths)
-    recipe = Recipe.from_json(run.config["cache"]["recipe"])
-    with tempfile.TemporaryDirectory(prefix="anomaly-") as folder:
-        workers = workers or (1 if len(films.records) <= FEW else 0)
-        report = _build(
-            films, recipe, Path(folder) / "films.h5", (variant,), workers=workers, compression=None, force=False
+    recipe = Recipe.from_json(recorded["recipe"])
+    if recipe.digest() != recorded["recipe_digest"]:
+        raise InputError(
+            f"{run.path} was trained on films prepared by another version of the recipe {recipe.name}; "
+            f"prepare them again with `{recorded['command']}`, and train again"
         )
-        for path, reason in report.failures:
-            warn(f"left out: {path}: {reason}")
+    with tempfile.TemporaryDirectory(prefix="anomaly-") as folder:
+        report = _build(
+            films,
+            recipe,
+            Path(folder) / "films.h5",
+            (variant,),
+            workers=workers or (1 if len(films.records) <= FEW else 0),
+            dtype=recorded["dtype"],  # a film's levels must not depend on the depth of the films beside it
+        )
         opened = Cache(report.path)
-        yield View(opened, variant, np.arange(len(opened)), size), films
-        if report.failures:
-            raise InputError(
-                f"{len(report.failures)} of {len(films.records)} films can't be read, named above; the others are done"
-            )
+        view = View(opened, variant, np.arange(len(opened)), size)
+        yield _Seen(view, np.full(len(opened), "new", dtype=object), "new", films, report.failures)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    view: "View"
+    split: "NDArray[Any]"  # (n,) of each film; "new" for new ones
+    name: str  # which films: a split, "all" or "new"
+    films: "Source | None"  # the source of new films
+    failures: list[tuple[str, str]]
+
+    def folder(self, run: "Run") -> Path:
+        """Return where results go unasked: those of the test split in the run itself."""
+        return run.path if self.name == "test" else run.path / self.name
+
+    def complain(self) -> None:
+        """Name the new films that can't be read, when all others are done."""
+        for path, reason in self.failures:
+            warn(f"left out: {path}: {reason}")
+        if self.failures:
+            count = len(self.failures) + len(self.view.rows)
+            raise InputError(f"{len(self.failures)} of {count} films can't be read, named above; the others are done")
 
 
 def score(
     run_path: Path,
     paths: list[Path],
-    split: str,
+    split: str | None,
     aggregate: str,
     cache: Path | None,
     out: Path | None,
@@ -276,17 +315,30 @@ def score(
     run = Run(run_path)
     place = choose_device(device)
     model = open_model(run, place)
-    folder = out or (run.path / "new" if paths else run.path)
-    with _view(run, paths, split, cache, workers) as (view, _), progress("scoring", len(view.rows), "films") as advance:
-        lines = score_films(run, model, view, place, folder, split="" if paths else split, how=how, on_films=advance)
-    for line in lines:
-        say(line)
+    words = ["anomaly", "score", str(run_path), *map(str, paths), "--aggregate", how]
+    words += (["--split", split] if split else []) + (["--cache", str(cache)] if cache else [])
+    with _view(run, paths, split, cache, workers) as seen:
+        with progress("scoring", len(seen.view.rows), "films") as advance:
+            lines = score_films(
+                run,
+                model,
+                seen.view,
+                place,
+                out or seen.folder(run),
+                split=seen.split,
+                how=how,
+                command=shlex.join(words),
+                on_films=advance,
+            )
+        for line in lines:
+            say(line)
+        seen.complain()
 
 
 def heatmap(
     run_path: Path,
     paths: list[Path],
-    split: str,
+    split: str | None,
     space: str,
     formats: str,
     limit: int | None,
@@ -307,19 +359,22 @@ def heatmap(
         raise InputError(f"no format {unknown[0]!r}; there are: {', '.join(MAP_FORMATS)}")
     if space not in ("cache", "film"):
         raise InputError(f"no space {space!r}; there are: cache, film")
+    if source and (space != "film" or paths):
+        raise InputError("--source goes with --space film on the run's own films; leave it out")
     run = Run(run_path)
     place = choose_device(device)
     model = open_model(run, place)
-    folder = out or run.path / "maps"
-    with _view(run, paths, split, cache, workers) as (view, films):
-        originals = (films or _source_of(view.cache, source, needed=True)) if space == "film" else None
+    with _view(run, paths, split, cache, workers) as seen:
+        view, folder = seen.view, out or seen.folder(run) / "maps"
+        originals = (seen.films or _source_of(view.cache, source, needed=True)) if space == "film" else None
         with progress("mapping", min(limit or len(view.rows), len(view.rows)), "films") as advance:
             written = write_maps(
                 run, model, view, place, folder, formats=wanted, originals=originals, limit=limit, on_film=advance
             )
-    if view.cache.synthetic:
-        say(SYNTHETIC)
-    say(f"{folder}: {len(written)} heatmaps; the highest-scored film: {written[0]}")
+        if view.cache.synthetic:
+            say(SYNTHETIC)
+        say(f"{folder}: heatmaps of {len(written)} films; the highest-scored one: {written[0]}")
+        seen.complain()
 
 
 # --- what there is --------------------------------------------------------------------------------------------------
@@ -346,10 +401,26 @@ def models(name: str | None) -> None:
         say(f"\n{title} settings (--set name=value)")
         for key, field in config.model_fields.items():
             text = " ".join((field.description or "").split())
-            say(f"  {key:<16} {field.default!s:<12} {text}")
+            say(f"  {key:<16} {field.default!s:<12} {_allowed(field):<24} {text}")
     say("\npresets (--preset name)")
     for key, values in kind.presets.items():
         say(f"  {key:<16} {', '.join(f'{k}={v}' for k, v in values.items())}")
+
+
+def _allowed(field: Any) -> str:
+    """Return what a setting may be, to read: its words, or its type and limits."""
+    from typing import get_args
+
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    limits = [
+        f"{sign} {getattr(rule, name):g}"
+        for rule in field.metadata
+        for name, sign in signs.items()
+        if getattr(rule, name, None) is not None
+    ]
+    kinds = [kind.__name__ if isinstance(kind, type) else str(kind) for kind in get_args(field.annotation)]
+    kind = "|".join(kinds).replace("NoneType", "none") or field.annotation.__name__
+    return f"{kind} {', '.join(limits)}".rstrip()
 
 
 def demo(folder: Path, workers: int) -> None:
@@ -369,18 +440,21 @@ def demo(folder: Path, workers: int) -> None:
             lambda: inspect(cache, False, folder / "sheet.png", 24, None, False),
         ),
         (
-            f"anomaly train cae --preset fast --cache {cache} --out {run} --resume",
-            lambda: train("cae", cache, None, "fast", [], 0, 0, run, True, "auto", "auto", 0),
+            f"anomaly train cae --preset fast --cache {cache} --out {run}",
+            lambda: train("cae", cache, None, "fast", [], 0, 0, run, run.exists(), "auto", "auto", 0),
         ),
-        (f"anomaly score {run}", lambda: score(run, [], "test", "mean", None, None, "auto", workers)),
+        (f"anomaly score {run}", lambda: score(run, [], None, "mean", None, None, "auto", workers)),
         (
             f"anomaly heatmap {run}",
-            lambda: heatmap(run, [], "test", "cache", "png,tiff,npy", None, None, None, None, "auto", workers),
+            lambda: heatmap(run, [], None, "cache", "png,tiff,npy", None, None, None, None, "auto", workers),
         ),
     ]
     for command, step in steps:
         say(f"\n$ {command}")
-        step()
+        try:
+            step()
+        except InputError as error:
+            raise InputError(f"{error} (to start the demo afresh, delete {folder})") from error
     say(f"\nThe whole path took {clock(time.monotonic() - start)}. {SYNTHETIC}.")
     say("Open these:")
     for path in (

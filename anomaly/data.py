@@ -38,10 +38,11 @@ def assign_splits(patient: NDArray[Any], label: NDArray[Any], given: NDArray[Any
     if (split == "").all():
         return _paper_splits(patient, label, seed)
     split[split == ""] = "train"
-    for name in np.unique(patient):
-        found = sorted(set(split[patient == name]))
-        if len(found) > 1:
-            raise InputError(f"patient {name} is in splits {' and '.join(found)}; a patient belongs to one split only")
+    home: dict[str, str] = {}
+    for name, place in zip(patient, split, strict=True):
+        if home.setdefault(name, place) != place:
+            places = " and ".join(sorted((home[name], place)))
+            raise InputError(f"patient {name} is in splits {places}; a patient belongs to one split only")
     if not (split == "val").any():
         training = split == "train"
         draw = np.random.default_rng(seed)
@@ -101,17 +102,21 @@ def load_films(cache: Cache, variant: str, rows: NDArray[np.int64], size: int | 
     A mask pixel is set where at least half of its area was. A size beyond the cache's own is refused: it would invent
     detail.
     """
-    film, mask = cache.films(variant, rows), cache.masks(variant, rows)
     if size is not None and size > cache.size:
         raise InputError(
             f"{cache.path} holds films of {cache.size} px, {size} were asked for; "
             f"run `anomaly preprocess ... --size {size}` or take `--set size={cache.size}`"
         )
-    if size is not None and size != cache.size and len(rows):
-        film = np.stack([cv2.resize(f, (size, size), interpolation=cv2.INTER_AREA) for f in film])
-        mask = np.stack([brought_to(m, size) for m in mask])
-        film = film * mask
-    return Films(film, mask, cache.index["label"][rows])
+    label = cache.index["label"][rows]
+    if size is None or size == cache.size:
+        return Films(cache.films(variant, rows), cache.masks(variant, rows), label)
+    film = np.empty((len(rows), size, size), cache.dtype)
+    mask = np.empty(film.shape, np.bool_)
+    for i, row in enumerate(rows):  # one at a time: the films at the cache's size may not fit into memory
+        large, inside = cache.films(variant, np.array([row]))[0], cache.masks(variant, np.array([row]))[0]
+        mask[i] = brought_to(inside, size)
+        film[i] = cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA) * mask[i]
+    return Films(film, mask, label)
 
 
 def brought_to(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
@@ -166,7 +171,7 @@ class _Order(Sampler[tuple[NDArray[np.int64], int]]):
 
     def __init__(self, count: int, batch_size: int, seed: int) -> None:
         self.count, self.seed, self.epoch = count, seed, 0
-        self.batches = max(1, min(round(count / batch_size), count // 2))
+        self.batches = max(1, min(math.ceil(count / batch_size), count // 2))
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.int64], int]]:
         draw = np.random.default_rng([self.seed, self.epoch])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 class Settings(BaseModel):
     """What a model, or the training, can be told: typed, with limits, unknown names refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,6 @@ class Batch:
     film: Tensor  # (N, 1, S, S) float32 in [0, 1]: stored level / greatest level of the cache's type
     mask: Tensor  # (N, 1, S, S) bool: where loss, score and map look
     label: Tensor  # (N,) int64: 0 normal, 1 abnormal, -1 unknown
-
-    def to(self, device: torch.device) -> "Batch":
-        """Return the same films on `device`."""
-        return Batch(*(t.to(device, non_blocking=True) for t in (self.film, self.mask, self.label)))
 
 
 class Step:

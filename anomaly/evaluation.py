@@ -1,8 +1,8 @@
 """A run measured and shown: scores.csv, metrics.json, tables, heatmap files, the page."""
 
-import csv
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from anomaly.metrics import TRIVIAL, Pooling, aggregate, evaluate, markdown, num
 from anomaly.report import ReportContext, Shown, gallery_rows, render_report
 from anomaly.runs import Run, inside, to_csv, to_json, write_atomic
 from anomaly.score import LEVELS, View, maps, read_calibration, score
+from preprocessing import InputError
 from preprocessing.readers import read_film
 
 if TYPE_CHECKING:
@@ -35,18 +36,23 @@ def score_films(
     device: torch.device,
     folder: Path,
     *,
-    split: str,
+    split: NDArray[Any],
     how: Pooling,
+    command: str,
     on_films: Callable[[int], None],
 ) -> list[str]:
-    """Score the view into `folder` (scores.csv, studies.csv, patients.csv, and with labels metrics.json); lines to
-    print.
+    """Score the view into `folder` and return lines to print.
 
-    `split` names the films of the run's cache, and is empty for new films.
+    Always scores.csv, studies.csv, patients.csv; with labels metrics.json and report.html too.
+
+    split    (n,) the split of each film of the run's cache, "new" for others. Where one of them is "train" there are no
+             figures: the model has seen these films.
+    how      films -> study, patient.
+    command  what was typed, for the page.
     """
     scores = score(model, view, device, on_films)
     calibration = read_calibration(run)
-    thresholds = calibration.thresholds
+    thresholds = calibration.thresholds[how]
     columns = {name: view.column(name) for name in ("path", "study", "patient", "label", "finding", "difficulty")}
     main = model.score_names[0]
     lines = []
@@ -57,33 +63,40 @@ def score_films(
         out: dict[str, Sequence[Any]] = {level: one.ids.tolist()}
         if level == "film":
             out |= {name: columns[name].tolist() for name in ("study", "patient")}
-        out |= {"label": [LABELS[int(x)] for x in one.labels], "split": [split or "new"] * len(one.ids)}
+        out |= {"label": [LABELS[int(x)] for x in one.labels], "split": split[one.first].tolist()}
         out |= {name: group.scores.tolist() for name, group in groups.items()}
         out["flagged"] = (one.scores >= thresholds[level][main]).astype(int).tolist()
+        out["synthetic"] = [int(view.cache.synthetic)] * len(one.ids)
         write_atomic(folder / file, to_csv(out))
-        lines.append(f"{folder / file}: {len(one.ids)} {file.removesuffix('.csv')}")
-    if not split:
-        return [*_each(columns["path"], scores[main], main, thresholds["film"][main], on=run), *lines]
+        lines.append(f"{folder / file}: {len(one.ids)} {'films' if level == 'film' else file.removesuffix('.csv')}")
+    if set(split) == {"new"}:
+        share = 1 - calibration.quantile
+        return [*_each(columns["path"], scores[main], main, thresholds["film"][main], share, run), *lines]
+    if "train" in split:
+        return [*lines, "no figures: the model was trained on some of these films"]
     figures = evaluate(columns, scores, thresholds=thresholds, trivial=TRIVIAL, how=how)
-    figures |= {
-        "run": str(run.path),
-        "split": split,
-        "synthetic": view.cache.synthetic,
-        "pixel": _pixels(model, view, device, calibration.map_scale),
-    }
+    figures |= {"run": str(run.path), "split": "+".join(sorted(set(split))), "synthetic": view.cache.synthetic}
+    figures["pixel"] = _pixels(model, view, device, calibration.map_scale)
     write_atomic(folder / "metrics.json", to_json(figures))
-    lines += [f"{folder / 'metrics.json'}: every figure", *summary(figures, main)]
-    if folder == run.path:
-        lines.append(f"{write_report(run, model, view, device, scores, figures)}: the page to open")
-    return lines
+    page = report(run, model, view, device, scores, figures, command)
+    write_atomic(folder / "report.html", page)
+    return [
+        *lines,
+        f"{folder / 'metrics.json'}: every figure",
+        *summary(figures, main),
+        f"{folder / 'report.html'}: the page to open",
+    ]
 
 
-def _each(path: NDArray[Any], value: NDArray[np.float64], name: str, threshold: float, on: Run) -> list[str]:
+def _each(
+    path: NDArray[Any], value: NDArray[np.float64], name: str, threshold: float, share: float, run: Run
+) -> list[str]:
     order = np.argsort(-value, kind="stable")
     rows = [(str(path[i]), f"{value[i]:.6g}", "flagged" if value[i] >= threshold else "") for i in order]
+    trained = "SYNTHETIC films" if run.config["cache"]["synthetic"] else f"films of {run.config['cache']['source']}"
     return [
         *markdown(["film", name, f"at {threshold:.6g}"], rows),
-        f"the threshold is what 5 % of the validation normals of {on.path} exceed",
+        f"{run.path} was trained on {trained}; {share:.0%} of their validation normals reach the threshold",
     ]
 
 
@@ -115,15 +128,16 @@ def summary(figures: dict[str, Any], main: str) -> list[str]:
         if figures[column]:
             lines += [
                 "",
-                f"{main}, by {column}: its abnormal films against all normal ones",
+                f"{main} by {column} ({synthetic}its abnormal films against all normal ones)",
                 *kinds(figures[column], main),
             ]
     if figures["pixel"]:
         pixel = figures["pixel"]
         lines += [
             "",
-            f"pixels of {pixel['n_films']} abnormal films: ROC-AUC {number(pixel['roc_auc'])}, mean over films "
-            f"{number(pixel['film_roc_auc'])}, AP {number(pixel['ap'])} at prevalence {number(pixel['prevalence'])}",
+            f"pixels ({synthetic}{pixel['n_films']} abnormal ones): ROC-AUC {number(pixel['roc_auc'])}, "
+            f"mean over films {number(pixel['film_roc_auc'])}, "
+            f"AP {number(pixel['ap'])} at prevalence {number(pixel['prevalence'])}",
         ]
     return [*lines, ""]
 
@@ -145,21 +159,21 @@ def kinds(figures: dict[str, Any], main: str) -> list[str]:
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
-def write_report(
+def report(
     run: Run,
     model: Detector,
     view: View,
     device: torch.device,
     scores: dict[str, NDArray[np.float64]],
     figures: dict[str, Any],
-) -> Path:
-    """Write report.html from scores and figures of the run's own cache; pictures are drawn for the galleries alone."""
+    command: str,
+) -> str:
+    """Return the page of scores and figures; heatmaps are drawn for its galleries alone."""
     calibration, config, main = read_calibration(run), run.config, model.score_names[0]
     label = view.column("label")
     highest, wrong = gallery_rows(label, scores[main])
     shown = {i: _shown(model, view, device, i, scores[main][i], calibration.map_scale) for i in {*highest, *wrong}}
-    with (run.path / "history.csv").open(newline="") as file:
-        lines = list(csv.DictReader(file))
+    lines = run.history()
     context = ReportContext(
         title=run.path.name,
         model=f"{config['model']} ({config['preset']})",
@@ -176,11 +190,11 @@ def write_report(
             "splits": f"seed {config['split_seed']}, {config['split_hash']}",
             "cache content": config["cache"]["content_hash"][:12],
             "precision": f"{config['precision']} on {config['device']}",
-            "command": f"anomaly score {run.path}",
+            "command": command,
         }
         | config["versions"],
         history={name: [float(line[name]) for line in lines] for name in lines[0]},
-        threshold=calibration.thresholds["film"][main],
+        threshold=calibration.thresholds[figures["settings"]["aggregate"]]["film"][main],
         pixels=figures["pixel"],
         map_scale=calibration.map_scale,
         map_unit=model.map_unit,
@@ -188,7 +202,7 @@ def write_report(
         wrong=[shown[i] for i in wrong],
         failures=view.cache.failures,
     )
-    return run.write("report.html", render_report(context))
+    return render_report(context)
 
 
 def _shown(model: Detector, view: View, device: torch.device, i: int, value: float, scale: float | None) -> Shown:
@@ -227,25 +241,27 @@ def write_maps(
     scores = score(model, view, device)[name]
     order = np.argsort(-scores, kind="stable")[:limit]
     chosen = View(view.cache, view.variant, view.rows[order], view.size)
-    threshold = calibration.thresholds["film"][name]
+    threshold = calibration.thresholds["mean"]["film"][name]  # a film alone is its own mean
+    drawn_films = "SYNTHETIC film, " if view.cache.synthetic else ""
     written = []
     for (row, drawn, film, mask), value in zip(maps(model, chosen, device), scores[order], strict=True):
         path = str(view.cache.index["path"][row])
         if originals is not None:
             film, drawn, mask = _on_film(view, row, film, drawn, mask, originals)
         label = LABELS[int(view.cache.index["label"][row])]
-        title = f"{path}\n{name} {value:.4g}, flagged from {threshold:.4g}" + (f", labelled {label}" if label else "")
-        base = inside(folder, str(PurePosixPath(path).with_suffix("")))
+        title = f"{path}\n{drawn_films}{name} {value:.4g}, flagged from {threshold:.4g}" + (
+            f", labelled {label}" if label else ""
+        )
         for suffix in formats:
-            # "a.dicom.png" would be taken for the film itself: the name says what the file is
-            file = base.with_name(f"{base.name}_heatmap.{suffix}")
+            # After the film's whole name: a.png and a.dcm, or the dotted names of DICOM, stay apart.
+            file = inside(folder, f"{path}_heatmap.{suffix}")
             if suffix == "png":
                 write_png(
                     file, overlay(film, drawn, mask, calibration.map_scale or 1.0, title=title, unit=model.map_unit)
                 )
             else:
                 write_map(file, drawn)
-        written.append(base.with_name(f"{base.name}_heatmap.{formats[0]}"))
+        written.append(folder / f"{path}_heatmap.{formats[0]}")
         on_film()
     return written
 
@@ -255,7 +271,11 @@ def _on_film(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
     """Return the original film in [0, 1], the map and the mask in its geometry."""
     index = view.cache.index
-    original = read_film(str(index["path"][row]), originals.read(str(index["path"][row])))
+    path = str(index["path"][row])
+    data = originals.read(path)
+    if hashlib.sha256(data).hexdigest() != index["sha256"][row]:
+        raise InputError(f"{path} in {originals.root} is not the film that was prepared; name the right --source")
+    original = read_film(path, data)
     stage = "matrix_raw" if view.variant.startswith("raw") else "matrix_crop"
     scale = view.size / view.cache.size  # the model's film may be smaller than the cache's
     shrink = np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2]])  # pixel centres at whole numbers

@@ -16,9 +16,9 @@ from safetensors.torch import save
 from anomaly import runs
 from anomaly.data import LEAST_TRAINING_FILMS, as_batch, assign_splits, load_films, split_hash
 from anomaly.detector import Detector, Settings
-from anomaly.heatmap import blend, png
+from anomaly.heatmap import blend, png, titled
 from anomaly.models import find_model
-from anomaly.score import View, calibrate, maps
+from anomaly.score import View, calibrate, make_repeatable, maps
 from anomaly.train import (
     EpochReport,
     TrainConfig,
@@ -71,7 +71,9 @@ def resolve(name: str, preset: str, settings: Sequence[str]) -> tuple[Settings, 
             raise InputError(f"--set {text!r} is not key=value")
         if key not in owners:
             raise InputError(f"no setting {key!r} of {name}; there are: {', '.join(sorted(owners))}")
-        chosen[key] = None if value.lower() == "none" else value
+        chosen[key] = value
+    if chosen.get("size") == "none":
+        chosen["size"] = None
     config = {owner: {k: v for k, v in chosen.items() if owners[k] == owner} for owner in ("model", "training")}
     try:
         return model.Config(**config["model"]), TrainConfig(**config["training"])
@@ -115,6 +117,11 @@ def prepare(plan: Plan) -> Prepared:
     variant = plan.variant or cache.variants[-1]
     cache.films(variant, np.arange(0))  # an unknown variant is refused, with those there are
     size = training.size or cache.size
+    if size > cache.size:
+        raise InputError(
+            f"{cache.path} holds films of {cache.size} px, {plan.model} was to take {size}: `anomaly preprocess SOURCE "
+            f"--size {size}` makes them, --set size={cache.size} takes these"
+        )
     if reason := kind.check_size(model_config, size):
         raise InputError(
             f"{plan.model} {reason}; {cache.path} has {cache.size} px: take --set size= or another `preprocess --size`"
@@ -133,9 +140,11 @@ def prepare(plan: Plan) -> Prepared:
         "precision": choose_precision(plan.precision, kind, choose_device(plan.device)),
         "device": choose_device(plan.device).type,
         "cache": {
-            "path": str(cache.path),
+            "path": str(cache.path.absolute()),
             "content_hash": cache.content_hash,
             "recipe": cache.recipe_json,
+            "recipe_digest": cache.recipe_digest,
+            "dtype": cache.dtype.name,
             "source": cache.source,
             "synthetic": cache.synthetic,
             "command": cache.command,
@@ -155,30 +164,33 @@ def prepare(plan: Plan) -> Prepared:
 
 
 def continue_or_create(prepared: Prepared, out: Path | None, *, resume: bool) -> runs.Run:
-    """Return the run folder to train in.
+    """Return the run folder to train in; the same command after an interruption gets the folder it had.
 
-    Without `out`, an unfinished `runs/<model>-<n>` of the very same settings is gone on with, so that the same
-    command after an interruption does what it would have done; else the next number is taken. With `out`, a folder
-    that exists needs `resume`.
+    Without `out`, that is the unfinished `runs/<model>-<n>` of the very same settings, or else the next number. With
+    `out`, a run there must be unfinished and have the same settings. `resume` insists on a run that is there, and takes
+    a finished one too.
     """
     if out is None:
         for path in reversed(runs.numbered(prepared.plan.model)):
-            run = runs.Run(path)
-            if not run.finished and not _changed(run, prepared) and not run.busy():
-                return run
+            if (path / "run.json").is_file():
+                run = runs.Run(path)
+                if not run.finished and not _changed(run, prepared) and not run.busy():
+                    return run
         if resume:
             raise InputError(
-                f"no unfinished run of {prepared.plan.model} with these settings in {runs.RUNS}/; leave --resume out"
+                f"{runs.RUNS}/ has no unfinished {prepared.plan.model} of these settings; leave --resume out"
             )
         return _create(runs.next_path(prepared.plan.model), prepared)
-    if resume and (out / "run.json").is_file():
-        run = runs.Run(out)
-        if changed := _changed(run, prepared):
-            raise InputError(
-                f"{out} was started with other settings: {'; '.join(changed)}; give those, or take another --out"
-            )
-        return run
-    return _create(out, prepared)
+    if not (out / "run.json").is_file():
+        if resume:
+            raise InputError(f"{out} is no run folder to go on with; leave --resume out")
+        return _create(out, prepared)
+    run = runs.Run(out)
+    if changed := _changed(run, prepared):
+        raise InputError(f"{out} was started with other settings: {'; '.join(changed)}; give those, or another --out")
+    if run.finished and not resume:
+        raise InputError(f"{out} exists and is finished; take another --out, or score it: `anomaly score {out}`")
+    return run
 
 
 def _create(path: Path, prepared: Prepared) -> runs.Run:
@@ -186,11 +198,11 @@ def _create(path: Path, prepared: Prepared) -> runs.Run:
 
 
 def _changed(run: runs.Run, prepared: Prepared) -> list[str]:
-    left_out = {"format", "created", "parameters"}
-    old = {k: v for k, v in run.config.items() if k not in left_out}
-    # The same cache under another path is the same cache.
-    cache = {"cache": prepared.config["cache"] | {"path": old.get("cache", {}).get("path")}}
-    return runs.differences(old, prepared.config | cache)
+    """Return in what a run differs from a plan; the same films under another path or name are the same films."""
+    told = {"cache": {"content_hash": prepared.cache.content_hash}}
+    old = {k: v for k, v in run.config.items() if k not in ("format", "created")}
+    found = old | {"cache": {"content_hash": old.get("cache", {}).get("content_hash")}}
+    return runs.differences(found, prepared.config | told)
 
 
 def fit(prepared: Prepared, run: runs.Run, *, workers: int, on_epoch: Callable[[EpochReport], None]) -> runs.Run:
@@ -230,12 +242,6 @@ def fit(prepared: Prepared, run: runs.Run, *, workers: int, on_epoch: Callable[[
     return run
 
 
-def make_repeatable(device: torch.device) -> None:
-    """Ask for the same numbers from the same inputs: exact on a CPU; on a GPU as far as cuDNN grants it."""
-    torch.use_deterministic_algorithms(device.type == "cpu")
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-
-
 def finish(
     model: Detector,
     prepared: Prepared,
@@ -251,13 +257,13 @@ def finish(
         prepared.config["size"],
     )
     calibration = calibrate(model, view, device)
-    run.write("learning_curve.png", learning_curve(history))
+    run.write("learning_curve.png", learning_curve(history, synthetic=prepared.cache.synthetic))
     if calibration.map_scale is not None:
         run.write("reconstructions.png", picture(model, view, calibration.map_scale, device))
     run.write("calibration.json", runs.to_json(calibration.to_dict()))
 
 
-def learning_curve(history: Sequence[dict[str, float]]) -> bytes:
+def learning_curve(history: Sequence[dict[str, float]], *, synthetic: bool) -> bytes:
     """Return a PNG of every loss term and the validation loss over the epochs, on a logarithmic scale."""
     from matplotlib.figure import Figure
 
@@ -266,7 +272,7 @@ def learning_curve(history: Sequence[dict[str, float]]) -> bytes:
     epochs = [line["epoch"] for line in history]
     for name in (n for n in history[0] if "." in n or n == "validation"):
         axes.plot(epochs, [line[name] for line in history], label=name, marker="." if len(history) < 30 else None)
-    axes.set(xlabel="epoch", ylabel="loss", yscale="log")
+    axes.set(xlabel="epoch", ylabel="loss", yscale="log", title="SYNTHETIC films" if synthetic else None)
     axes.grid(alpha=0.3)
     axes.legend()
     out = io.BytesIO()
@@ -285,7 +291,8 @@ def picture(model: Detector, view: View, scale: float, device: torch.device) -> 
         columns = [film] if made is None else [film, made[0, 0].float().cpu().numpy()]
         grey = [np.rint(np.clip(c, 0, 1) * 255).astype(np.uint8)[..., None].repeat(3, axis=2) for c in columns]
         rows.append(np.concatenate([*grey, blend(film, drawn, mask, scale)], axis=1))
-    return png(np.concatenate(rows, axis=0))
+    title = f"{'SYNTHETIC films: ' if view.cache.synthetic else ''}film, reconstruction, error"
+    return png(titled(np.concatenate(rows, axis=0), title))
 
 
 def normals(cache: Cache, split: NDArray[Any], name: str) -> NDArray[np.int64]:

@@ -7,13 +7,15 @@ validation normals, and the same value has the same colour in every picture of a
 
 from collections.abc import Callable, Iterable
 from functools import cache
+from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.metrics import Tally
+from anomaly.runs import write_atomic
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -174,6 +176,20 @@ def colour_bar(length: int, thickness: int, *, colours: ColourMap = "plasma") ->
     return blend(grey, steps, np.ones(steps.shape, np.bool_), 1.0, colours=colours)
 
 
+def titled(picture: Picture, title: str) -> Picture:
+    """The picture, (H, W, 3) RGB, under a strip with one line of text."""
+    from PIL import Image, ImageDraw
+
+    size = 14
+    page = np.concatenate([np.full((2 * size, picture.shape[1], 3), _PAPER, np.uint8), picture])
+    image = Image.fromarray(page)
+    font = _font(size)
+    ImageDraw.Draw(image).text(
+        (size // 2, size // 3), _shortened(title, page.shape[1] - size, font.getlength), _INK, font=font
+    )
+    return np.asarray(image)
+
+
 def _shortened(text: str, room: float, width: Callable[[str], float]) -> str:
     """The text, its middle cut out where it is too long for the room: a path tells most at its two ends."""
     kept = text
@@ -220,20 +236,21 @@ def write_map(path: Path, map: NDArray[Any]) -> None:
     values = np.ascontiguousarray(map, np.float32)
     if values.ndim != 2:
         raise ValueError(f"map {values.shape} must be (H, W)")
+    data = BytesIO()
     if path.suffix == ".npy":
-        _put(path, lambda partial: np.save(partial, values, allow_pickle=False))
+        np.save(data, values, allow_pickle=False)
     elif path.suffix in (".tif", ".tiff"):
         import tifffile
 
-        _put(path, lambda partial: tifffile.imwrite(partial, values, photometric="minisblack", metadata=None))
+        tifffile.imwrite(data, values, photometric="minisblack", metadata=None)
     else:
         raise ValueError(f"no map format {path.suffix!r}; there are: .npy, .tif, .tiff")
+    write_atomic(path, data.getvalue())
 
 
 def write_png(path: Path, picture: Picture) -> None:
     """Write a picture, (H, W, 3) RGB or (H, W) grey, as PNG; the file appears whole or not at all."""
-    data = png(picture)
-    _put(path, lambda partial: partial.write(data))
+    write_atomic(path, png(picture))
 
 
 def png(picture: Picture) -> bytes:
@@ -246,15 +263,6 @@ def png(picture: Picture) -> bytes:
         ".png", picture[..., ::-1] if picture.ndim == 3 else picture, [cv2.IMWRITE_PNG_COMPRESSION, 4]
     )
     return bytes(data.tobytes())
-
-
-def _put(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write beside the path, then move into place: a reader never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("wb") as file:
-        write(file)
-    partial.replace(path)
 
 
 def _checked(map: NDArray[Any], mask: Bools) -> Floats:

@@ -31,6 +31,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Metric = Literal["roc_auc", "ap"]
 Pooling = Literal["mean", "max"]
+POOLINGS: tuple[Pooling, ...] = ("mean", "max")
 
 TRIVIAL = ("mean_grey", "minus_std")
 
@@ -99,25 +100,6 @@ def at_threshold(labels: ArrayLike, scores: ArrayLike, threshold: float) -> dict
         "precision": _share(flagged & abnormal, flagged),
         "n_flagged": int(flagged.sum()),
     }
-
-
-def trivial_scores(film: NDArray[Any], mask: NDArray[np.bool_]) -> dict[str, Floats]:
-    """The detectors that a net has to beat: mean grey level, and minus the standard deviation, both under the mask.
-
-    film  (N, H, W) float in [0, 1].    mask  (N, H, W) bool, not empty.    Returns name -> (N,).
-
-    >>> trivial_scores(np.array([[[0.2, 0.4]]]), np.ones((1, 1, 2), bool))
-    {'mean_grey': array([0.3]), 'minus_std': array([-0.1])}
-    """
-    if film.shape != mask.shape or film.ndim != 3:
-        raise ValueError(f"film {film.shape} and mask {mask.shape} must both be (N, H, W)")
-    mean, spread = np.empty(len(film)), np.empty(len(film))
-    for row, (grey, inside) in enumerate(zip(film, mask, strict=True)):
-        seen = grey[inside].astype(np.float64)  # (P,)
-        if not seen.size:
-            raise ValueError(f"film {row} has an empty mask: there is nothing to measure")
-        mean[row], spread[row] = seen.mean(), seen.std()
-    return {"mean_grey": mean, "minus_std": -spread}
 
 
 # ---------------------------------------------------------------------------------------------------------- intervals

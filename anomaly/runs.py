@@ -15,13 +15,13 @@ Nothing in it is pickled. Every file is written beside its place and moved there
 """
 
 import csv
+import errno
 import fcntl
 import io
 import json
 import os
 import platform
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -38,16 +38,23 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """Write `content` beside `path` and move it there: a reader sees the old file or the new one, never half of one."""
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    beside = path.with_name(f".{path.name}.partial")  # a fixed name: what a killed process left is written over
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with beside.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(beside).chmod(0o644)
-        Path(beside).replace(path)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            size = f"{len(data) / 1e6:.1f} MB"
+            raise InputError(
+                f"{path}: the disk is full; free {size} or more and type the same command again"
+            ) from error
+        raise
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
 
 
@@ -104,13 +111,15 @@ class Run:
 
     def epochs_done(self) -> int:
         """Return how many epochs an interrupted training has behind it."""
-        from safetensors import safe_open
-
         path = self.path / "checkpoint.safetensors"
-        if not path.is_file():
+        if self.finished or not path.is_file():
             return 0
-        with safe_open(path, "np") as file:
-            return int(json.loads(file.metadata()["state"])["epoch"])
+        return int(checkpoint_state(path)["epoch"])
+
+    def history(self) -> list[dict[str, str]]:
+        """Return history.csv, a mapping an epoch."""
+        with (self.path / "history.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
 
     def busy(self) -> bool:
         """Whether a process is training in the folder now."""
@@ -127,7 +136,11 @@ class Run:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return a JSON file of the folder."""
-        value: dict[str, Any] = json.loads((self.path / name).read_text())
+        path = self.path / name
+        try:
+            value: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} can't be read ({error}); delete {self.path} and train again") from None
         return value
 
     @contextmanager
@@ -143,6 +156,18 @@ class Run:
             yield
 
 
+def checkpoint_state(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of itself beside its tensors: epoch, best loss, history."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            state: dict[str, Any] = json.loads(file.metadata()["state"])
+    except Exception as error:  # safetensors has an error type of its own for every kind of damage
+        raise InputError(f"{path} is damaged ({error}); delete it to start this run again") from None
+    return state
+
+
 def _existing(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else RUNS
     names = sorted(str(p.parent) for p in folder.glob("*/run.json"))
@@ -152,14 +177,19 @@ def _existing(path: Path) -> str:
 def create(path: Path, config: Mapping[str, Any]) -> Run:
     """Make a run folder with its run.json; one that exists is refused."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"{path} exists; add --resume to go on with it, or take another --out")
-    path.mkdir(parents=True, exist_ok=True)
-    write_atomic(path / "run.json", to_json({"format": FORMAT, **config}))
+        raise InputError(f"{path} exists; take another --out")
+    # Made beside and moved into place: a folder of this name is a run from the first moment on.
+    beside = path.with_name(f".{path.name}.partial")
+    write_atomic(beside / "run.json", to_json({"format": FORMAT, **config}))
+    try:
+        beside.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} can't be made ({error.strerror}); take another --out") from None
     return Run(path)
 
 
 def numbered(model: str, folder: Path = RUNS) -> list[Path]:
-    """Return the run folders `folder/<model>-<number>` in the order of their numbers."""
+    """Return the folders `folder/<model>-<number>` in the order of their numbers."""
     found = [
         (int(m[1]), p) for p in folder.glob(f"{model}-*") if (m := re.fullmatch(rf"{re.escape(model)}-(\d+)", p.name))
     ]

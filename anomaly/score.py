@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from anomaly.data import Films, as_batch, assign_splits, chunks, split_hash
 from anomaly.detector import Detector
 from anomaly.heatmap import map_scale, smooth
-from anomaly.metrics import aggregate, trivial_scores
+from anomaly.metrics import POOLINGS, aggregate
 from anomaly.models import find_model
 from anomaly.runs import Run
 from preprocessing import InputError
-from preprocessing.schema import Cache
+from preprocessing.schema import STAGES, Cache, stage_of
 
 LEVELS = ("film", "study", "patient")
 QUANTILE = 0.95
@@ -35,7 +35,7 @@ SMOOTHING = 5 / 512
 class Calibration:
     """What validation normals say: from where a film, study or patient is flagged, and where a map's colours end."""
 
-    thresholds: dict[str, dict[str, float]]  # level -> score -> threshold
+    thresholds: dict[str, dict[str, dict[str, float]]]  # mean | max over films -> level -> score -> threshold
     map_scale: float | None  # in the unit of the map; None where the model draws none
     quantile: float
     films: int  # validation normals it rests on
@@ -63,6 +63,14 @@ class View:
         column: NDArray[Any] = self.cache.index[name][self.rows]
         return column
 
+    def trivial_scores(self) -> dict[str, NDArray[np.float64]]:
+        """Return what a net has to beat: mean grey level and minus standard deviation, under the mask, name -> (n,).
+
+        They are those of the film before its levels were spread or equalised, which would make them all alike.
+        """
+        grey = self.column("grey")[:, STAGES.index(stage_of(self.variant))]  # (n, 2)
+        return {"mean_grey": grey[:, 0], "minus_std": -grey[:, 1]}
+
 
 def open_model(run: Run, device: torch.device) -> Detector:
     """Return the trained model of a run on `device`, ready to score."""
@@ -70,6 +78,7 @@ def open_model(run: Run, device: torch.device) -> Detector:
         raise InputError(
             f"{run.path} is unfinished; `anomaly train {run.config['model']} --out {run.path} --resume` goes on with it"
         )
+    make_repeatable(device)
     kind = find_model(run.config["model"])
     model = kind(kind.Config(**run.config["settings"]["model"]), run.config["size"])
     path = run.path / "weights.safetensors"
@@ -81,6 +90,17 @@ def open_model(run: Run, device: torch.device) -> Detector:
     return model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 
+def make_repeatable(device: torch.device) -> None:
+    """Ask for the same numbers from the same inputs: exact on a CPU, and on a GPU as far as cuDNN grants it.
+
+    TF32, which a GPU would take for float32 unasked, is off: thresholds found on one machine hold on another.
+    """
+    torch.use_deterministic_algorithms(device.type == "cpu")
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+
 @torch.inference_mode()
 def score(
     model: Detector, view: View, device: torch.device, on_films: Callable[[int], None] | None = None
@@ -88,19 +108,18 @@ def score(
     """Return every score of the model and of the trivial detectors: name -> (n,) float64, in the view's order."""
     parts: dict[str, list[NDArray[np.float64]]] = {}
     for rows, films in view.chunks():
-        given = {k: v.double().cpu().numpy() for k, v in model.scores(as_batch(films, device)).items()}
-        for name, values in (given | trivial_scores(films.unit(), films.mask)).items():
-            parts.setdefault(name, []).append(values)
+        for name, values in model.scores(as_batch(films, device)).items():
+            parts.setdefault(name, []).append(values.cpu().double().numpy())
         if on_films:
             on_films(len(rows))
     scores = {name: np.concatenate(values) for name, values in parts.items()}
-    for name, values in scores.items():
-        if not np.isfinite(values).all():
-            worst = view.column("path")[~np.isfinite(values)][0]
+    for name, found in scores.items():
+        if not np.isfinite(found).all():
+            worst = view.column("path")[~np.isfinite(found)][0]
             raise InputError(
                 f"score {name} of {worst} is not finite; the training diverged: lower --set learning_rate="
             )
-    return scores
+    return scores | view.trivial_scores()
 
 
 @torch.inference_mode()
@@ -125,9 +144,15 @@ def calibrate(model: Detector, view: View, device: torch.device) -> Calibration:
     scores = score(model, view, device)
     label = view.column("label")
     units = {"film": np.arange(len(label)), "study": view.column("study"), "patient": view.column("patient")}
-    thresholds = {
-        level: {name: float(np.quantile(aggregate(ids, s, label).scores, QUANTILE)) for name, s in scores.items()}
-        for level, ids in units.items()
+    thresholds: dict[str, dict[str, dict[str, float]]] = {
+        how: {
+            level: {
+                name: float(np.quantile(aggregate(ids, values, label, how).scores, QUANTILE))
+                for name, values in scores.items()
+            }
+            for level, ids in units.items()
+        }
+        for how in POOLINGS
     }
     with torch.inference_mode():
         first = next(view.chunks())[1]
@@ -147,6 +172,8 @@ def run_view(run: Run, cache_path: Path | None = None) -> tuple[Cache, NDArray[A
     A cache that has moved is named by `cache_path`; one of other content is refused.
     """
     recorded = run.config["cache"]
+    if cache_path is None and not Path(recorded["path"]).is_file():
+        raise InputError(f"the cache {recorded['path']} of {run.path} is gone; say with --cache where it is now")
     cache = Cache(cache_path or Path(recorded["path"]))
     if cache.content_hash != recorded["content_hash"]:
         raise InputError(

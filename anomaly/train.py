@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,10 +27,13 @@ from torch import Tensor
 from anomaly.augment import AugmentationName
 from anomaly.data import Films, TrainingBatches, as_batch
 from anomaly.detector import Batch, Model, Settings, Step
-from anomaly.runs import Run, to_csv
+from anomaly.runs import Run, checkpoint_state, to_csv
 from preprocessing import InputError
 
 Precision = Literal["float32", "bfloat16"]
+
+
+AFTER_DIVERGING = "what earlier epochs gave is kept; train again with a lower --set learning_rate=, or --set clip=1"
 
 
 class TrainConfig(Settings):
@@ -41,7 +44,7 @@ class TrainConfig(Settings):
     epochs: int = Field(default=100, ge=1)
     """Passes over the training films at most."""
     batch_size: int = Field(default=16, ge=2)
-    """Films a step; the batches of an epoch differ by one film at most."""
+    """Films a step at most; the batches of an epoch differ by one film."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Step size of Adam."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -102,7 +105,13 @@ def choose_precision(name: str, model: type[Model], device: torch.device) -> Pre
         raise InputError(f"no precision {name!r}; there are: auto, float32, bfloat16")
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if model.low_precision and torch.cpu._is_avx512_bf16_supported() else "float32"
+    return "bfloat16" if model.low_precision and has_avx512_bf16() else "float32"
+
+
+def has_avx512_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 itself; without that, autocast costs more than it saves."""
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private, so it may go
+    return bool(known and known())
 
 
 class Trainer:
@@ -189,11 +198,12 @@ class Trainer:
             if not bool(series.isfinite().all()):
                 first = int((~series.isfinite()).nonzero()[0, 0]) + 1
                 raise InputError(
-                    f"loss term {name} is not finite from step {first} of epoch {number} on; the checkpoint of an "
-                    "earlier epoch stays; train again with a lower --set learning_rate=, or --set clip=1"
+                    f"loss term {name} is not finite from step {first} of epoch {number} on; {AFTER_DIVERGING}"
                 )
             figures[name] = float(series.mean())
         validation = self._validate()
+        if not math.isfinite(validation):
+            raise InputError(f"the validation loss is not finite after epoch {number}; {AFTER_DIVERGING}")
         seconds = time.monotonic() - start
         return {"seconds": seconds, "films_per_second": self.films / seconds, **figures, "validation": validation}
 
@@ -258,15 +268,11 @@ class Trainer:
     def restore(self, path: Path) -> None:
         """Take up the state that `save` wrote."""
         groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimiser": {}}
-        try:
-            with safe_open(path, "pt") as file:
-                state = json.loads(file.metadata()["state"])
-                for name in file.keys():  # noqa: SIM118  (not a mapping)
-                    group, _, rest = name.partition("/")
-                    groups[group][rest] = file.get_tensor(name)
-        except Exception as error:
-            raise InputError(f"{path} is damaged ({error}); delete it to start this run again") from None
-        self.state = State(**state)
+        self.state = State(**checkpoint_state(path))
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118  (not a mapping)
+                group, _, rest = name.partition("/")
+                groups[group][rest] = file.get_tensor(name)
         self.model.load_state_dict(groups["model"])
         self.best_weights = groups["best"]
         for player, optimiser in self.optimisers.items():
@@ -291,9 +297,3 @@ def history_csv(history: list[dict[str, float]]) -> str:
 def parameter_count(model: Model) -> int:
     """Return the number of trained parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def settings_of(model: type[Model]) -> dict[str, tuple[str, Any]]:
-    """Return every setting of a model and its training: name -> (which of the two, its pydantic field)."""
-    fields: dict[str, tuple[str, Any]] = {name: ("training", f) for name, f in TrainConfig.model_fields.items()}
-    return fields | {name: ("model", f) for name, f in model.Config.model_fields.items()}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from anomaly.runs import versions
+from anomaly.train import has_avx512_bf16
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 
@@ -23,7 +24,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": model[0].partition(":")[2].strip() if model else platform.processor(),
         "cores": os.cpu_count(),
-        "avx512_bf16": bool(torch.cpu._is_avx512_bf16_supported()),
+        "avx512_bf16": has_avx512_bf16(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import os
 import shlex
 import shutil
@@ -23,7 +24,7 @@ import joblib
 from preprocessing import InputError
 from preprocessing.readers import peek_depth, read_film, read_mask
 from preprocessing.recipe import VARIANTS, Localizer, Recipe, Segmenter
-from preprocessing.schema import Cache, Header, Row, Writer
+from preprocessing.schema import STAGES, Cache, Header, Row, Writer
 from preprocessing.sources import Record, Source
 
 TASK_FILMS = 4  # given to a worker at a time
@@ -69,6 +70,7 @@ class _Job:
     recipe: Recipe
     variants: tuple[str, ...]
     dtype: str
+    narrow: bool  # deeper films than `dtype` are brought down to it, rather than refused
     localizer: Localizer | None
     segmenter: Segmenter | None
 
@@ -104,6 +106,7 @@ def build(
     localizer: Localizer | None = None,
     segmenter: Segmenter | None = None,
     command: str | None = None,
+    dtype: str | None = None,
 ) -> BuildReport:
     """Prepare every film of a source and write the cache; its content is the same for any number of workers.
 
@@ -113,6 +116,7 @@ def build(
     force                  make the cache, and replace the file that is there, whatever it is
     localizer, segmenter   trained nets that can be sent to other processes, with a text attribute `digest` that tells
                            their weights apart
+    dtype                  of the films stored, uint8 or uint16; none: uint16 where any film is deeper than 8 bits
     command                recorded in the cache as the one that makes it again
 
     An interrupted build goes on where it stopped. A film that cannot be prepared, for whatever reason, becomes a row of
@@ -140,7 +144,7 @@ def build(
         header = Header(
             variants=variants,
             size=recipe.size,
-            dtype=_depth(source, report),
+            dtype=dtype or _depth(source, report),
             recipe_json=recipe.to_json(),
             recipe_digest=digest,
             source=source.name,
@@ -151,7 +155,7 @@ def build(
             truth=any(record.anomaly_mask for record in source.records),
             command=command or shlex.join(["anomaly", "preprocess", str(source.root)]),
         )
-        job = _Job(source, recipe, variants, header.dtype, localizer, segmenter)
+        job = _Job(source, recipe, variants, header.dtype, dtype is not None, localizer, segmenter)
         with _disk(path, header, len(source.records)):
             _refuse_full_disk(path, header, len(source.records), compression)
             writer, kept = _write(path, header, job, workers or joblib.cpu_count(), compression, report)
@@ -306,7 +310,7 @@ def _prepare(job: _Job, record: Record) -> _Outcome:
 def _row(job: _Job, record: Record) -> Row:
     data = job.source.read(record.path)
     film = read_film(record.path, data)
-    if film.depth > 8 and job.dtype == "uint8":
+    if film.depth > 8 and job.dtype == "uint8" and not job.narrow:
         raise InputError(f"{record.path}: {film.depth} bits deep, which its header does not say; mend the film")
     mask, anomaly = (
         None if given is None else read_mask(given, job.source.read(given))
@@ -340,6 +344,7 @@ def _row(job: _Job, record: Record) -> Row:
         box=prepared.box,
         matrix_raw=prepared.matrices.get("raw"),
         matrix_crop=prepared.matrices.get("crop"),
+        grey=[prepared.grey.get(stage, (math.nan, math.nan)) for stage in STAGES],
         films=prepared.films,
         masks=prepared.masks,
         truth=prepared.anomaly,

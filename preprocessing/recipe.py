@@ -28,12 +28,12 @@ from numpy.typing import DTypeLike
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from preprocessing import InputError, steps
+from preprocessing.schema import STAGES
 
 if TYPE_CHECKING:
     from preprocessing.readers import Film
 
 RECIPE_VERSION = 1  # rises with any change of a step that changes pixels: caches made before are then stale
-STAGES = ("raw", "crop", "full")
 VARIANTS = ("raw", "raw-he", "crop", "crop-he", "full", "full-he")
 
 # What a recipe's name stands for. `plain` is for films that fill the frame, chests for instance.
@@ -61,6 +61,8 @@ class Prepared:
     inverted    whether the film had to be inverted
     fallbacks   what found nothing: "carrier", so the whole film was kept; "hand", so the whole carrier was; "mask", so
                 the whole crop is the foreground; "localizer" or "segmenter", so the classical step was asked instead
+    grey        stage -> mean and standard deviation of its film under its mask before the levels were spread, as shares
+                of the greatest level that the film's depth allows: how bright and how rich in contrast it was exposed
     anomaly     "raw", "crop" -> (S, S) bool, the pixel truth carried along, or None where none was given
     """
 
@@ -71,6 +73,7 @@ class Prepared:
     box: tuple[float, float, float, float] | None
     inverted: bool
     fallbacks: tuple[str, ...]
+    grey: dict[str, tuple[float, float]]
     anomaly: dict[str, steps.Mask] | None
 
 
@@ -211,6 +214,7 @@ class Recipe(BaseModel):
             box=region,
             inverted=inverted,
             fallbacks=tuple(fallbacks),
+            grey={stage: _statistics(*prepared[stage], film) for stage in STAGES if stage in stages},
             anomaly=truth,
         )
 
@@ -263,6 +267,13 @@ def _clipped(box: tuple[float, float, float, float], film: steps.Pixels) -> step
     x0, y0 = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
     x1, y1 = min(film.shape[1], math.ceil(box[2])), min(film.shape[0], math.ceil(box[3]))
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+
+def _statistics(pixels: steps.Pixels, mask: steps.Mask, film: "Film") -> tuple[float, float]:
+    """Give mean and standard deviation under the mask as shares of the greatest level of the film's depth."""
+    widened = 257 if pixels.dtype != film.pixels.dtype else 1
+    inside = pixels[mask].astype(np.float64) / (widened * (2**film.depth - 1))
+    return float(inside.mean()), float(inside.std())
 
 
 def _widened(pixels: steps.Pixels, target: np.dtype[Any]) -> steps.Pixels:

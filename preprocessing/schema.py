@@ -24,6 +24,8 @@ eight pixels a byte, the first in the highest bit.
     index/box          float64   (N, 4)     crop x0, y0, x1, y1 in the upright carrier, or film if none; NaN if none
     index/matrix_raw   float64   (N, 2, 3)  film (x, y) -> cache (x, y) of stage raw, pixel centres; NaN if unknown
     index/matrix_crop  float64   (N, 2, 3)  the same of the stages crop and full
+    index/grey         float64   (N, 3, 2)  mean and standard deviation of stages raw, crop, full under their masks,
+                                            before levels were spread, shares of 2**depth - 1; NaN if not made
     index/truth        bool      (N,)       has pixel truth of its anomaly; where not, its truth/ rows are zeros
     index/checksum     uint64    (N,)       BLAKE2b of the row's bytes in films, masks and truth, for `verify`
 
@@ -80,9 +82,12 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # dtype and shape of a row'
     "box": ("float64", (4,)),
     "matrix_raw": ("float64", (2, 3)),
     "matrix_crop": ("float64", (2, 3)),
+    "grey": ("float64", (3, 2)),
     "truth": ("bool", ()),
     "checksum": ("uint64", ()),
 }
+
+STAGES = ("raw", "crop", "full")  # in the order of index/grey
 
 FLUSH_ROWS = 64
 FLUSH_SECONDS = 2.0
@@ -161,6 +166,7 @@ class Row:
     box: ArrayLike | None
     matrix_raw: ArrayLike | None
     matrix_crop: ArrayLike | None
+    grey: ArrayLike | None
     films: dict[str, NDArray[Any]] = field(repr=False)  # variant -> (S, S)
     masks: dict[str, NDArray[np.bool_]] = field(repr=False)  # stage -> (S, S)
     truth: dict[str, NDArray[np.bool_]] | None = field(default=None, repr=False)  # "raw" | "crop" -> (S, S)

@@ -1,5 +1,9 @@
 """Film and mask move together; the draws depend on the seed alone."""
 
+import pickle
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -56,3 +60,11 @@ def test_none_changes_nothing() -> None:
     films, masks = discs()
     film, mask = Augmentation("none")(films, masks, 0)
     assert film is films and mask is masks
+
+
+def test_a_fresh_process_can_take_one_up() -> None:
+    """Worker processes that are not forked get it pickled, before they have imported imgaug by our door."""
+    code = "import pickle, sys; print(pickle.loads(bytes.fromhex(sys.argv[1])).name)"
+    data = pickle.dumps(Augmentation("advanced")).hex()
+    done = subprocess.run([sys.executable, "-c", code, data], capture_output=True, text=True, check=True)
+    assert done.stdout == "advanced\n"

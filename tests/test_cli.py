@@ -1,7 +1,6 @@
 """The command line as typed: the path from films to heatmaps, one line for what is wrong, nothing lost."""
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -49,7 +48,7 @@ def test_the_whole_path_as_typed(capsys: pytest.CaptureFixture[str], films: Path
     assert status == 0 and "next: anomaly score runs/cae-1" in out and "SYNTHETIC" in out
     status, out, _ = typed(capsys, "score", "runs/cae-1")
     assert status == 0 and "| mse " in out and "| mean_grey " in out and "by difficulty" in out
-    assert out.count("SYNTHETIC") == 3  # a title over each table of figures
+    assert out.count("SYNTHETIC") == 6  # over every table of figures: three levels, finding, difficulty, pixels
     status, out, _ = typed(capsys, "heatmap", "runs/cae-1", "--limit", 2)
     assert status == 0 and len(list(Path("runs/cae-1/maps").rglob("*.png"))) == 2
     page = Path("runs/cae-1/report.html").read_text()
@@ -167,7 +166,10 @@ def test_wrong_words(capsys: pytest.CaptureFixture[str], films: Path, cache: Cac
     assert "no compression 'zip'" in refused(capsys, "preprocess", films, "--compression", "zip")
     assert "no preset 'quick'" in refused(capsys, "train", "cae", "--cache", cache.path, "--preset", "quick")
     assert "no setting 'epoch'" in refused(capsys, "train", "cae", "--cache", cache.path, "--set", "epoch=3")
+    assert "its size --size" in refused(capsys, "preprocess", films, "--set", "size=64")
     assert "is not a run folder" in refused(capsys, "score", "runs/cae-7")
+    assert "'--workers'" in refused(capsys, "preprocess", films, "--workers", 10**6)
+    assert "augmentation" in typed(capsys, "train", "cae", "--set", "augmentation=noone", "--cache", cache.path)[2]
     assert "No such command" in refused(capsys, "trian")
     assert "No such option" in refused(capsys, "train", "cae", "--epochs", 3)
 
@@ -183,8 +185,9 @@ def test_an_error_of_ours_is_one_line_unless_debugging(
     monkeypatch.setattr(commands, "models", broken)
     status, _, err = typed(capsys, "models")
     assert status == 1 and err.startswith("error: unexpected ZeroDivisionError: a <b> c; ") and err.count("\n") == 1
-    monkeypatch.setitem(os.environ, "ANOMALY_DEBUG", "1")
-    assert "Traceback" in typed(capsys, "models")[2]
+    monkeypatch.delenv("ANOMALY_DEBUG", raising=False)
+    assert "Traceback" in typed(capsys, "models", "--debug")[2]
+    monkeypatch.delenv("ANOMALY_DEBUG")
 
 
 def test_an_interruption_is_said_kindly(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +198,7 @@ def test_an_interruption_is_said_kindly(capsys: pytest.CaptureFixture[str], monk
 
     monkeypatch.setattr(commands, "models", stopped)
     status, _, err = typed(capsys, "models")
-    assert status == 130 and "nothing is lost" in err
+    assert status == 130 and "what is done is kept" in err
 
 
 def test_scores_of_hostile_names_stay_text(capsys: pytest.CaptureFixture[str], run: Run, films: Path) -> None:

@@ -56,6 +56,7 @@ def write(path, variants=("raw", "full-he"), **header):
                 box=None if "hand" in fallbacks else (10, 20, 30, 40),
                 matrix_raw=[[scale, 0, 5.3], [0, scale, 0]],
                 matrix_crop=[[1.6, 0, -15.7], [0, 1.6, -31.7]],
+                grey=None,
                 films={variant: np.full((SIZE, SIZE), 10 * i, np.uint8) for variant in variants},
                 masks={stage: np.eye(SIZE, dtype=bool) for stage in ("raw", "crop", "full")},
             )

@@ -95,18 +95,6 @@ def test_what_cannot_be_ranked_is_refused(labels, scores, words):
         metrics.roc_auc(labels, scores)
 
 
-def test_trivial_scores_look_under_the_mask_alone():
-    film = np.stack([np.full((4, 4), 0.5), np.arange(16.0).reshape(4, 4) / 16]).astype(np.float32)
-    mask = np.ones((2, 4, 4), bool)
-    mask[:, 0] = False
-    film[:, 0] = 1
-    scores = metrics.trivial_scores(film, mask)
-    assert scores["mean_grey"] == pytest.approx([0.5, film[1, 1:].mean()])
-    assert scores["minus_std"] == pytest.approx([0, -film[1, 1:].std()])
-    with pytest.raises(ValueError, match="film 1 has an empty mask"):
-        metrics.trivial_scores(film, np.stack([mask[0], ~mask[0] & False]))
-
-
 # ---------------------------------------------------------------------------------------------------------- intervals
 
 

@@ -17,7 +17,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path: Path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match=r"a.json: the disk is full; free 0.0 MB or more"):
         runs.write_atomic(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
@@ -30,6 +30,15 @@ def test_names_from_films_stay_inside(tmp_path: Path, name: str) -> None:
 
 def test_names_inside_are_kept(tmp_path: Path) -> None:
     assert runs.inside(tmp_path, "a/b c/ü.png") == tmp_path.resolve() / "a/b c/ü.png"
+
+
+def test_files_are_as_private_as_the_user_wants(tmp_path: Path) -> None:
+    old = os.umask(0o077)
+    try:
+        runs.write_atomic(tmp_path / "scores.csv", "x")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "scores.csv").stat().st_mode & 0o777 == 0o600
 
 
 def test_numbers_count_on_from_the_highest(tmp_path: Path) -> None:
@@ -55,7 +64,7 @@ def test_what_is_no_run_is_refused_with_those_there_are(tmp_path: Path) -> None:
 def test_a_folder_with_anything_in_it_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     runs.create(tmp_path / "mine", {})  # an empty one is
-    with pytest.raises(InputError, match="exists; add --resume"):
+    with pytest.raises(InputError, match="exists; take another --out"):
         runs.create(tmp_path / "mine", {})
 
 

@@ -54,6 +54,7 @@ def row(i, dtype="uint8", **changes):
         "box": (1.5, 2, 3, 4) if i % 2 else None,
         "matrix_raw": np.eye(2, 3),
         "matrix_crop": np.eye(2, 3) / 3,
+        "grey": [[0.5, 0.1]] * 3,
         "films": {v: draw.integers(0, levels, (SIZE, SIZE), dtype, endpoint=True) for v in VARIANTS},
         "masks": {s: draw.random((SIZE, SIZE)) > 0.5 for s in ("raw", "crop", "full")},
         "truth": {s: draw.random((SIZE, SIZE)) > 0.9 for s in ("raw", "crop")} if i % 2 else None,

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -27,7 +28,7 @@ def view(run: Run, cache: Cache) -> View:
 
 
 def scored(run: Run, out: Path, paths: list[Path] | None = None, aggregate: str = "mean") -> list[dict[str, str]]:
-    commands.score(run.path, paths or [], "test", aggregate, None, out, "cpu", 1)
+    commands.score(run.path, paths or [], None, aggregate, None, out, "cpu", 1)
     with (out / "scores.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -38,7 +39,11 @@ def test_thresholds_and_scale_come_from_validation_normals_alone(run: Run, cache
     values = score(model, View(cache, "full-he", rows, 64), CPU)["mse"]
     calibration = read_calibration(run)
     assert calibration.films == len(rows) and (cache.index["label"][rows] == 0).all()
-    assert calibration.thresholds["film"]["mse"] == pytest.approx(np.quantile(values, QUANTILE), rel=1e-5)
+    assert calibration.thresholds["mean"]["film"]["mse"] == pytest.approx(np.quantile(values, QUANTILE), rel=1e-5)
+    study = cache.index["study"][rows]
+    for how, put_together in (("mean", np.mean), ("max", np.max)):
+        pooled = [put_together(values[study == name]) for name in sorted(set(study))]
+        assert calibration.thresholds[how]["study"]["mse"] == pytest.approx(np.quantile(pooled, QUANTILE), rel=1e-5)
     drawn = [m[mask] for _, m, _, mask in maps(model, View(cache, "full-he", rows, 64), CPU)]
     assert calibration.map_scale == pytest.approx(np.quantile(np.concatenate(drawn), 0.995), rel=0.01)
 
@@ -71,8 +76,34 @@ def test_scoring_writes_films_studies_patients_and_figures(run: Run, view: View,
             low, high = figures[level][name]["roc_auc_interval"]
             assert low <= figures[level][name]["roc_auc"] <= high
     assert figures["synthetic"] is True and figures["pixel"]["n_films"] > 0
-    assert figures["film"]["mse"]["threshold"]["threshold"] == read_calibration(run).thresholds["film"]["mse"]
-    assert {row["split"] for row in rows} == {"test"}
+    told = read_calibration(run).thresholds["mean"]["film"]["mse"]
+    assert figures["film"]["mse"]["threshold"]["threshold"] == told
+    assert [row["flagged"] for row in rows] == [str(int(float(row["mse"]) >= told)) for row in rows]
+    assert {row["split"] for row in rows} == {"test"} and {row["synthetic"] for row in rows} == {"1"}
+
+
+def test_other_splits_go_beside_and_training_films_give_no_figures(run: Run, cache: Cache, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    commands.score(run.path, [], "val", "mean", None, None, "cpu", 1)
+    assert json.loads((run.path / "val/metrics.json").read_text())["split"] == "val"
+    commands.score(run.path, [], "all", "mean", None, None, "cpu", 1)
+    assert not (run.path / "all/metrics.json").exists()
+    with (run.path / "all/scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(cache) and {row["split"] for row in rows} == {"train", "val", "test"}
+
+
+def test_the_trivial_detectors_see_the_levels_before_equalisation(run: Run, view: View, films: Path) -> None:
+    """Equalised films all have one mean and one deviation: detectors made of those would be beaten by anything."""
+    given = score(open_model(run, CPU), view, CPU)
+    assert given["mean_grey"].std() > 0.02 and given["minus_std"].std() > 0.01
+    raw = View(view.cache, "raw", view.rows, 64)
+    inverted = raw.column("inverted")
+    for i, path in enumerate(raw.column("path")):
+        if not inverted[i]:
+            film = cv2.imread(str(films / path), cv2.IMREAD_UNCHANGED)
+            assert raw.trivial_scores()["mean_grey"][i] == pytest.approx(film.mean() / 255, abs=0.01)
 
 
 def test_scoring_twice_gives_the_same_file(run: Run, tmp_path: Path) -> None:
@@ -102,13 +133,38 @@ def test_new_films_get_the_score_they_have_in_the_cache(run: Run, films: Path, v
         assert float(row["mse"]) == pytest.approx(known[match], rel=1e-4)
 
 
-def test_new_films_that_cannot_be_read_are_named_and_the_others_scored(run: Run, films: Path, tmp_path: Path) -> None:
+def test_new_films_that_cannot_be_read_are_named_and_the_others_scored(
+    run: Run, films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = next(films.rglob("image1.png"))
     bad = tmp_path / "bad.png"
     bad.write_text("no film")
     with pytest.raises(InputError, match="1 of 2 films can't be read"):
-        commands.score(run.path, [good, bad], "test", "mean", None, tmp_path / "out", "cpu", 1)
+        commands.score(run.path, [good, bad], None, "mean", None, tmp_path / "out", "cpu", 1)
     assert len((tmp_path / "out/scores.csv").read_text().splitlines()) == 2
+    said = capsys.readouterr()
+    assert "image1.png" in said.out and "bad.png" in said.err
+
+
+def test_a_new_films_score_does_not_depend_on_the_depth_of_the_films_beside_it(
+    run: Run, films: Path, tmp_path: Path
+) -> None:
+    one = next(films.rglob("image1.png"))
+    deep = tmp_path / "deep.png"
+    cv2.imwrite(str(deep), cv2.imread(str(one), cv2.IMREAD_UNCHANGED).astype(np.uint16) * 257)
+    alone = scored(run, tmp_path / "alone", [one])
+    both = scored(run, tmp_path / "both", [one, deep])
+    assert alone[0]["mse"] == next(row["mse"] for row in both if row["film"].endswith("image1.png"))
+
+
+def test_films_prepared_by_another_recipe_version_are_refused(run: Run, films: Path, tmp_path: Path) -> None:
+    old = Run(run.path)
+    old.config = run.config | {"cache": run.config["cache"] | {"recipe_digest": "0" * 12}}
+    with (
+        pytest.raises(InputError, match="by another version of the recipe hand"),
+        commands._view(old, [films], None, None, 1),
+    ):
+        pass
 
 
 def heatmaps(run: Run, out: Path, **options: object) -> list[Path]:
@@ -116,7 +172,7 @@ def heatmaps(run: Run, out: Path, **options: object) -> list[Path]:
     commands.heatmap(
         run.path,
         chosen["paths"],  # type: ignore[arg-type]
-        "test",
+        None,
         str(chosen["space"]),
         str(chosen["formats"]),
         chosen["limit"],  # type: ignore[arg-type]
@@ -145,7 +201,7 @@ def test_heatmaps_can_lie_on_the_original_film(run: Run, films: Path, tmp_path: 
     assert len(files) == 4
     for path in files:
         relative = path.relative_to(tmp_path / "maps")
-        name = relative.with_name(relative.name.replace("_heatmap.npy", ".png"))
+        name = relative.with_name(relative.name.replace("_heatmap.npy", ""))
         film = cv2.imread(str(films / name), cv2.IMREAD_UNCHANGED)
         hand = cv2.imread(str((films / name).with_name(f"{name.stem}_hand.png")), cv2.IMREAD_UNCHANGED) > 0
         values = np.load(path, allow_pickle=False)
@@ -160,14 +216,14 @@ def test_heatmaps_can_lie_on_the_original_film(run: Run, films: Path, tmp_path: 
             lambda run, out: commands.score(run, [], "tset", "mean", None, out, "cpu", 1),
             "no split 'tset'; there are: all",
         ),
-        (lambda run, out: commands.score(run, [], "test", "median", None, out, "cpu", 1), "no aggregate 'median'"),
-        (lambda run, out: commands.score(out, [], "test", "mean", None, out, "cpu", 1), "is not a run folder"),
+        (lambda run, out: commands.score(run, [], None, "median", None, out, "cpu", 1), "no aggregate 'median'"),
+        (lambda run, out: commands.score(out, [], None, "mean", None, out, "cpu", 1), "is not a run folder"),
         (
-            lambda run, out: commands.heatmap(run, [], "test", "cache", "gif", None, None, None, out, "cpu", 1),
+            lambda run, out: commands.heatmap(run, [], None, "cache", "gif", None, None, None, out, "cpu", 1),
             "no format 'gif'; there are: png, tiff, npy",
         ),
         (
-            lambda run, out: commands.heatmap(run, [], "test", "page", "png", None, None, None, out, "cpu", 1),
+            lambda run, out: commands.heatmap(run, [], None, "page", "png", None, None, None, out, "cpu", 1),
             "no space 'page'; there are: cache, film",
         ),
     ],
@@ -176,6 +232,32 @@ def test_wrong_words_are_answered_with_the_right_ones(run: Run, tmp_path: Path, 
     assert callable(call)
     with pytest.raises(InputError, match=message):
         call(run.path, tmp_path / "out")
+
+
+def test_films_whose_names_differ_in_their_suffix_alone_keep_their_own_maps(
+    run: Run, films: Path, tmp_path: Path
+) -> None:
+    data = next(films.rglob("image1.png")).read_bytes()
+    for name in ("a.png", "a.PNG.png", "a.b.png"):
+        (tmp_path / name).write_bytes(data)
+    names = [path.name for path in heatmaps(run, tmp_path / "maps", paths=[tmp_path], formats="npy", limit=None)]
+    assert names == ["a.PNG.png_heatmap.npy", "a.b.png_heatmap.npy", "a.png_heatmap.npy"]
+
+
+def test_a_map_is_not_laid_on_another_film(run: Run, films: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(films, other)
+    for path in other.rglob("image1.png"):
+        path.write_bytes(path.with_name("image1_hand.png").read_bytes())
+    with pytest.raises(InputError, match="is not the film that was prepared"):
+        heatmaps(run, tmp_path / "maps", space="film", source=other, limit=None)
+
+
+def test_a_damaged_calibration_is_named(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "copy")
+    (tmp_path / "copy/calibration.json").write_text("{")
+    with pytest.raises(InputError, match=r"calibration.json can't be read"):
+        commands.score(tmp_path / "copy", [], None, "mean", None, None, "cpu", 1)
 
 
 def test_another_cache_is_refused(run: Run, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,8 +36,7 @@ def plan(cache: Cache, *settings: str, **more: object) -> Plan:
 
 
 def trained(cache: Cache, out: Path, *settings: str, **more: object) -> Run:
-    prepared = prepare(plan(cache, *settings, **more))
-    return fit(prepared, continue_or_create(prepared, out, resume=True), workers=0, on_epoch=lambda report: None)
+    return fit_plan(plan(cache, *settings, **more), out)
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -63,11 +62,12 @@ def test_the_same_seed_gives_the_same_run_and_another_gives_another(cache: Cache
     assert not same(first, trained(cache, tmp_path / "c", seed=1))
 
 
+@pytest.mark.parametrize("keep", ["best", "last"])
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_resuming_is_exact_at_every_epoch(
-    cache: Cache, tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
+    cache: Cache, tmp_path: Path, stop: int, keep: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = trained(cache, tmp_path / "whole", "keep=last")
+    whole = trained(cache, tmp_path / "whole", f"keep={keep}")
     original = Trainer.run
     monkeypatch.setattr(
         Trainer, "run", lambda self, folder, on_epoch: original(self, folder, on_epoch, checkpoint_seconds=0.0)
@@ -77,7 +77,7 @@ def test_resuming_is_exact_at_every_epoch(
         if report.epoch == stop:
             raise Stopped
 
-    prepared = prepare(plan(cache, "keep=last"))
+    prepared = prepare(plan(cache, f"keep={keep}"))
     run = continue_or_create(prepared, tmp_path / "parts", resume=False)
     with pytest.raises(Stopped):
         fit(prepared, run, workers=0, on_epoch=interrupt)
@@ -96,33 +96,67 @@ def losses(run: Run) -> list[list[str]]:
     return [[line.split(",")[0], *line.split(",")[3:]] for line in lines]
 
 
-def test_a_killed_training_goes_on_with_the_same_command(cache: Cache, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from anomaly.cli import main; main()", "train", "cae", "--cache", str(cache.path)]
-    for setting in (*TINY, "epochs=400", "patience=0"):
-        command += ["--set", setting]
+@pytest.mark.parametrize("out", [[], ["--out", "mine"]])
+def test_a_killed_training_goes_on_with_the_same_command(cache: Cache, tmp_path: Path, out: list[str]) -> None:
+    settings = (*TINY, "epochs=60", "patience=0")
+    command = [sys.executable, "-m", "anomaly", "train", "cae", "--cache", str(cache.path), *out]
+    command += [word for setting in settings for word in ("--set", setting)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    checkpoint = tmp_path / "runs/cae-1/checkpoint.safetensors"
+    folder = tmp_path / (out[-1] if out else "runs/cae-1")
     deadline = time.monotonic() + 60
-    while not checkpoint.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while not (folder / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert checkpoint.exists(), "no checkpoint within a minute"
-    prepared = prepare(Plan("cae", cache.path, settings=(*TINY, "epochs=400", "patience=0"), device="auto"))
-    run = continue_or_create(prepared, None, resume=False)
-    assert run.path == Path("runs/cae-1") and run.epochs_done() >= 1 and not run.busy()
-    assert continue_or_create(prepare(plan(cache)), None, resume=False).path == Path("runs/cae-2")  # other settings
+    assert (folder / "checkpoint.safetensors").exists() and not (folder / "calibration.json").exists()
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "going on after epoch" in again.stdout and f"{folder.name}: trained for 60" in again.stdout
+    # The same in this process, with as many threads: another number of them rounds otherwise.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole = fit_plan(Plan("cae", cache.path, settings=settings), tmp_path / "whole")
+    finally:
+        torch.set_num_threads(threads)
+    assert same(Run(folder), whole)
+
+
+def fit_plan(chosen: Plan, out: Path) -> Run:
+    prepared = prepare(chosen)
+    return fit(prepared, continue_or_create(prepared, out, resume=False), workers=0, on_epoch=lambda report: None)
 
 
 def test_resuming_with_other_settings_is_refused_with_the_difference(cache: Cache, tmp_path: Path) -> None:
     run = trained(cache, tmp_path / "a")
     with pytest.raises(InputError, match=r"settings.training.epochs: 3 -> 9"):
         continue_or_create(prepare(plan(cache, "epochs=9")), run.path, resume=True)
-    with pytest.raises(InputError, match="add --resume to go on with it, or take another --out"):
+    with pytest.raises(InputError, match="exists and is finished; take another --out"):
         continue_or_create(prepare(plan(cache)), run.path, resume=False)
-    with pytest.raises(InputError, match="no unfinished run of cae"):
+    assert continue_or_create(prepare(plan(cache)), run.path, resume=True).finished
+    with pytest.raises(InputError, match="has no unfinished cae of these settings"):
         continue_or_create(prepare(plan(cache)), None, resume=True)
+    with pytest.raises(InputError, match="is no run folder to go on with"):
+        continue_or_create(prepare(plan(cache)), tmp_path / "b", resume=True)
+
+
+def test_what_a_kill_left_before_the_run_began_bars_nothing(cache: Cache) -> None:
+    for left in ("runs/cae-3", "runs/.cae-4.partial"):
+        Path(left).mkdir(parents=True)
+    assert continue_or_create(prepare(plan(cache)), None, resume=False).path == Path("runs/cae-4")
+    # of other settings: a run of its own
+    assert continue_or_create(prepare(plan(cache, "epochs=9")), None, resume=False).path == Path("runs/cae-5")
+    assert continue_or_create(prepare(plan(cache)), None, resume=False).path == Path("runs/cae-4")
+
+
+def test_the_same_films_under_another_path_are_the_same(cache: Cache, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.h5"
+    copy.write_bytes(cache.path.read_bytes())
+    first = continue_or_create(prepare(plan(cache)), None, resume=False)
+    assert (
+        continue_or_create(prepare(Plan("cae", copy, settings=TINY, device="cpu")), None, resume=False).path
+        == first.path
+    )
 
 
 def test_two_processes_do_not_train_in_one_folder(cache: Cache, tmp_path: Path) -> None:
@@ -159,6 +193,15 @@ def test_a_loss_that_is_not_finite_stops_and_is_named(
         trained(cache, tmp_path / "a", "epochs=20")
 
 
+def test_a_validation_loss_that_is_not_finite_stops_too(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "_validate", lambda self: math.inf if self.state.epoch else 1.0)
+    with pytest.raises(InputError, match="the validation loss is not finite after epoch 2"):
+        trained(cache, tmp_path / "a")
+    assert Run(tmp_path / "a").epochs_done() == 1
+
+
 def test_training_stops_early_and_keeps_the_best(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([5.0, 3.0, 4.0, 3.5, 3.2, 1.0, 0.5])
     monkeypatch.setattr(Trainer, "_validate", lambda self: next(losses))
@@ -188,6 +231,8 @@ def test_films_that_are_abnormal_only_are_no_training_set(cache: Cache, monkeypa
 def test_sizes_variants_devices_and_precisions_are_checked(cache: Cache) -> None:
     with pytest.raises(InputError, match=r"needs a film side that is a multiple of 32; .* has 64 px"):
         prepare(plan(cache, "size=48"))
+    with pytest.raises(InputError, match="holds films of 64 px, cae was to take 512"):
+        prepare(Plan("cae", cache.path, preset="paper", device="cpu"))
     with pytest.raises(InputError, match="no variant 'fulll'; there are: raw"):
         prepare(plan(cache, variant="fulll"))
     with pytest.raises(InputError, match="no device 'gpu'"):
