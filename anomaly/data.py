@@ -18,6 +18,7 @@ from preprocessing import InputError
 from preprocessing.schema import Cache
 
 SPLITS = ("train", "val", "test")
+LABELS = {0: "normal", 1: "abnormal", -1: "unknown"}
 LEAST_TRAINING_FILMS = 8
 """Fewer films than this are no training set: a mistake in the source is the likelier explanation."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anomaly.data import brought_to
+from anomaly.data import LABELS, brought_to
 from anomaly.detector import Detector
 from anomaly.heatmap import blend, overlay, to_film_space, write_map, write_png
 from anomaly.metrics import TRIVIAL, Pooling, aggregate, evaluate, markdown, number, pixel_roc_auc, table, with_interval
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from preprocessing.sources import Source
 
 MAP_FORMATS = ("png", "tiff", "npy")
-LABELS = {0: "normal", 1: "abnormal", -1: ""}
-
 
 # --- scores ---------------------------------------------------------------------------------------------------------
 

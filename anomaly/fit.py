@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import save
 
 from anomaly import runs
-from anomaly.data import LEAST_TRAINING_FILMS, as_batch, assign_splits, load_films, split_hash
+from anomaly.data import LABELS, LEAST_TRAINING_FILMS, as_batch, assign_splits, load_films, split_hash
 from anomaly.detector import Detector, Settings
 from anomaly.heatmap import blend, png, titled
 from anomaly.models import find_model
@@ -154,10 +154,12 @@ def prepare(plan: Plan) -> Prepared:
     prepared = Prepared(plan, cache, split, config)
     counts = {name: len(prepared.rows(name)) for name in ("train", "val")}
     which = "labelled" if kind.supervised else "normal"
+    labels = index["label"]
     if counts["train"] < LEAST_TRAINING_FILMS or counts["val"] < 1:
+        there = ", ".join(f"{int((labels == value).sum())} {name}" for value, name in LABELS.items())
         raise InputError(
-            f"{cache.path} has {counts['train']} {which} films to train on and {counts['val']} to validate with; "
-            f"at least {LEAST_TRAINING_FILMS} and 1 are needed: prepare more films"
+            f"{cache.path} ({there}) has {counts['train']} {which} films to train on and {counts['val']} to validate "
+            f"with; at least {LEAST_TRAINING_FILMS} and 1 are needed: prepare more films"
         )
     config["films"] = counts
     return prepared

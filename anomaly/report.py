@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from anomaly import heatmap, metrics
-
-LABELS = {0: "normal", 1: "abnormal", -1: "unknown"}
+from anomaly.data import LABELS
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _WIDEST = 360  # pixels of a film in the gallery

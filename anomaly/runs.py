@@ -101,8 +101,10 @@ class Run:
             self.config: dict[str, Any] = json.loads(file.read_text())
         except ValueError as error:
             raise InputError(f"{file} is damaged ({error}); train again with another --out") from None
-        if self.config.get("format") != FORMAT:
-            raise InputError(f"{file} has format {self.config.get('format')}, this version reads {FORMAT}; train again")
+        if not isinstance(self.config, dict) or not {"format", "model", "settings", "cache"} <= set(self.config):
+            raise InputError(f"{file} is damaged (not all of a run is in it); train again with another --out")
+        if self.config["format"] != FORMAT:
+            raise InputError(f"{file} has format {self.config['format']}, this version reads {FORMAT}; train again")
 
     @property
     def finished(self) -> bool:

@@ -82,6 +82,8 @@ def open_model(run: Run, device: torch.device) -> Detector:
     kind = find_model(run.config["model"])
     model = kind(kind.Config(**run.config["settings"]["model"]), run.config["size"])
     path = run.path / "weights.safetensors"
+    if not path.is_file():
+        raise InputError(f"{path} is gone; train again with another --out")
     try:
         model.load_state_dict(load_file(path))
     except Exception as error:

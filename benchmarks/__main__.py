@@ -3,5 +3,5 @@
 import subprocess
 import sys
 
-for name in ("preprocessing", "training"):
+for name in ("steps", "preprocessing", "training"):
     subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)

@@ -90,6 +90,13 @@ def test_help_is_quick(capsys: pytest.CaptureFixture[str]) -> None:
     assert min(spent) <= 0.3
 
 
+def test_a_reader_that_goes_ends_no_work(cache: Cache) -> None:
+    words = " ".join(f"--set {setting}" for setting in TINY)
+    command = f"{sys.executable} -m anomaly train cae --cache {cache.path} {words} | true"
+    subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], check=True, stderr=subprocess.DEVNULL)
+    assert Run(Path("runs/cae-1")).finished
+
+
 def test_models_are_listed_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert "cae " in typed(capsys, "models")[1]
     _, out, _ = typed(capsys, "models", "cae")
@@ -147,6 +154,7 @@ def test_few_films_are_no_training_set(capsys: pytest.CaptureFixture[str], films
         write(Path(f"five/{i}.png"), path.read_bytes())
     assert typed(capsys, "preprocess", "five", "--size", 32, "--workers", 1)[0] == 0
     assert "normal films to train on" in refused(capsys, "train", "cae")
+    assert "5 normal, 0 abnormal, 0 unknown" in refused(capsys, "train", "cae")
     assert not Path("runs").exists()
 
 
@@ -168,6 +176,11 @@ def test_wrong_words(capsys: pytest.CaptureFixture[str], films: Path, cache: Cac
     assert "no setting 'epoch'" in refused(capsys, "train", "cae", "--cache", cache.path, "--set", "epoch=3")
     assert "its size --size" in refused(capsys, "preprocess", films, "--set", "size=64")
     assert "is not a run folder" in refused(capsys, "score", "runs/cae-7")
+    assert "'--seed'" in refused(capsys, "train", "cae", "--cache", cache.path, "--seed", 10**30)
+    assert "no device 'meta' (there are: cpu, cuda, mps)" in refused(
+        capsys, "train", "cae", "--cache", cache.path, "--device", "meta"
+    )
+    assert not Path("runs").exists()
     assert "'--workers'" in refused(capsys, "preprocess", films, "--workers", 10**6)
     assert "augmentation" in typed(capsys, "train", "cae", "--set", "augmentation=noone", "--cache", cache.path)[2]
     assert "No such command" in refused(capsys, "trian")
@@ -198,14 +211,14 @@ def test_an_interruption_is_said_kindly(capsys: pytest.CaptureFixture[str], monk
 
     monkeypatch.setattr(commands, "models", stopped)
     status, _, err = typed(capsys, "models")
-    assert status == 130 and "what is done is kept" in err
+    assert status == 130 and err == "error: interrupted; nothing is lost\n"
 
 
 def test_scores_of_hostile_names_stay_text(capsys: pytest.CaptureFixture[str], run: Run, films: Path) -> None:
-    name = "<script>alert(1)</script> | x.png".replace("/", "_")
+    name = "<script>alert(1)</script> | x\n\x1b[31m.png".replace("/", "_")
     write(Path("new") / name, next(films.rglob("image1.png")).read_bytes())
     status, out, _ = typed(capsys, "score", run.path, "new", "--out", "out")
-    assert status == 0 and "\\|" in out
+    assert status == 0 and "\\|" in out and "\x1b" not in out and "[31m.png" in out
     status, out, _ = typed(capsys, "heatmap", run.path, "new", "--out", "maps", "--formats", "npy")
     assert status == 0
     (file,) = Path("maps").rglob("*.npy")

@@ -50,20 +50,24 @@ def test_numbers_count_on_from_the_highest(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_refused_with_those_there_are(tmp_path: Path) -> None:
-    runs.create(tmp_path / "cae-1", {"model": "cae"})
+    runs.create(tmp_path / "cae-1", {"model": "cae", "settings": {}, "cache": {}})
     with pytest.raises(InputError, match=r"cae-2 is not a run folder .* there are: .*cae-1"):
         runs.Run(tmp_path / "cae-2")
     (tmp_path / "cae-1/run.json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
         runs.Run(tmp_path / "cae-1")
-    (tmp_path / "cae-1/run.json").write_text('{"format": 99}')
+    for text in ("[]", '{"format": 1}'):
+        (tmp_path / "cae-1/run.json").write_text(text)
+        with pytest.raises(InputError, match="is damaged"):
+            runs.Run(tmp_path / "cae-1")
+    (tmp_path / "cae-1/run.json").write_text('{"format": 99, "model": "cae", "settings": {}, "cache": {}}')
     with pytest.raises(InputError, match="has format 99, this version reads 1"):
         runs.Run(tmp_path / "cae-1")
 
 
 def test_a_folder_with_anything_in_it_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    runs.create(tmp_path / "mine", {})  # an empty one is
+    runs.create(tmp_path / "mine", {"model": "cae", "settings": {}, "cache": {}})  # an empty one is
     with pytest.raises(InputError, match="exists; take another --out"):
         runs.create(tmp_path / "mine", {})
 

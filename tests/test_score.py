@@ -127,7 +127,9 @@ def test_new_films_get_the_score_they_have_in_the_cache(run: Run, films: Path, v
     known = {row["film"]: float(row["mse"]) for row in scored(run, tmp_path / "cache")}
     names = sorted(known)[:3]
     rows = scored(run, tmp_path / "new", [films / name for name in names])
-    assert len(rows) == 3 and {row["split"] for row in rows} == {"new"} and {row["label"] for row in rows} == {""}
+    assert (
+        len(rows) == 3 and {row["split"] for row in rows} == {"new"} and {row["label"] for row in rows} == {"unknown"}
+    )
     for row in rows:
         (match,) = [name for name in names if name.endswith(row["film"])]
         assert float(row["mse"]) == pytest.approx(known[match], rel=1e-4)
