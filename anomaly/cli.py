@@ -80,7 +80,7 @@ def preprocess(
     out: Annotated[
         Path | None, typer.Option(help="Cache file.  [default: cache/<source>-<recipe>-<size>-<digest>.h5]")
     ] = None,
-    compression: Annotated[str, typer.Option(help="none (fastest), lzf or gzip.")] = "none",
+    compression: Annotated[str, typer.Option(help="none: fastest, and resumes surely; lzf or gzip: smaller.")] = "none",
     workers: Workers = 0,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a cache of other content under the same name.")
@@ -99,7 +99,7 @@ def inspect(
     sheet: Annotated[
         Path | None, typer.Option(help="Draw a contact sheet (PNG): film, carrier, hand box, mask, result.")
     ] = None,
-    films: Annotated[int, typer.Option(min=1, max=400, help="Films on the sheet, problem films first.")] = 24,
+    films: Annotated[int, typer.Option(min=1, max=200, help="Films on the sheet, problem films first.")] = 24,
     source: Annotated[Path | None, typer.Option(help="Where the films are now, if not where they were.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:

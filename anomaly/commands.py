@@ -61,6 +61,8 @@ def preprocess(
     from preprocessing.recipe import VARIANTS, Recipe
     from preprocessing.sources import open_source
 
+    if out and out.is_dir():
+        raise InputError(f"{out}: is a folder; name a file")
     if source is None:
         say("no SOURCE given, so the built-in films are taken")
         phantom(PHANTOMS, 0, None, 512)
@@ -150,7 +152,8 @@ def inspect(cache: Path | None, verify: bool, sheet: Path | None, films: int, so
         problems = opened.verify()
         if problems:
             raise InputError(
-                f"{opened.path}: {len(problems)} problems, the first: {problems[0]}; run `{opened.command}` again"
+                f"{opened.path}: {len(problems)} fault{'s' * (len(problems) > 1)}, the first: {problems[0]}; "
+                f"run `{opened.remake}`"
             )
         say(f"{opened.path}: every checksum holds")
 

@@ -3,5 +3,5 @@
 import subprocess
 import sys
 
-for name in ("steps", "preprocessing", "training"):
+for name in ("truth", "steps", "preprocessing", "training"):
     subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)

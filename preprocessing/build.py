@@ -1,6 +1,5 @@
 """Source and recipe to a cache: in parallel, in the source's order, and from where an interrupted build stopped."""
 
-import errno
 import hashlib
 import math
 import os
@@ -10,10 +9,12 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -24,12 +25,12 @@ import joblib
 from preprocessing import InputError
 from preprocessing.readers import peek_depth, read_film, read_mask
 from preprocessing.recipe import VARIANTS, Localizer, Recipe, Segmenter
-from preprocessing.schema import STAGES, Cache, Header, Row, Writer
+from preprocessing.schema import STAGES, Cache, Header, Row, Writer, disk_full, replaceable
 from preprocessing.sources import Record, Source
 
 TASK_FILMS = 4  # given to a worker at a time
 ROUND_BYTES = 2**30  # of prepared films that may wait for a slow disk
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+WATCH_SECONDS = 1.0  # between two looks of a worker process for its parent
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,9 @@ def build(
     """Prepare every film of a source and write the cache; its content is the same for any number of workers.
 
     variants               of `recipe.VARIANTS`; stored in that order
-    workers                processes; 0 takes every core, 1 works in this process
+    workers                processes, at most one a film; 0 takes every core, 1 works in this process
     compression            None, "lzf" or "gzip": smaller, but slower to read
-    force                  make the cache, and replace the file that is there, whatever it is
+    force                  make the cache, and replace the one that is there, whatever is in it
     localizer, segmenter   trained nets that can be sent to other processes, with a text attribute `digest` that tells
                            their weights apart
     dtype                  of the films stored, uint8 or uint16; none: uint16 where any film is deeper than 8 bits
@@ -121,12 +122,16 @@ def build(
 
     An interrupted build goes on where it stopped. A film that cannot be prepared, for whatever reason, becomes a row of
     `failures`; one whose worker process ends twice does too. A complete cache of the same source, recipe and variants
-    is returned as it is.
+    is returned as it is. A film counts as the same if its file is no newer than the cache, or has the same bytes; masks
+    and films that could not be prepared, if their size is the same.
 
     Raises InputError for an empty source, a source of which no film can be prepared, a file in the way, a cache that
-    another process is writing, and a disk that is too full or becomes so: the films done then stay for the next build.
+    another process is writing, and a disk that is too full or becomes so: the films done then stay for the next build,
+    unless a compressed file was left damaged.
     """
     begun = time.monotonic()
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file")
     if not source.records:
         raise InputError(f"{source.root}: no films found")
     if workers < 0:
@@ -135,8 +140,10 @@ def build(
         raise InputError(f"no compression {compression!r}; there are: lzf, gzip")
     variants = _ordered(variants)
     digest, listing = _digest(recipe, localizer, segmenter), source.listing_hash()
+    if path.exists() and force and not replaceable(path):
+        raise InputError(f"{path}: not a cache, so `--force` does not replace it; name another file")
     if path.exists() and not force:
-        cache = _same(path, digest, listing, variants)
+        cache = _same(path, source, digest, listing, variants)
         seconds = time.monotonic() - begun
         return BuildReport(path, len(cache), cache.failures, reused=True, kept=0, seconds=seconds, notes=())
 
@@ -156,9 +163,10 @@ def build(
             command=command or shlex.join(["anomaly", "preprocess", str(source.root)]),
         )
         job = _Job(source, recipe, variants, header.dtype, dtype is not None, localizer, segmenter)
-        with _disk(path, header, len(source.records)):
+        processes = min(workers or joblib.cpu_count(), len(source.records))
+        with _disk(path, header, len(source.records), compression):
             _refuse_full_disk(path, header, len(source.records), compression)
-            writer, kept = _write(path, header, job, workers or joblib.cpu_count(), compression, report)
+            writer, kept = _write(path, header, job, processes, compression, report)
     return BuildReport(
         path=path,
         rows=writer.rows,
@@ -180,7 +188,8 @@ def _write(
     def check(films: int) -> None:
         report(Progress("check", films, total))
 
-    with Writer(path, header, total=total, compression=compression, on_kept=check) as writer:
+    changed = partial(_changed, job.source)
+    with Writer(path, header, total=total, compression=compression, on_kept=check, changed=changed) as writer:
         kept = writer.done
         report(Progress("films", kept, total, kept - writer.rows))
         with closing(_outcomes(job, records[kept:], workers, header)) as outcomes:
@@ -211,18 +220,53 @@ def _digest(recipe: Recipe, localizer: Localizer | None, segmenter: Segmenter | 
     return hashlib.sha256(f"{recipe.digest()} {weights}".encode()).hexdigest()[:12]
 
 
-def _same(path: Path, digest: str, listing: str, variants: tuple[str, ...]) -> Cache:
+def _same(path: Path, source: Source, digest: str, listing: str, variants: tuple[str, ...]) -> Cache:
     """Open the complete cache that is there already, or say what of it differs."""
     try:
         cache = Cache(path)
+        films = list(zip(cache.index["path"].tolist(), cache.index["sha256"].tolist(), strict=True))
     except InputError as error:
-        raise InputError(f"{str(error).split(';')[0]}; `--force` replaces it") from error
-    found = {"source": cache.source_hash, "recipe": cache.recipe_digest, "variants": cache.variants}
-    wanted = {"source": listing, "recipe": digest, "variants": variants}
+        advice = "`--force` replaces it" if replaceable(path) else "name another file with `--out`"
+        raise InputError(f"{str(error).rpartition('; ')[0]}; {advice}") from error
+    found = {"recipe": cache.recipe_digest, "variants": cache.variants}
+    wanted = {"recipe": digest, "variants": variants}
     differing = [name for name in wanted if found[name] != wanted[name]]
-    if differing:
-        raise InputError(f"{path}: a cache of another {' and '.join(differing)}; `--force` replaces it")
+    relisted, here = cache.source_hash != listing, cache.source_path == str(source.root.absolute())
+    if relisted and not here:
+        differing.insert(0, f"source ({cache.source_path})")
+    faults = [f"a cache of another {' and '.join(differing)}"] if differing else []
+    changed = [] if differing or relisted else _changed(source, films, path.stat().st_mtime_ns)
+    if (relisted and here) or changed:
+        then = len(cache) + len(cache.failures)
+        which = f", another {changed[0]}" if changed else ""
+        faults.append(f"the source has changed since ({then} films then, {len(source.records)} now{which})")
+    if faults:
+        raise InputError(
+            f"{path}: {', and '.join(faults)}; `--force` replaces it, and runs trained on it can then only score films "
+            "named on the command line; or name another `--out`"
+        )
     return cache
+
+
+def _changed(source: Source, films: Iterable[tuple[str, str]], since: int) -> list[str]:
+    """List those of some films, given with their sha256, that are others now; files older than `since` (ns) are not."""
+    return [path for path, sha256 in films if _stamp(source.root, path) >= since and _sha256(source, path) != sha256]
+
+
+def _stamp(root: Path, relative: str) -> int:
+    """When a film's file, or the archive it is in, was last written or put in its place, in nanoseconds."""
+    place = root / relative
+    while not place.exists():
+        place = place.parent
+    status = place.stat()
+    return max(status.st_mtime_ns, status.st_ctime_ns)  # a file moved or unpacked here brings its old mtime along
+
+
+def _sha256(source: Source, path: str) -> str:
+    try:
+        return hashlib.sha256(source.read(path)).hexdigest()
+    except InputError:  # it could be read when it was prepared
+        return ""
 
 
 def _depth(source: Source, report: _Report) -> str:
@@ -251,6 +295,7 @@ def _outcomes(job: _Job, records: Sequence[Record], workers: int, header: Header
         finally:
             cv2.setNumThreads(threads)
         return
+    workers = max(2, min(workers, len(records)))  # with one, joblib would work in this process, which a film can end
     # A round's results fit into memory even while the disk takes none of them: joblib does not wait for its reader.
     films = max(2 * workers * TASK_FILMS, ROUND_BYTES // (len(header.arrays()) * 2 * header.size**2))
     done = 0
@@ -270,9 +315,11 @@ def _parallel(job: _Job, records: Sequence[Record], workers: int) -> Generator[_
     films = max(1, min(TASK_FILMS, len(records) // (4 * workers)))
     parts = (records[i : i + films] for i in range(0, len(records), films))
     tasks = (joblib.delayed(_work)(replace(job, source=job.source.part(part))) for part in parts)
+    settings = {"initializer": _begin, "initargs": (os.getpid(),)}
     with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
-        parallel = joblib.Parallel(n_jobs=workers, batch_size=1, return_as="generator")
-    results = parallel(tasks)
+        parallel = joblib.Parallel(n_jobs=workers, batch_size=1, return_as="generator", **settings)
+    with _deaf():
+        results = parallel(tasks)
     try:
         for outcomes in results:
             yield from outcomes
@@ -291,10 +338,35 @@ def _alone(job: _Job, record: Record) -> _Outcome:
     return record.path, "preparing it ended the worker process twice; it may need more memory than there is"
 
 
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Start processes that never hear of Ctrl-C: it reaches the whole terminal, but the parent ends its workers.
+
+    Blocked signals are inherited, so that not even the imports of a new process are interrupted. Here the signal waits.
+    """
+    resource_tracker.ensure_running()  # starting it, which joblib does too, unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(parent: int) -> None:
+    """Set up a worker process."""
+    cv2.setNumThreads(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has ended, however that was; it would wait minutes for more work."""
+    while os.getppid() == parent:
+        time.sleep(WATCH_SECONDS)
+    os._exit(1)
+
+
 def _work(job: _Job) -> list[_Outcome]:
     """Prepare a part of the source, in a worker process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent ends its workers
-    cv2.setNumThreads(1)
     return [_prepare(job, record) for record in job.source.records]
 
 
@@ -302,9 +374,14 @@ def _prepare(job: _Job, record: Record) -> _Outcome:
     try:
         return _row(job, record)
     except InputError as error:
-        return record.path, str(error)
+        return record.path, _reason(record.path, error)
     except Exception as error:  # one film, whatever is wrong with it, must not end the build of all others
         return record.path, f"{type(error).__name__}: {error}"
+
+
+def _reason(path: str, error: InputError) -> str:
+    """Why a film failed, without its name, which stands beside it."""
+    return str(error).removeprefix(f"{path}: ")
 
 
 def _row(job: _Job, record: Record) -> Row:
@@ -356,7 +433,7 @@ def _store(writer: Writer, outcome: _Outcome) -> None:
         try:
             writer.append(outcome)
         except InputError as error:
-            writer.fail(outcome.path, str(error))
+            writer.fail(outcome.path, _reason(outcome.path, error))
     else:
         writer.fail(*outcome)
 
@@ -374,11 +451,10 @@ def _refuse_full_disk(path: Path, header: Header, total: int, compression: str |
 
 def _missing(path: Path, header: Header, total: int) -> int:
     """Bytes an uncompressed cache still needs, beside what its partial file has taken."""
-    partial = path.with_name(path.name + ".partial")
-    taken = partial.stat().st_blocks * 512 if partial.exists() else 0
-    return max(
-        0, total * (header.row_bytes() + 4096) - taken
-    )  # 4 KiB for a film's line in the index and the chunk tables
+    begun = path.with_name(path.name + ".partial")
+    taken = begun.stat().st_blocks * 512 if begun.exists() else 0
+    needed = total * (header.row_bytes() + 4096)  # 4 KiB for a film's line in the index and the chunk tables
+    return max(0, needed - taken)
 
 
 def _readable(count: int) -> str:
@@ -386,18 +462,19 @@ def _readable(count: int) -> str:
 
 
 @contextmanager
-def _disk(path: Path, header: Header, total: int) -> Iterator[None]:
-    """Turn what a disk refuses into one line; HDF5 tells of it in the text of various errors."""
+def _disk(path: Path, header: Header, total: int, compression: str | None) -> Iterator[None]:
+    """Turn what a disk refuses into one line."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        if getattr(error, "errno", None) in FULL or any(os.strerror(number) in text for number in FULL):
+        if disk_full(error):
+            damage = "" if compression is None else ", or begins again if that damaged the compressed file"
             raise InputError(
                 f"{path.parent}: the disk is full; up to {_readable(_missing(path, header, total))} more are needed: "
-                "free some space and give the same command again, it goes on where it stopped"
+                f"free some space and give the same command again, it goes on where it stopped{damage}"
             ) from error
         if isinstance(error, OSError):
+            text = " ".join(str(error).split())
             raise InputError(f"{path}: cannot be written ({text}); name another file") from error
         raise
 

@@ -78,7 +78,8 @@ def summarise(cache: Cache) -> dict[str, Any]:
 def format(summary: dict[str, Any], *, most: int = 6) -> list[str]:
     """Write a summary as lines of text; of long lists the first `most`."""
     lines = [
-        f"{summary['path']}: {summary['films']} films, {summary['studies']} studies, {summary['patients']} patients",
+        f"{summary['path']}: {_number(summary['films'], 'film')}, {_number(summary['studies'], 'study', 'studies')}, "
+        f"{_number(summary['patients'], 'patient')}",
         f"source        {summary['source']} ({summary['kind']}){', SYNTHETIC' if summary['synthetic'] else ''}",
         f"stored        {', '.join(summary['variants'])}; {summary['size']} x {summary['size']} {summary['dtype']}",
     ]
@@ -102,10 +103,7 @@ def format(summary: dict[str, Any], *, most: int = 6) -> list[str]:
     ]
     lines += _rest(summary["problems"], most)
     lines.append(f"{'failures':<14}{len(summary['failures']) or 'none'}")
-    lines += [
-        f"  {failure['path']}: {failure['reason'].removeprefix(failure['path'] + ': ')}"
-        for failure in summary["failures"][:most]
-    ]
+    lines += [f"  {failure['path']}: {failure['reason']}" for failure in summary["failures"][:most]]
     lines += _rest(summary["failures"], most)
     return lines
 
@@ -128,13 +126,18 @@ def sheet(
     longer the one that was prepared, the stored stage "raw" takes its place, or nothing.
 
     source    where the film files are; None: not at hand
-    out       the picture to write; its suffix names the format
+    out       the picture to write, in a folder that is there; its suffix names the format
     rows      of the cache; all by default
     variant   stored variant to show; the last by default
     count     films at most
 
-    Raises InputError for no rows, more than 200 films, an unknown variant and an unknown format.
+    Raises InputError for no rows, more than 200 films, an unknown variant, an unknown format and a missing folder.
     """
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}; make it, or name another")
+    known = FigureCanvasAgg.get_supported_filetypes()
+    if out.suffix.removeprefix(".").lower() not in known:
+        raise InputError(f"{out}: no picture format {out.suffix!r}; there are: {', '.join(sorted(known))}")
     variant = variant or cache.variants[-1]
     shown = problems_first(cache, rows)[:count]
     if not 0 < len(shown) <= SHEET_FILMS:
@@ -234,15 +237,10 @@ def _title(panel: Axes, text: str, place: Any, colour: str = "black") -> None:
 
 def _save(figure: Figure, out: Path) -> None:
     partial = out.with_name(f".{out.name}.partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    known = figure.canvas.get_supported_filetypes()
-    kind = out.suffix.removeprefix(".").lower()
-    if kind not in known:
-        raise InputError(f"{out}: no picture format {out.suffix!r}; there are: {', '.join(sorted(known))}")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a name in a script that the font lacks
-            figure.savefig(partial, format=kind)
+            figure.savefig(partial, format=out.suffix.removeprefix(".").lower())
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
@@ -259,6 +257,15 @@ def _steps(fallbacks: str) -> list[str]:
 
 def _counts(values: Any) -> dict[str, int]:
     return dict(sorted(Counter(values).items(), key=lambda item: (-item[1], item[0])))
+
+
+def _number(count: int, one: str, several: str = "") -> str:
+    """A count with its word.
+
+    >>> _number(1, "film"), _number(0, "film"), _number(2, "study", "studies")
+    ('1 film', '0 films', '2 studies')
+    """
+    return f"{count} {one if count == 1 else several or f'{one}s'}"
 
 
 def _listed(counts: dict[str, int], most: int) -> str:

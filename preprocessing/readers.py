@@ -29,6 +29,8 @@ from __future__ import annotations
 
 import gzip
 import io
+import logging
+import re
 import struct
 import threading
 import warnings
@@ -143,15 +145,18 @@ def _refusing(name: str) -> Iterator[None]:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise InputError(f"{name}: {_too_many_pixels('its image')}") from None
     except Exception as error:  # decoders raise anything on damaged files: struct.error, SyntaxError, IndexError
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "", str(error))  # such an address differs from run to run
+        reason = " ".join(text.split())[:200] or type(error).__name__
         raise InputError(f"{name}: damaged or unusual file, it does not decode ({reason})") from error
 
 
 class _Quiet:
-    """Warning filters while films are read: none is shown, Pillow's over-large image is an error.
+    """Warnings while films are read: none is shown or logged, Pillow's over-large image is an error.
 
     Filters belong to the whole process, so threads share one set: the first one in sets it, the last one out restores.
     """
+
+    _LOGGERS = tuple(logging.getLogger(name) for name in ("tifffile", "pydicom", "nibabel.global"))
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -167,6 +172,8 @@ class _Quiet:
                 self._filters.__enter__()
                 warnings.simplefilter("ignore")
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
+                for logger in self._LOGGERS:
+                    logger.addFilter(_nothing)
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
@@ -174,9 +181,16 @@ class _Quiet:
             self._inside -= 1
             if not self._inside:
                 self._filters.__exit__(None, None, None)
+                for logger in self._LOGGERS:
+                    logger.removeFilter(_nothing)
 
 
 _quiet = _Quiet()
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    """A filter that lets no message through."""
+    return False
 
 
 def _open(data: bytes) -> _Header:

@@ -91,7 +91,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["hand", "plain"] = "hand"
-    size: int = Field(default=256, ge=16, le=2048)  # pixels a side of every film made
+    size: int = Field(default=128, ge=16, le=2048)  # pixels a side of every film made
     invert: Literal["auto", "never"] = "auto"
     carrier: Literal["otsu", "none"] = "otsu"
     hand: Literal["classical", "none"] = "classical"
@@ -175,7 +175,10 @@ class Recipe(BaseModel):
             x0, y0, x1, y1 = region
             crop, to_crop = crop[y0:y1, x0:x1], steps.compose(np.array([[1.0, 0, -x0], [0, 1, -y0]]), to_crop)
         elif box is not None:
-            raise InputError(f"the box {box} lies beside the film of {pixels.shape[1]} x {pixels.shape[0]} pixels")
+            raise InputError(
+                f"the box {box} lies beside the film of {pixels.shape[1]} x {pixels.shape[0]} pixels; "
+                "give x0 y0 x1 y1 in pixels of the film"
+            )
         shape = crop.shape[0], crop.shape[1]
         on_film = np.ones(shape, bool)
         if carrier is not None:

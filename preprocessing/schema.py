@@ -39,7 +39,8 @@ eight pixels a byte, the first in the highest bit.
 
 One film is one chunk: any row costs one read. While it is made, a cache is `NAME.partial`, and `NAME.partial.rows`
 beside it has one JSON line for each film done, written after the film. Space is laid out at the start: from then on
-only film bytes change (unless they are compressed), and a build killed at any moment goes on from its last whole line.
+only film bytes change, and a build killed at any moment goes on from its last whole line. With compression the file's
+tables grow too: a kill in the middle of writing them may damage it, and the build then begins again, and says so.
 """
 
 import errno
@@ -88,6 +89,9 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # dtype and shape of a row'
 }
 
 STAGES = ("raw", "crop", "full")  # in the order of index/grey
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk without room says
+MAGIC = b"\x89HDF\r\n\x1a\n"  # the first bytes of every HDF5 file
 
 FLUSH_ROWS = 64
 FLUSH_SECONDS = 2.0
@@ -182,6 +186,8 @@ class Writer:
     total         films of the source: rows and failures together
     compression   None, "lzf" or "gzip"
     on_kept       told the number of films found intact while a partial file is taken up
+    changed       given (path, sha256) of the films taken up and when they were stored (ns), those that are others now:
+                  with any, the partial file is discarded
 
     Raises InputError when another process writes the same cache.
     """
@@ -194,8 +200,9 @@ class Writer:
         total: int,
         compression: str | None = None,
         on_kept: Callable[[int], None] | None = None,
+        changed: Callable[[list[tuple[str, str]], int], list[str]] | None = None,
     ) -> None:
-        self._on_kept = on_kept
+        self._on_kept, self._changed = on_kept, changed
         self.path, self.header, self.total, self.compression = path, header, total, compression
         self.partial = path.with_name(path.name + ".partial")
         self.notes: list[str] = []
@@ -276,9 +283,6 @@ class Writer:
         self.flush()
         for name in self._arrays:
             self._file[name].resize(self.rows, axis=0)
-        for name in ("index", "failures"):
-            if name in self._file:  # killed while finishing
-                del self._file[name]
         columns = {name: _column(name, [line[name] for line in self._rows]) for name in COLUMNS}
         for name, column in columns.items():
             self._file.create_dataset(f"index/{name}", data=column, dtype=_stored(COLUMNS[name][0]))
@@ -392,20 +396,60 @@ class Writer:
             return "damaged"
         if identity != mine:
             return "begun with another " + ", ".join(key for key in mine if identity.get(key) != mine[key])
+        stored = os.fstat(self._journal.fileno()).st_mtime_ns
         try:
-            self._file = h5py.File(self.partial, "r+", locking=False, rdcc_nbytes=0)
-            for name in self._arrays:
-                if len(self._file[name]) != self.total:  # killed while finishing
-                    self._file[name].resize(self.total, axis=0)
+            self._reopen()
             kept = self._take(lines[1:])
+            if self.compression is not None:
+                self._clear_rest()
+            films = [(line["path"], line["sha256"]) for line in self._rows]
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            self._close_file()
-            self._rows.clear()
-            self._failures.clear()
+            if disk_full(error):
+                raise
+            self._forget()
             return f"damaged ({' '.join(str(error).split())})"
+        changed = self._changed(films, stored) if self._changed else []
+        if changed:
+            self._forget()
+            return f"{changed[0]} has changed since"
         self._journal_bytes = len(lines[0]) + sum(len(line) for line in lines[1 : 1 + kept])
         self.flush()
         return ""
+
+    def _reopen(self) -> None:
+        """Open the partial file for writing, and undo what was done if it was killed while finishing."""
+        self._close_file()
+        self._file = h5py.File(self.partial, "r+", locking=False, rdcc_nbytes=0)
+        for name in ("index", "failures"):
+            if name in self._file:
+                del self._file[name]
+        for name in self._arrays:
+            if len(self._file[name]) != self.total:
+                self._file[name].resize(self.total, axis=0)
+
+    def _clear_rest(self) -> None:
+        """Give up every place beyond the rows taken up, and see that rows can be written there.
+
+        Compressed films get their places as they are written. Where a full disk or a kill came between the tables of
+        places and the recorded end of the file, the tables name places beyond that end, which nothing can be written
+        to. Raises OSError or RuntimeError where that cannot be mended.
+        """
+        for name in self._arrays:
+            self._file[name].resize(self.rows, axis=0)
+        self._reopen()  # the list of free places, with those beyond the end, is not in the file
+        if self.rows < self.total:
+            for name, (dtype, shape) in self._arrays.items():
+                self._file[name][self.rows] = np.zeros(shape, dtype)
+            self._file.flush()
+
+    def _forget(self) -> None:
+        """Let go of a partial file that is not to be taken up."""
+        with suppress(OSError, RuntimeError):  # it may be damaged
+            self._close_file()
+        self._file = None
+        self._rows.clear()
+        self._failures.clear()
+        self.notes.clear()
 
     def _take(self, lines: list[bytes]) -> int:
         """Take up films until a line is torn or stored bytes differ from their checksum; how many lines hold."""
@@ -456,10 +500,12 @@ class Cache:
     recipe_json    what was done to the films      recipe_digest its hash
     source         name of the source              source_kind   mura, classes, manifest or folder
     source_hash    of the source's listing         source_path   where it was
-    synthetic      drawn, not from patients        command       that makes this file again
+    synthetic      drawn, not from patients        command       that makes this file, where there is none
+    remake         the command that replaces it
     content_hash   equal for equal content, however it was made
 
-    Raises InputError for a file that is missing, foreign, of another schema, unfinished or cut short.
+    Raises InputError for a file that is missing, foreign, of another schema, unfinished, cut short or damaged: at once
+    where its layout is, and at the first use of its index where that is not what was written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -471,9 +517,9 @@ class Cache:
                 self._read_header(file)
             except InputError:
                 raise
-            except (KeyError, OSError, RuntimeError, ValueError, TypeError) as error:
+            except (AttributeError, KeyError, OSError, RuntimeError, ValueError, TypeError) as error:
                 reason = " ".join(str(error).split())
-                raise InputError(f"{self.path}: damaged ({reason}); run `{_command(file)}` again") from error
+                raise InputError(f"{self.path}: damaged ({reason}); run `{_remake(file)}`") from error
 
     def __len__(self) -> int:
         return self._length
@@ -484,15 +530,20 @@ class Cache:
     @cached_property
     def index(self) -> dict[str, NDArray[Any]]:
         """The index, column name -> (N, ...), as the module's table has it; texts are object arrays of str."""
-        with self._open() as file:
-            return {name: _loaded(file[f"index/{name}"], dtype) for name, (dtype, _) in COLUMNS.items()}
+        if content_hash(self._columns) != self.content_hash:
+            raise InputError(f"{self.path}: the index was changed after it was written; run `{self.remake}`")
+        return self._columns
+
+    @cached_property
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        """The index as it is in the file, which need not be what was written."""
+        return self._load({f"index/{name}": dtype for name, (dtype, _) in COLUMNS.items()})
 
     @cached_property
     def failures(self) -> list[tuple[str, str]]:
         """Path and reason of every film of the source that could not be prepared."""
-        with self._open() as file:
-            paths, reasons = (_loaded(file[f"failures/{name}"], "str") for name in ("path", "reason"))
-        return list(zip(paths.tolist(), reasons.tolist(), strict=True))
+        texts = self._load({"failures/path": "str", "failures/reason": "str"})
+        return list(zip(texts["path"].tolist(), texts["reason"].tolist(), strict=True))
 
     @property
     def has_truth(self) -> NDArray[np.bool_]:
@@ -516,23 +567,11 @@ class Cache:
         return self._unpack(self._read(name, rows)) if name in self._arrays else None
 
     def verify(self) -> list[str]:
-        """Recompute every checksum, shape and count; what does not hold, one line each, or an empty list."""
-        problems = []
-        file = self._opened()
-        for name, (dtype, shape) in self._arrays.items():
-            found = file[name]
-            if found.shape != (len(self), *shape) or found.dtype != dtype:
-                problems.append(f"{name}: {found.dtype} {found.shape}, expected {dtype} {(len(self), *shape)}")
-        for name, (_, shape) in COLUMNS.items():
-            if self.index[name].shape != (len(self), *shape):
-                problems.append(f"index/{name}: shape {self.index[name].shape}, expected {(len(self), *shape)}")
-        if len(self) + len(self.failures) != self._done:
-            problems.append(f"{len(self)} films and {len(self.failures)} failures, expected {self._done} together")
-        if problems:
-            return problems
-        if content_hash(self.index) != self.content_hash:
+        """Recompute every checksum; what does not hold, one line each, or an empty list."""
+        problems, file, index = [], self._opened(), self._columns
+        if content_hash(index) != self.content_hash:
             problems.append("index: its hash is not the recorded one")
-        for row, (path, checksum) in enumerate(zip(self.index["path"], self.index["checksum"], strict=True)):
+        for row, (path, checksum) in enumerate(zip(index["path"], index["checksum"], strict=True)):
             try:
                 intact = _checksum(file[name][row] for name in self._arrays) == checksum
             except OSError as error:
@@ -549,12 +588,14 @@ class Cache:
         try:
             # Nothing writes to a finished cache: a lock would protect nothing, and some network drives refuse it.
             return h5py.File(self.path, "r", locking=False, rdcc_nbytes=0)
-        except OSError as error:
-            if not isinstance(error, PermissionError) and not h5py.is_hdf5(self.path):
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            if isinstance(error, PermissionError):
+                raise InputError(f"{self.path}: may not be read ({reason}); change its permissions") from error
+            if not h5py.is_hdf5(self.path):
                 raise InputError(f"{self.path}: not a cache (not an HDF5 file); run `anomaly preprocess`") from error
-            if "truncated" in str(error):
-                raise InputError(f"{self.path}: cut short; delete it and run `anomaly preprocess` again") from error
-            raise InputError(f"{self.path}: cannot be opened ({' '.join(str(error).split())})") from error
+            fault = "cut short" if "truncated" in reason else f"damaged ({reason})"
+            raise InputError(f"{self.path}: {fault}; make it again with `anomaly preprocess ... --force`") from error
 
     def _read_header(self, file: Any) -> None:
         attrs = file.attrs
@@ -562,11 +603,11 @@ class Cache:
             raise InputError(f"{self.path}: not a cache (another program's HDF5 file); run `anomaly preprocess`")
         if attrs.get("schema") != VERSION:
             raise InputError(
-                f"{self.path}: cache schema {attrs.get('schema')}, this version reads {VERSION}; "
-                f"run `{_command(file)}` again"
+                f"{self.path}: cache schema {attrs.get('schema')}, this version reads {VERSION}; run `{_remake(file)}`"
             )
         if not attrs["complete"]:
-            raise InputError(f"{self.path}: not finished; run `{_command(file)}` again")
+            command = _command(file) if self.path.suffix == ".partial" else _remake(file)  # the one goes on with it
+            raise InputError(f"{self.path}: not finished; run `{command}`")
         self.size = int(attrs["size"])
         self.variants: tuple[str, ...] = tuple(attrs["variants"].split(","))
         self.dtype: np.dtype[Any] = file[f"films/{self.variants[0]}"].dtype
@@ -578,13 +619,30 @@ class Cache:
         self.source_path: str = attrs["source_path"]
         self.synthetic = bool(attrs["synthetic"])
         self.command: str = attrs["command"]
+        self.remake = _remake(file)
         self.content_hash: str = attrs["content"]
-        self._done = int(attrs["done"])
         self._length = len(file["index/path"])
         header = {f.name: getattr(self, f.name) for f in fields(Header) if f.name not in ("truth", "dtype")}
         self._arrays = Header(**header, dtype=self.dtype.name, truth="truth" in file).arrays()
-        for name in (*self._arrays, *(f"index/{column}" for column in COLUMNS), "failures/path", "failures/reason"):
-            file[name]  # a missing one is a KeyError that names it
+        rows, failed = self._length, len(file["failures/path"])
+        layout = {name: (dtype, (rows, *shape)) for name, (dtype, shape) in self._arrays.items()}
+        layout |= {f"index/{name}": (dtype, (rows, *shape)) for name, (dtype, shape) in COLUMNS.items()}
+        layout |= {f"failures/{name}": ("str", (failed,)) for name in ("path", "reason")}
+        for name, (dtype, shape) in layout.items():
+            found = file[name]  # a missing one is a KeyError that names it
+            if found.shape != shape or found.dtype != (object if dtype == "str" else dtype):
+                raise ValueError(f"{name}: {found.dtype} {found.shape}, expected {dtype} {shape}")
+        if rows + failed != int(attrs["done"]):
+            raise ValueError(f"{rows} films and {failed} failures, expected {attrs['done']} together")
+
+    def _load(self, names: dict[str, str]) -> dict[str, NDArray[Any]]:
+        """Load whole datasets, given with their dtypes; by the last part of their names."""
+        with self._open() as file:
+            try:
+                return {name.rpartition("/")[2]: _loaded(file[name], dtype) for name, dtype in names.items()}
+            except (OSError, RuntimeError, ValueError) as error:
+                reason = " ".join(str(error).split())
+                raise InputError(f"{self.path}: damaged ({reason}); run `{self.remake}`") from error
 
     def _opened(self) -> Any:
         if self._handle is None or self._process != os.getpid():
@@ -626,6 +684,27 @@ def newest_cache(folder: Path = Path("cache")) -> Path:
     if faults:
         raise faults[0]
     raise InputError(f"no cache in {folder}/; run `anomaly preprocess`")
+
+
+def replaceable(path: Path) -> bool:
+    """Whether a file may make way for a cache: it is one, whole, damaged or of another schema, or it is empty."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(len(MAGIC))
+    if head != MAGIC:
+        return not head
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return bool(file.attrs.get("format") == FORMAT)
+    except (KeyError, OSError, RuntimeError, ValueError):  # damaged so much that not even this can be read
+        return True
+
+
+def disk_full(error: Exception) -> bool:
+    """Whether an error says that a disk has no room; HDF5 tells of it in the text of various errors."""
+    text = " ".join(str(error).split())
+    return getattr(error, "errno", None) in FULL or any(os.strerror(number) in text for number in FULL)
 
 
 def content_hash(index: dict[str, NDArray[Any]]) -> str:
@@ -690,7 +769,15 @@ def _checksum(parts: Iterable[NDArray[Any]]) -> int:
 
 
 def _command(file: Any) -> str:
-    return str(file.attrs.get("command", "anomaly preprocess SOURCE"))
+    try:
+        return str(file.attrs["command"])
+    except (KeyError, OSError, RuntimeError, ValueError):  # damage has not spared it
+        return "anomaly preprocess SOURCE"
+
+
+def _remake(file: Any) -> str:
+    """The command that puts a new cache in the place of this one."""
+    return f"{_command(file)} --force"
 
 
 def _lock(journal: Path, path: Path) -> IO[bytes]:

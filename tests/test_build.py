@@ -5,12 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections import namedtuple
 from pathlib import Path
 
 import cv2
+import h5py
+import joblib
 import numpy as np
 import pytest
+import tifffile
 
 from preprocessing import InputError
 from preprocessing.build import Progress, build, cache_path
@@ -142,6 +146,7 @@ def test_films_that_cannot_be_read_are_rows_of_failures(films, tmp_path):
     for workers in (1, 2):
         report = make(films, tmp_path / f"{workers}.h5", workers=workers)
         assert report.rows == 7
+        assert all(path not in reason for path, reason in report.failures)
         assert [path for path, _ in report.failures] == [
             "patient00001/study1_negative/image1.png",
             "patient00003/study1_negative/image2.png",
@@ -166,6 +171,11 @@ def test_bad_settings_are_named(films, tmp_path):
         make(films, tmp_path / "t.h5", compression="zip")
     with pytest.raises(InputError, match="-1 workers"):
         make(films, tmp_path / "t.h5", workers=-1)
+    (tmp_path / "folder").mkdir()
+    for force in (False, True):
+        with pytest.raises(InputError, match="folder: is a folder; name a file"):
+            make(films, tmp_path / "folder", force=force)
+    assert sorted(tmp_path.iterdir()) == [films, tmp_path / "folder"]
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         make(films, tmp_path / "file/t.h5")
@@ -193,14 +203,101 @@ def test_a_cache_of_something_else_is_replaced_by_force_alone(films, tmp_path):
     with pytest.raises(InputError, match="a cache of another recipe; `--force` replaces it"):
         make(films, path, localizer=Slow())
     draw(films / "patient99999/study1_negative/image1.png", 0)
-    with pytest.raises(InputError, match="a cache of another source; `--force` replaces it"):
+    with pytest.raises(
+        InputError,
+        match=r"the source has changed since \(9 films then, 10 now\); `--force` replaces it, and runs trained",
+    ):
         make(films, path)
+    with pytest.raises(InputError, match=rf"a cache of another source \({films}\); `--force` replaces it"):
+        make(tree(tmp_path / "others/films", 3), path)
     assert path.read_bytes() == before
     assert make(films, path, force=True).rows == 10
-    path.write_text("my notes")
-    with pytest.raises(InputError, match=r"not a cache \(not an HDF5 file\); `--force` replaces it"):
+
+
+@pytest.mark.parametrize("damage", ["cut", "label", "schema", "empty"])
+def test_a_cache_that_cannot_be_used_is_replaced_by_force(films, tmp_path, damage):
+    path = make(films, tmp_path / "t.h5").path
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        with h5py.File(path, "r+") as file:
+            if damage == "label":
+                file["index/label"][0] = 1
+            else:
+                file.attrs["schema"] = 0
+    with pytest.raises(InputError, match=r"t\.h5: [^;]*; `--force` replaces it$"):
         make(films, path)
+    assert make(films, path, force=True).rows == 9
+
+
+def test_no_other_file_is_ever_replaced(films, tmp_path):
+    path = tmp_path / "notes.py"
+    path.write_text("my notes")
+    with pytest.raises(InputError, match=r"not a cache \(not an HDF5 file\); name another file with `--out`"):
+        make(films, path)
+    with pytest.raises(InputError, match="not a cache, so `--force` does not replace it; name another file"):
+        make(films, path, force=True)
     assert path.read_text() == "my notes"
+    assert sorted(tmp_path.iterdir()) == [films, path]
+
+
+def alter(path):
+    """Draw another film into a file without changing its size, as its levels' bytes are stored plainly."""
+    data = bytearray(path.read_bytes())
+    data[-500] ^= 1
+    path.write_bytes(data)
+
+
+def plain_tree(root):
+    """Films of a format that stores every level plainly."""
+    for i in range(4):
+        path = root / f"{i}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(path, np.random.default_rng(i).integers(0, 255, (48, 40), np.uint8))
+    return root
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+def test_a_film_changed_at_the_same_size_is_noticed(tmp_path, packed):
+    root = plain_tree(tmp_path / "films")
+    source = tmp_path / "films.zip" if packed else root
+
+    def pack():
+        if packed:
+            with zipfile.ZipFile(source, "w") as archive:
+                for film in sorted(root.iterdir()):
+                    archive.write(film, film.name)
+
+    pack()
+    path = make(source, tmp_path / "t.h5").path
+    for film in root.iterdir():
+        film.touch()
+    pack()
+    assert make(source, path).reused  # newer, but the same
+    alter(root / "2.tif")
+    os.utime(root / "2.tif", (10**9, 10**9))  # as an unpacked file brings its time along
+    pack()
+    with pytest.raises(
+        InputError, match=r"the source has changed since \(4 films then, 4 now, another 2\.tif\); `--force` replaces it"
+    ):
+        make(source, path)
+    assert Cache(make(source, path, force=True).path).verify() == []
+
+
+def test_an_interrupted_build_notices_a_film_changed_at_the_same_size(tmp_path):
+    def stop(progress):
+        if (progress.phase, progress.done) == ("films", 3):
+            raise KeyboardInterrupt
+
+    films = plain_tree(tmp_path / "films")
+    with pytest.raises(KeyboardInterrupt):
+        make(films, tmp_path / "t.h5", on_progress=stop)
+    alter(films / "1.tif")
+    report = make(films, tmp_path / "t.h5")
+    assert (report.kept, report.rows) == (0, 4)
+    assert "discarded, 1.tif has changed since" in report.notes[0]
 
 
 def test_the_name_of_a_cache_tells_recipes_and_variants_apart(films):
@@ -267,7 +364,11 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path, workers, how):
     journal = path.with_name("t.h5.partial.rows")
     while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 10):
         time.sleep(0.01)
-    os.killpg(process.pid, how)  # as Ctrl-C does: parent and workers
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)  # as Ctrl-C does: parent and workers
+    else:
+        process.kill()  # the parent alone: its workers end with it
+        process.wait()
     out, err = process.communicate()
     assert process.returncode == -how, out + err
     assert how == signal.SIGKILL or err.count("Traceback") == 1, (
@@ -287,6 +388,33 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path, workers, how):
     whole = make(films, tmp_path / "whole.h5", localizer=Slow(), workers=2)
     assert Cache(path).content_hash == Cache(whole.path).content_hash
     assert Cache(path).verify() == []
+
+
+def test_ctrl_c_while_workers_start_is_quiet(tmp_path):
+    process = start(tree(tmp_path / "films", 20), tmp_path / "t.h5", workers=2)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None and len(children.read_text().split()) < 3:  # the workers, and loky's tracker
+        time.sleep(0.01)
+    time.sleep(0.1)  # they import now
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGINT
+    assert err.count("Traceback") == 1, err
+
+
+def test_there_are_no_more_workers_than_films(films, tmp_path, monkeypatch):
+    asked = []
+    parallel = joblib.Parallel
+
+    def watched(n_jobs, **settings):
+        asked.append(n_jobs)
+        return parallel(n_jobs=2, **settings)
+
+    monkeypatch.setattr(joblib, "Parallel", watched)
+    make(films, tmp_path / "t.h5", workers=64)
+    assert asked == [9]
+    make(tree(tmp_path / "one", 1), tmp_path / "one.h5", workers=64)
+    assert asked == [9]  # a single film is prepared in this process
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -358,7 +486,7 @@ def test_a_disk_that_becomes_full_keeps_what_is_done(films, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(Writer, "append", full)
-        with pytest.raises(InputError, match=r"the disk is full; .* it goes on where it stopped"):
+        with pytest.raises(InputError, match=r"the disk is full; .* it goes on where it stopped$"):
             make(films, tmp_path / "t.h5")
     assert make(films, tmp_path / "t.h5").kept == 5
 
@@ -369,6 +497,7 @@ def test_a_file_that_may_not_grow_is_told_in_one_line(tmp_path, compression):
     process = start(films, path, compression=compression, limit=60_000)
     out, err = process.communicate()
     assert out.count("\n") == 1 and "the disk is full" in out, out + err
+    assert ("or begins again if that damaged the compressed file" in out) == (compression is not None)
     assert err == ""
     report = make(films, path, compression=compression, localizer=Slow())
     assert report.rows == 60

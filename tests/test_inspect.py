@@ -61,7 +61,7 @@ def write(path, variants=("raw", "full-he"), **header):
                 masks={stage: np.eye(SIZE, dtype=bool) for stage in ("raw", "crop", "full")},
             )
             writer.append(row)
-        writer.fail("z.png", "z.png: cut short")
+        writer.fail("z.png", "cut short")
         writer.finish()
     return Cache(path)
 
@@ -99,7 +99,7 @@ def test_a_summary_counts_and_is_plain_data(cache):
     assert summary["films_per_patient"] == {"2": 1, "3": 1}
     assert summary["fallbacks"] == {"mask": 2, "carrier": 1, "hand": 1}
     assert [problem["row"] for problem in summary["problems"]] == [2, 1, 4]
-    assert summary["failures"] == [{"path": "z.png", "reason": "z.png: cut short"}]
+    assert summary["failures"] == [{"path": "z.png", "reason": "cut short"}]
     assert (summary["inverted"], summary["truth"]) == (1, 0)
 
 
@@ -113,6 +113,8 @@ def test_a_summary_reads_as_lines(cache):
     lines = format(summarise(cache), most=2)
     assert lines[0].endswith("t.h5: 5 films, 4 studies, 2 patients")
     assert lines[1] == "source        films (folder), SYNTHETIC"
+    summary = summarise(cache) | {"films": 1, "studies": 1, "patients": 1}
+    assert format(summary)[0].endswith("t.h5: 1 film, 1 study, 1 patient")
     assert "labels        abnormal: 2, normal: 2, and 1 more" in lines
     assert "  b/影^{2}.png: no mask found" in lines
     assert "  and 1 more" in lines
@@ -123,6 +125,7 @@ def test_a_summary_reads_as_lines(cache):
 @pytest.mark.parametrize("variants", [("raw", "full-he"), ("full",)])
 @pytest.mark.parametrize("source", [Films(), None], ids=["films", "no films"])
 def test_a_sheet_is_drawn_from_films_or_without(tmp_path, variants, source):
+    (tmp_path / "new").mkdir()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         out = sheet(write(tmp_path / "t.h5", variants), source, tmp_path / "new/sheet.png")
@@ -169,6 +172,8 @@ def test_bad_requests_are_named(cache, tmp_path):
         sheet(cache, None, tmp_path / "a.png", variant="crop")
     with pytest.raises(InputError, match=r"no picture format '\.xyz'; there are: .*png"):
         sheet(cache, None, tmp_path / "a.xyz")
+    with pytest.raises(InputError, match=r"there is no folder .*missing; make it, or name another"):
+        sheet(cache, None, tmp_path / "missing/a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["t.h5"]
 
 

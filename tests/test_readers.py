@@ -609,6 +609,19 @@ def test_large_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "limit is 1000" in refused("large.png", png(picture()) + b"\0" * 1000)
 
 
+@pytest.mark.parametrize("data", [b"II*\0\xff\xff\xff\x7f" + bytes(99), b"\xff\xd8\xff" + b"no film" * 30])
+def test_a_broken_file_is_told_by_the_error_alone(
+    data: bytes, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    reasons = set()
+    for _ in range(2):
+        with pytest.raises(InputError) as caught:
+            read_film("film", data)
+        reasons.add(str(caught.value))
+    assert len(reasons) == 1 and " at 0x" not in reasons.pop()
+    assert caplog.records == [] and capfd.readouterr() == ("", "")
+
+
 def test_warnings_stay_inside_and_filters_are_restored_under_threads() -> None:
     data = pillow(Image.fromarray(picture()), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01")
     with pytest.warns(UserWarning, match="Corrupt EXIF"):

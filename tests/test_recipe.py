@@ -45,7 +45,7 @@ def same(one, other):
 
 
 def test_names_stand_for_settings():
-    assert Recipe().name == "hand" and Recipe().size == 256
+    assert Recipe().name == "hand" and Recipe().size == 128
     plain = Recipe(name="plain", size=64)
     assert (plain.invert, plain.carrier, plain.hand, plain.mask) == ("never", "none", "none", "none")
     assert Recipe(name="plain", mask="otsu").mask == "otsu"
