@@ -14,7 +14,7 @@ HEAVY = {"torch", "torchvision", "imgaug", "cv2", "sklearn", "skimage", "matplot
 LAYERS = [
     {"console", "runs", "augment", "metrics", "detector"},
     {"nn.blocks", "nn.losses", "heatmap", "models", "data"},
-    {"models.cae", "report", "score", "train"},
+    {"models.cae", "models.vae", "report", "score", "train"},
     {"fit", "evaluation"},
     {"commands"},
     {"cli"},

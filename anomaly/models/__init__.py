@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 ZOO = {
     "cae": "anomaly.models.cae:CAE",
+    "vae": "anomaly.models.vae:VAE",
 }
 
 
@@ -18,7 +19,7 @@ def find_model(name: str) -> "type[Detector]":
 
     >>> find_model("vqvae")
     Traceback (most recent call last):
-    preprocessing.InputError: no model 'vqvae'; there are: cae
+    preprocessing.InputError: no model 'vqvae'; there are: cae, vae
     """
     if name not in ZOO:
         raise InputError(f"no model {name!r}; there are: {', '.join(sorted(ZOO))}")

@@ -36,3 +36,14 @@ def topk_mean(value: Tensor, mask: Tensor, k: float) -> Tensor:
     largest = (value * mask).flatten(1).topk(int(count.max()), dim=1).values  # (N, K)
     wanted = torch.arange(largest.shape[1], device=value.device) < count[:, None]  # (N, K)
     return (largest * wanted).sum(dim=1) / count
+
+
+def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
+    """Return KL( N(mean, exp(logvar)) || N(0, 1) ) in nats, summed over the code: (N, Z), (N, Z) -> (N,).
+
+    Kingma & Welling 2014, appendix B.
+
+    >>> gaussian_kl(torch.zeros(1, 3), torch.zeros(1, 3))
+    tensor([0.])
+    """
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=1)
