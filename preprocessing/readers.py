@@ -64,7 +64,7 @@ _PNG_END = b"IEND\xae\x42\x60\x82"
 _MASK_FORMATS = ("PNG", "TIFF", "NIfTI")
 _ORIENTATION = 274  # the tag's number, in TIFF and EXIF alike
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
-_CODECS = "pip install 'xray-anomaly[dicom]'"
+_CODECS = "pip install -e '.[dicom]'"
 _CODECS_12_BIT = "pip install pylibjpeg pylibjpeg-libjpeg"  # the only one for 12-bit JPEG; GPL, so not in the extra
 
 
