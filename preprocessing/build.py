@@ -386,7 +386,7 @@ def _reason(path: str, error: InputError) -> str:
 
 def _row(job: _Job, record: Record) -> Row:
     data = job.source.read(record.path)
-    film = read_film(record.path, data)
+    film = read_film(record.path, data, window=job.recipe.window == "voi")
     if film.depth > 8 and job.dtype == "uint8" and not job.narrow:
         raise InputError(f"{record.path}: {film.depth} bits deep, which its header does not say; mend the film")
     mask, anomaly = (

@@ -13,10 +13,10 @@ How stored numbers become the levels of a `Film`, whatever the format:
   with it mean that view.
 
 DICOM: a rescale (slope, intercept) keeps the order of the levels, so it is not carried out, except that a negative
-slope turns them; a modality table (not linear) is looked up. The display window (VOI) is not applied: it would clip
-levels for good, where contrast is the business of the later steps. So a 12-bit film has the levels 0..4095. One frame
-only. JPEG baseline, JPEG 2000 and RLE are read by what is installed anyway; JPEG lossless and JPEG-LS need the extra
-`xray-anomaly[dicom]`.
+slope turns them; a modality table (not linear) is looked up. So a 12-bit film has the levels 0..4095. The display
+window (VOI, the first one) is applied only on demand, as it clips levels for good; what it shows is then spread over
+the film's bits. One frame only. JPEG baseline, JPEG 2000 and RLE are read by what is installed anyway; JPEG lossless
+and JPEG-LS need the extra `xray-anomaly[dicom]`.
 
 NIfTI: one 2-D film or one slice. Its affine says where the axes point, and the film is turned to what DICOM viewers
 show: columns run to the patient's left (sagittal: to the back), rows to the back (coronal, sagittal: to the feet).
@@ -38,6 +38,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,8 +91,10 @@ class _Header:
     decode: Callable[[], NDArray[Any]]
 
 
-def read_film(name: str, data: bytes) -> Film:
+def read_film(name: str, data: bytes, *, window: bool = False) -> Film:
     """Read one film from the bytes of its file; `name` serves the messages alone.
+
+    window  whether a DICOM film is seen through the display window that it names; one that names none stays as it is.
 
     Raises `InputError` for what is no film: unknown or damaged format, several frames or slices, no pixels, a side
     under `MIN_SIDE`, more than `MAX_PIXELS` pixels or `MAX_BYTES` bytes. An all-black or all-white film is a film.
@@ -103,7 +106,7 @@ def read_film(name: str, data: bytes) -> Film:
     (16, True)
     """
     with _refusing(name):
-        header = _open(data)
+        header = _open(data, window=window)
         if min(header.height, header.width) < MIN_SIDE:
             raise InputError(
                 f"{header.width} x {header.height} pixels; a film needs at least {MIN_SIDE} pixels on its shorter side"
@@ -193,11 +196,12 @@ def _nothing(record: logging.LogRecord) -> bool:
     return False
 
 
-def _open(data: bytes) -> _Header:
+def _open(data: bytes, *, window: bool = False) -> _Header:
     """Read the header and check its size."""
     if len(data) > MAX_BYTES:
         raise InputError(f"{len(data)} bytes; the limit is {MAX_BYTES}")
-    openers = {"PNG": _open_png, "JPEG": _open_jpeg, "TIFF": _open_tiff, "DICOM": _open_dicom, "NIfTI": _open_nifti}
+    openers = {"PNG": _open_png, "JPEG": _open_jpeg, "TIFF": _open_tiff, "NIfTI": _open_nifti}
+    openers["DICOM"] = partial(_open_dicom, window=window)
     header = openers[_recognise(data)](data)
     if header.height * header.width > MAX_PIXELS:
         raise InputError(_too_many_pixels(f"{header.width} x {header.height}"))
@@ -413,7 +417,7 @@ def _turned(values: NDArray[Any]) -> NDArray[Any]:
 # ---- DICOM
 
 
-def _open_dicom(data: bytes) -> _Header:
+def _open_dicom(data: bytes, *, window: bool) -> _Header:
     import pydicom
 
     _check_deflated(data)
@@ -427,7 +431,9 @@ def _open_dicom(data: bytes) -> _Header:
     if not 1 <= bits <= 16 or int(dataset.BitsAllocated) > 16:
         raise InputError(f"{bits} bits a pixel; films have 1 to 16")
     bits = _table_bits(dataset) or bits
-    return _Header(int(dataset.Rows), int(dataset.Columns), min(max(bits, 8), 16), lambda: _decode_dicom(dataset))
+    return _Header(
+        int(dataset.Rows), int(dataset.Columns), min(max(bits, 8), 16), lambda: _decode_dicom(dataset, window)
+    )
 
 
 def _table_bits(dataset: Any) -> int | None:
@@ -452,7 +458,7 @@ def _check_deflated(data: bytes) -> None:
             raise InputError(f"it unpacks to more than {MAX_BYTES} bytes, the limit")
 
 
-def _decode_dicom(dataset: Any) -> NDArray[Any]:
+def _decode_dicom(dataset: Any, window: bool) -> NDArray[Any]:
     """Decode one frame: (H, W) or (H, W, 3), low is dark."""
     from pydicom.pixels.processing import apply_color_lut
 
@@ -479,6 +485,9 @@ def _decode_dicom(dataset: Any) -> NDArray[Any]:
         values = _looked_up(values, dataset.ModalityLUTSequence[0], signed=signed)
         bits, signed = _table_bits(dataset) or bits, False
     slope = float(dataset.get("RescaleSlope") or 1)
+    if window and ("VOILUTSequence" in dataset or "WindowCenter" in dataset):
+        values, signed = _windowed(values * slope + float(dataset.get("RescaleIntercept") or 0), dataset, bits), False
+        slope = 1.0  # it is in what the window shows
     if (kind == "MONOCHROME1") != (slope < 0):
         values = -values if signed else 2**bits - 1 - values
     if signed:
@@ -486,6 +495,24 @@ def _decode_dicom(dataset: Any) -> NDArray[Any]:
     elif bits < 8:
         values = values * 255 // (2**bits - 1)
     return np.asarray(values, np.uint16)
+
+
+def _windowed(values: NDArray[Any], dataset: Any, bits: int) -> NDArray[Any]:
+    """Show rescaled values through the film's first display window, over 0..2**bits - 1: C.11.2 of part 3."""
+    top = 2**bits - 1
+    if "VOILUTSequence" in dataset:
+        table = dataset.VOILUTSequence[0]
+        shown = _looked_up(np.rint(values).astype(np.int32), table, signed=bool(dataset.PixelRepresentation))
+        return np.asarray(shown * top // (2 ** int(table.LUTDescriptor[2]) - 1))
+    centre, width = (float(np.atleast_1d(dataset[name].value)[0]) for name in ("WindowCenter", "WindowWidth"))
+    function = dataset.get("VOILUTFunction", "LINEAR")
+    if function == "SIGMOID":
+        share = 1 / (1 + np.exp(-4 * (values - centre) / max(width, 1e-6)))
+    elif function == "LINEAR_EXACT":
+        share = (values - centre) / max(width, 1e-6) + 0.5
+    else:
+        share = (values - (centre - 0.5)) / max(width - 1, 1e-6) + 0.5
+    return np.asarray(np.rint(np.clip(share, 0, 1) * top), np.int32)
 
 
 def _looked_up(values: NDArray[Any], table: Any, *, signed: bool) -> NDArray[Any]:

@@ -92,6 +92,7 @@ class Recipe(BaseModel):
 
     name: Literal["hand", "plain"] = "hand"
     size: int = Field(default=128, ge=16, le=2048)  # pixels a side of every film made
+    window: Literal["none", "voi"] = "none"  # voi: DICOM films as seen through the display window they name
     invert: Literal["auto", "never"] = "auto"
     carrier: Literal["otsu", "none"] = "otsu"
     hand: Literal["classical", "none"] = "classical"

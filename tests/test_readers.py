@@ -389,6 +389,28 @@ def test_dicom_refused(data: Callable[[], bytes], reason: str, monkeypatch: pyte
     assert str(caught.value).startswith("bad.dcm: ") and reason in str(caught.value)
 
 
+def test_dicom_window_on_demand_alone() -> None:
+    """A 12-bit ramp, seen through centre 2048 and width 1025: C.11.2.1.2 of the standard's part 3."""
+    ramp = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    window = {"WindowCenter": [2048, 100], "WindowWidth": [1025, 10]}
+    data = dicom(ramp, **window)
+    assert (read_film("a.dcm", data).pixels == ramp).all()
+    shown = read_film("a.dcm", data, window=True)
+    expected = np.rint(np.clip((ramp.astype(float) - 2047.5) / 1024 + 0.5, 0, 1) * 4095)
+    assert shown.depth == 12 and (shown.pixels == expected).all()
+    turned = read_film("a.dcm", dicom(ramp, kind="MONOCHROME1", **window), window=True)
+    assert (turned.pixels == 4095 - expected).all()
+    rescaled = dicom(ramp, RescaleSlope=-2, RescaleIntercept=100, WindowCenter=-3996, WindowWidth=2049)
+    falling = read_film("a.dcm", rescaled, window=True).pixels.ravel().astype(int)
+    assert (np.diff(falling) <= 0).all() and falling[0] == 4095 and falling[-1] == 0
+    exact = read_film("a.dcm", dicom(ramp, VOILUTFunction="LINEAR_EXACT", **window), window=True)
+    sigmoid = read_film("a.dcm", dicom(ramp, VOILUTFunction="SIGMOID", **window), window=True)
+    assert abs(int(exact.pixels[32, 0]) - 2048) <= 2 and abs(int(sigmoid.pixels[32, 0]) - 2048) <= 2
+    assert 0 < sigmoid.pixels[0, 0] < 20 and sigmoid.pixels[-1, -1] > 4075
+    without = dicom(ramp)
+    assert (read_film("a.dcm", without, window=True).pixels == ramp).all()
+
+
 def hide_codecs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make pydicom believe that the extra is not installed."""
     from pydicom.pixels.decoders.base import get_decoder

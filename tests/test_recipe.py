@@ -80,7 +80,15 @@ def test_json_round_trip():
 
 
 def test_digest_changes_with_every_setting(monkeypatch):
-    others = {"size": 64, "invert": "never", "carrier": "none", "hand": "none", "margin": 0.1, "mask": "otsu"}
+    others = {
+        "size": 64,
+        "window": "voi",
+        "invert": "never",
+        "carrier": "none",
+        "hand": "none",
+        "margin": 0.1,
+        "mask": "otsu",
+    }
     assert set(others) | {"name"} == set(Recipe.model_fields)
     digests = {Recipe(**{key: value}).digest() for key, value in others.items()}
     digests |= {Recipe().digest(), Recipe(name="plain").digest()}
