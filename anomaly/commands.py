@@ -63,17 +63,30 @@ def preprocess(
 
     if out and out.is_dir():
         raise InputError(f"{out}: is a folder; name a file")
-    if source is None:
-        say("no SOURCE given, so the built-in films are taken")
-        phantom(PHANTOMS, 0, None, 512)
-        source = PHANTOMS
     chosen = Recipe(name=recipe, size=size, **_pairs(settings))
     wanted = VARIANTS if variants == "all" else tuple(dict.fromkeys(variants.replace(" ", "").split(",")))
     if compression not in ("none", "lzf", "gzip"):
         raise InputError(f"no compression {compression!r}; there are: gzip, lzf, none")
+    if source is None:
+        say("no SOURCE given, so the built-in films are taken")
+        phantom(PHANTOMS, 0, None, 512)
+        source = PHANTOMS
     opened = open_source(source)
-    words = ["anomaly", "preprocess", str(source), "--recipe", recipe, "--size", str(size), "--variants", variants]
-    words += [word for setting in settings for word in ("--set", setting)] + (["--out", str(out)] if out else [])
+    words = [
+        "anomaly",
+        "preprocess",
+        str(source.absolute()),
+        "--recipe",
+        recipe,
+        "--size",
+        str(size),
+        "--variants",
+        variants,
+    ]
+    words += [word for setting in settings for word in ("--set", setting)] + (
+        ["--out", str(out.absolute())] if out else []
+    )
+    words += ["--compression", compression] if compression != "none" else []
     report = _build(
         opened,
         chosen,

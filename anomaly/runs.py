@@ -1,15 +1,17 @@
 """The run folder: what is in it, writing it safely, opening it, resuming.
 
-    run.json              model, settings, seeds, cache, splits, versions: all that made the run; written first
-    checkpoint.safetensors  the state after the last finished epochs; only while the run is unfinished
-    history.csv           one line an epoch: seconds, films/s, every loss term, validation loss
-    weights.safetensors   the chosen checkpoint; written when training ends
-    calibration.json      thresholds and the one map scale, from validation normals
+    run.json                 model, settings, seeds, cache, splits, versions: all that made the run; written first
+    checkpoint.safetensors   the state after some finished epoch; only while the run is unfinished
+    history.csv              one line an epoch: seconds, films/s, every loss term, validation loss
+    weights.safetensors      the chosen checkpoint; written when training ends
     learning_curve.png, reconstructions.png
-    scores.csv            film, study, patient, label, split, one column a score; by `anomaly score`
-    metrics.json          figures with intervals; by `anomaly score`
-    report.html           the page to look at; by `anomaly score`
-    maps/                 pixel heatmaps; by `anomaly heatmap`
+    calibration.json         thresholds and the one map scale, from validation normals; written last
+    scores.csv               by `anomaly score`: film, study, patient, label, split, every score, flagged, synthetic
+    studies.csv, patients.csv   the same, films put together
+    metrics.json             figures with intervals
+    report.html              the page to look at
+    maps/                    by `anomaly heatmap`: pixel heatmaps
+    train/, val/, all/, new/   results of other films than the test split
 
 Nothing in it is pickled. Every file is written beside its place and moved there.
 """

@@ -294,8 +294,3 @@ def history_csv(history: list[dict[str, float]]) -> str:
     """Return the history as CSV, one line an epoch."""
     names = list(history[0]) if history else ["epoch"]
     return to_csv({name: [line[name] for line in history] for name in names})
-
-
-def parameter_count(model: Model) -> int:
-    """Return the number of trained parameters."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
