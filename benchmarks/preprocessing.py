@@ -22,7 +22,7 @@ def main() -> None:
         films = Path(folder) / "films"
         made = write_phantoms(films, seed=0, patients=options.patients)
         source = open_source(films)
-        sets = {"full-he": ("full-he",), "all six variants": VARIANTS}
+        sets = {"full-he": ("full-he",), "all six variants": VARIANTS[:6]}  # the paper's
         rates: dict[str, list[float]] = {}
         for _ in range(options.rounds):
             for name, variants in sets.items():

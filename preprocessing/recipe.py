@@ -1,19 +1,22 @@
 """The recipe: which steps a film goes through, in which order, with which settings; its digest names what it made.
 
-One reading of a film gives all six variants. The order, and why:
+One reading of a film gives all nine variants. The order, and why:
 
 1. inversion, so that bones are bright everywhere after it;
 2. carrier, then hand: slices of the film at its own scale; a tilted carrier is resampled once;
 3. foreground mask of that crop;
 4. film and masks are scaled to the cache's size, once, by area;
-5. last, levels: equalised (`-he`) or stretched under the stage's mask, in the film's own depth.
+5. last, levels, under the stage's mask: stretched, equalised (`-he`), or replaced by their local contrast
+   (`-contrast`).
 
 The paper equalises the native film and shrinks it afterwards. Here levels come last: areas are averaged in the levels
 the film was taken in, and the film that a model sees is the one whose histogram is even, under the very mask stored
 beside it.
 
-Every film made here spans the full range of its type under its mask, and is 0 outside. That is the one rule that turns
-stored levels into a model's range, whatever the film's depth was: input = level / largest level of the type.
+Every film made here is 0 outside its mask and uses one scale within it: stretched and equalised films span the full
+range of their type, each for itself; contrast has a fixed scale, the same for every film, of which a film takes the
+part that its contrast reaches. So one rule turns stored levels into a model's range, whatever the film's depth was:
+input = level / largest level of the type.
 """
 
 import hashlib
@@ -28,13 +31,13 @@ from numpy.typing import DTypeLike
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from preprocessing import InputError, steps
-from preprocessing.schema import STAGES
+from preprocessing.schema import STAGES, split_variant, stage_of
 
 if TYPE_CHECKING:
     from preprocessing.readers import Film
 
 RECIPE_VERSION = 1  # rises with any change of a step that changes pixels: caches made before are then stale
-VARIANTS = ("raw", "raw-he", "crop", "crop-he", "full", "full-he")
+VARIANTS = ("raw", "raw-he", "crop", "crop-he", "full", "full-he", "raw-contrast", "crop-contrast", "full-contrast")
 
 # What a recipe's name stands for. `plain` is for films that fill the frame, chests for instance.
 RECIPES: dict[str, dict[str, str]] = {
@@ -44,6 +47,12 @@ RECIPES: dict[str, dict[str, str]] = {
 
 IDENTITY: steps.Matrix = np.eye(2, 3)
 
+SPREADS: dict[str, Callable[[steps.Pixels, steps.Mask], steps.Pixels]] = {  # by the second part of a variant's name
+    "": steps.stretch,
+    "he": steps.equalize,
+    "contrast": steps.local_contrast,
+}
+
 Localizer = Callable[[steps.Pixels], tuple[float, float, float, float] | None]
 Segmenter = Callable[[steps.Pixels], steps.Mask | None]
 
@@ -52,7 +61,7 @@ Segmenter = Callable[[steps.Pixels], steps.Mask | None]
 class Prepared:
     """What a recipe makes of one film.
 
-    films       variant -> (S, S) uint8 | uint16, spanning its type's range under the stage's mask, 0 outside
+    films       variant -> (S, S) uint8 | uint16, levels as told above, 0 outside the stage's mask
     masks       stage -> (S, S) bool, of the stages made: raw where the film is, crop where the crop lies on the film,
                 full the foreground
     matrices    "raw", "crop" -> (2, 3) float64, film (x, y) -> (x, y) here, pixel centres; full shares crop's
@@ -160,7 +169,7 @@ class Recipe(BaseModel):
         """
         pixels = film.pixels
         target = _checked(pixels, variants, dtype, {"mask": mask, "anomaly mask": anomaly})
-        stages = {variant.removesuffix("-he") for variant in variants}
+        stages = {stage_of(variant) for variant in variants}
         fallbacks: list[str] = []
 
         carrier = steps.find_carrier(pixels) if self.carrier == "otsu" and box is None else None
@@ -204,8 +213,8 @@ class Recipe(BaseModel):
 
         films = {}
         for variant in variants:
-            spread = steps.equalize if variant.endswith("-he") else steps.stretch
-            films[variant] = _narrowed(spread(*prepared[variant.removesuffix("-he")]), target)
+            stage, levels = split_variant(variant)
+            films[variant] = _narrowed(SPREADS[levels](*prepared[stage]), target)
         truth = None
         if anomaly is not None:
             in_crop = steps.warp_mask(anomaly, to_crop, shape)

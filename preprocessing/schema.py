@@ -3,8 +3,8 @@
 N films of one size S in the order of their source; M films failed. P = ceil(S * S / 8) bytes hold a packed (S, S) mask,
 eight pixels a byte, the first in the highest bit.
 
-    films/<variant>    uint8|16  (N, S, S)  prepared film, larger is brighter: raw, raw-he, crop, crop-he, full, full-he
-    masks/<stage>      uint8     (N, P)     packed foreground of a stage: a variant's name without "-he"
+    films/<variant>    uint8|16  (N, S, S)  prepared film, <stage>, <stage>-he or <stage>-contrast, larger is brighter
+    masks/<stage>      uint8     (N, P)     packed foreground of a stage: raw, crop or full
     truth/<stage>      uint8     (N, P)     packed anomaly, raw or crop (for full too); only where the source has any
 
     index/path         str       (N,)       film file, relative POSIX path within the source
@@ -97,13 +97,23 @@ FLUSH_ROWS = 64
 FLUSH_SECONDS = 2.0
 
 
+def split_variant(variant: str) -> tuple[str, str]:
+    """Split a variant's name into its stage and how its levels were spread: "" (stretched), "he" or "contrast".
+
+    >>> split_variant("crop-he"), split_variant("raw")
+    (('crop', 'he'), ('raw', ''))
+    """
+    stage, _, levels = variant.partition("-")
+    return stage, levels
+
+
 def stage_of(variant: str) -> str:
     """Name the stage whose mask a variant has.
 
-    >>> stage_of("crop-he")
+    >>> stage_of("crop-contrast")
     'crop'
     """
-    return variant.removesuffix("-he")
+    return split_variant(variant)[0]
 
 
 def truth_stage(variant: str) -> str:

@@ -45,6 +45,6 @@ def cache(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
 @pytest.fixture(scope="session")
 def run(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A trained run."""
-    prepared = prepare(Plan("cae", cache.path, settings=TINY, device="cpu"))
+    prepared = prepare(Plan("cae", cache.path, "full-he", settings=TINY, device="cpu"))
     folder = continue_or_create(prepared, tmp_path_factory.mktemp("runs") / "cae", resume=False)
     return fit(prepared, folder, workers=0, on_epoch=lambda report: None)

@@ -10,6 +10,7 @@ import pytest
 from preprocessing import InputError, recipe, steps
 from preprocessing.readers import Film
 from preprocessing.recipe import STAGES, VARIANTS, Recipe
+from preprocessing.schema import split_variant
 
 
 def draw(*, angle=8.0, background=60, kind=np.uint8, seed=0):
@@ -110,9 +111,11 @@ def test_hand_recipe_finds_carrier_hand_and_foreground(kind, angle):
     assert made.fallbacks == () and not made.inverted and made.carrier is not None and made.box is not None
     assert set(made.films) == set(VARIANTS) and set(made.masks) == set(STAGES)
     for name, array in made.films.items():
-        mask = made.masks[name.removesuffix("-he")]
+        stage, levels = split_variant(name)
+        mask = made.masks[stage]
         assert array.shape == mask.shape == (128, 128) and array.dtype == kind and mask.dtype == bool
-        assert array[mask].min() == 0 and array[mask].max() == np.iinfo(kind).max and not array[~mask].any()
+        assert array[mask].any() and not array[~mask].any()
+        assert levels == "contrast" or (array[mask].min() == 0 and array[mask].max() == np.iinfo(kind).max)
     for stage in ("raw", "crop"):
         scale = np.linalg.norm(made.matrices[stage][:, 0])
         assert made.anomaly[stage].sum() == pytest.approx(lesion.sum() * scale**2, rel=0.15)
@@ -155,16 +158,34 @@ def test_equalised_variants_have_an_even_histogram_under_the_mask():
         assert (np.diff(inside[order]) >= 0).all()
 
 
+def test_contrast_is_that_of_the_film_on_one_scale():
+    film, _, _ = draw()
+    made = Recipe(size=96).apply(film)
+    for stage in STAGES:
+        found = steps.local_contrast(made.films[stage], made.masks[stage])
+        np.testing.assert_array_equal(made.films[f"{stage}-contrast"], found)
+    veiled = Film(pixels=film.pixels // 2 + 60, depth=8)  # half the range, brighter: the exposure is no contrast
+    again = Recipe(size=96).apply(veiled, variants=("raw-contrast",)).films["raw-contrast"]
+    assert np.abs(again.astype(int) - made.films["raw-contrast"]).mean() < 8
+
+
+def test_the_first_six_variants_are_older_than_contrast():
+    assert VARIANTS[:6] == ("raw", "raw-he", "crop", "crop-he", "full", "full-he")
+    assert VARIANTS[6:] == ("raw-contrast", "crop-contrast", "full-contrast")
+    assert {split_variant(name) for name in VARIANTS} == {(s, levels) for s in STAGES for levels in recipe.SPREADS}
+
+
 def test_16_bit_stays_16_bit_and_types_can_be_chosen():
     film, _, _ = draw(kind=np.uint16)
     wide = Recipe(size=256).apply(film)
     assert all(len(np.unique(array)) > 1000 for array in wide.films.values())
     narrow = Recipe(size=256).apply(film, dtype=np.uint8)
     for name, array in narrow.films.items():
-        assert array.dtype == np.uint8 and array.max() == 255
+        assert array.dtype == np.uint8 and (array.max() == 255 or name.endswith("-contrast"))
         assert np.abs(array.astype(int) - wide.films[name] / 257).max() <= 0.51
     grown = Recipe(size=100).apply(draw()[0], dtype="uint16")
-    assert all(array.dtype == np.uint16 and array.max() == 65535 for array in grown.films.values())
+    assert all(array.dtype == np.uint16 for array in grown.films.values())
+    assert all(array.max() == 65535 for name, array in grown.films.items() if not name.endswith("-contrast"))
     assert len(np.unique(grown.films["raw"])) > 300  # averaged in 16 bit, not in 8
 
 
@@ -173,7 +194,7 @@ def test_variants_agree_whichever_are_asked_for():
     every = Recipe(size=96).apply(film)
     for name in VARIANTS:
         alone = Recipe(size=96).apply(film, variants=(name,))
-        stage = name.removesuffix("-he")
+        stage, _ = split_variant(name)
         assert list(alone.films) == [name] and list(alone.masks) == [stage]
         np.testing.assert_array_equal(alone.films[name], every.films[name])
         np.testing.assert_array_equal(alone.masks[stage], every.masks[stage])
@@ -199,6 +220,7 @@ def test_plain_recipe_keeps_the_whole_film():
     for stage in ("crop", "full"):
         np.testing.assert_array_equal(made.films[stage], made.films["raw"])
         np.testing.assert_array_equal(made.films[f"{stage}-he"], made.films["raw-he"])
+        np.testing.assert_array_equal(made.films[f"{stage}-contrast"], made.films["raw-contrast"])
         np.testing.assert_array_equal(made.masks[stage], made.masks["raw"])
     np.testing.assert_array_equal(made.matrices["raw"], made.matrices["crop"])
 

@@ -312,12 +312,117 @@ def test_stretch_spans_the_range_under_the_mask(data, kind):
         np.testing.assert_allclose(out[mask], wanted, atol=0.51)
 
 
+def textured(shape=(64, 64), *, detail=40.0, seed=0):
+    """Draw a shaded film with noise upon it, (H, W) floats of 0 to 255."""
+    rows, columns = np.indices(shape)
+    shade = 127.5 + 70 * np.sin(rows / 11) * np.cos(columns / 17)
+    return np.clip(shade + detail * np.random.default_rng(seed).uniform(-1, 1, shape), 0, 255)
+
+
+@quick
+@given(st.data(), st.sampled_from(TYPES))
+def test_contrast_lies_on_its_scale_under_the_mask_whatever_lies_outside(data, kind):
+    shape = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
+    film, other = data.draw(arrays(kind, shape)), data.draw(arrays(kind, shape))
+    mask = data.draw(arrays(bool, shape))
+    out = steps.local_contrast(film, mask)
+    assert out.dtype == kind and out.shape == shape and not out[~mask].any()
+    np.testing.assert_array_equal(steps.local_contrast(np.where(mask, film, other), mask), out)
+    if len(np.unique(film[mask])) < 2:
+        assert not out.any()
+
+
+@quick
+@given(st.integers(0, 9), st.integers(1, 200), st.integers(0, 15000), st.sampled_from((16, 40, 64, 128, 300)))
+def test_contrast_knows_no_exposure_and_no_depth(seed, gain, offset, side):
+    film = textured((side, side), seed=seed).astype(np.uint8)
+    mask = np.random.default_rng(seed).random(film.shape) < 0.8
+    film[0, :2], mask[0, :2] = (0, 255), True  # every level has its place in 16 bit and in 8: none is rounded
+    narrow = steps.local_contrast(film, mask)
+    wide = steps.local_contrast(film.astype(np.uint16) * np.uint16(gain) + np.uint16(offset), mask)
+    assert np.abs(wide / 257 - narrow).max() <= 0.51
+
+
+def test_contrast_of_a_deep_film_is_that_of_its_8_bit_copy():
+    fine, coarse = np.rint(textured() * 16).astype(np.uint16), np.rint(textured()).astype(np.uint8)  # 12 bit, 8 bit
+    mask = np.ones(coarse.shape, bool)
+    wide, narrow = steps.local_contrast(fine, mask), steps.local_contrast(coarse, mask)
+    apart = np.abs(wide / 257 - narrow)
+    assert apart.mean() < 2 and apart.max() < 10  # a level rounded away moves a rank in its tile of 64 pixels
+
+
+@pytest.mark.parametrize("side", [64, 128, 256])
+@pytest.mark.parametrize("seed", range(3))
+def test_contrast_falls_with_detail(side, seed):
+    film = textured((side, side), seed=seed)
+    mean = cv2.GaussianBlur(film, (0, 0), 4)
+    softer = film.copy()
+    softer[:, side // 2 :] = (mean + (film - mean) / 2)[:, side // 2 :]  # the left half keeps the range as it was
+    mask = np.ones(film.shape, bool)
+    before, after = (steps.local_contrast(levels.astype(np.uint8), mask).astype(int) for levels in (film, softer))
+    right, left = np.s_[:, 3 * side // 4 :], np.s_[:, : side // 4]
+    assert (after[right] < before[right]).mean() > 0.95
+    assert np.abs(after[left] - before[left]).mean() < 2
+
+
+def test_contrast_of_the_outline_is_none():
+    mask = draw_hand()[1]
+    film = np.where(mask, 200, 0).astype(np.uint8)
+    film[mask] += np.random.default_rng(0).integers(0, 2, mask.sum(), dtype=np.uint8)
+    flat = np.full_like(film, 200)
+    flat[mask] = film[mask]
+    np.testing.assert_array_equal(steps.local_contrast(film, mask), steps.local_contrast(flat, mask))
+    shaded = np.where(mask, 40 + np.indices(mask.shape)[0] // 2, 255).astype(np.uint8)
+    contrast = steps.local_contrast(shaded, mask)
+    depth = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
+    rim, inner = contrast[mask & (depth < 3)].mean(), contrast[depth > 8].mean()
+    assert rim < 1.15 * inner
+
+
+def test_contrast_is_the_standard_deviation_under_the_window():
+    film, mask = textured((24, 20)).astype(np.uint8), draw_hand((24, 20))[1]
+    levels = steps.stretch(film, mask)
+    filled = np.where(mask, levels, np.rint(levels[mask].mean())).astype(np.uint8)
+    made = cv2.createCLAHE(2.0, (4, 4)).apply(filled) / 255
+    rows, columns = np.indices(film.shape)
+    wanted = np.zeros(film.shape)
+    for row, column in np.argwhere(mask):
+        weight = np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * (0.1 * 24) ** 2)) * mask
+        mean = np.average(made, weights=weight)
+        sd = np.sqrt(np.average((made - mean) ** 2, weights=weight))
+        wanted[row, column] = 255 * np.log((sd + 0.01) / 0.01) / np.log(0.51 / 0.01)
+    assert np.abs(steps.local_contrast(film, mask, tiles=4, sigma=0.1) - wanted).max() <= 0.6
+
+
+def test_contrast_of_a_large_film_is_that_of_a_blur_without_cells():
+    film, mask = textured((400, 320)).astype(np.uint8), draw_hand((400, 320))[1]
+    made = steps.local_contrast(film, mask, clip=4.0, sigma=0.04)
+    sigma, levels = 0.04 * 400, steps.stretch(film, mask)
+    filled = np.where(mask, levels, np.rint(levels[mask].mean())).astype(np.uint8)
+    levels = cv2.createCLAHE(4.0, (8, 8)).apply(filled) / 255
+    weight, first, second = (
+        cv2.GaussianBlur(mask * field, (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)[mask]
+        for field in (np.ones(film.shape), levels, levels**2)
+    )
+    sd = np.sqrt(second / weight - (first / weight) ** 2)
+    assert np.abs(made[mask] - 255 * np.log1p(sd / 0.01) / np.log(51)).max() < 2
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 2), (7, 7), (2, 300)])
+@pytest.mark.parametrize("kind", TYPES)
+def test_contrast_of_films_smaller_than_its_tiles(shape, kind):
+    film = np.random.default_rng(0).integers(0, np.iinfo(kind).max, shape).astype(kind)
+    for mask in (np.ones(shape, bool), film > film.mean(), np.zeros(shape, bool)):
+        assert not steps.local_contrast(film, mask)[~mask].any()
+
+
 def test_16_bit_keeps_more_than_256_levels():
     film = np.random.default_rng(0).integers(0, 4096, (128, 128)).astype(np.uint16)
     mask = np.ones(film.shape, bool)
     for made in (
         steps.stretch(film, mask),
         steps.equalize(film, mask),
+        steps.local_contrast(film, mask),
         steps.invert(film),
         steps.fit(film, mask, 100)[0],
     ):
@@ -335,6 +440,7 @@ def test_flat_films_are_valid(film):
     assert steps.foreground(film, method="none").all()
     for nothing in (mask, ~mask):
         assert not steps.equalize(film, nothing).any() and not steps.stretch(film, nothing).any()
+        assert not steps.local_contrast(film, nothing).any()
     np.testing.assert_array_equal(steps.invert(film), film)
 
 
@@ -358,4 +464,5 @@ def test_steps_leave_their_input_alone():
     carrier = np.array([[9.5, 19.5], [99.5, 29.5], [89.5, 119.5], [-0.5, 109.5]], np.float32)
     steps.find_carrier(film), steps.is_inverted(film), steps.invert(film), steps.rectify(film, carrier)
     steps.find_hand(film), steps.foreground(film), steps.fit(film, mask, 64)
-    steps.equalize(film, mask), steps.stretch(film, mask), steps.warp_mask(mask, np.eye(2, 3), (9, 9))
+    steps.equalize(film, mask), steps.stretch(film, mask), steps.local_contrast(film, mask)
+    steps.warp_mask(mask, np.eye(2, 3), (9, 9))
