@@ -138,8 +138,10 @@ def chunks(cache: Cache, variant: str, rows: NDArray[np.int64], size: int, count
 def to_batch(film: torch.Tensor, mask: torch.Tensor, label: torch.Tensor, device: torch.device) -> Batch:
     """Return a Batch on `device` from stored levels: film (N, S, S) uint8 | uint16, mask (N, S, S) bool, label (N,)."""
     greatest = torch.iinfo(film.dtype).max
-    unit = film.to(device, non_blocking=True).to(torch.float32).div_(greatest)
-    return Batch(unit[:, None], mask.to(device, non_blocking=True)[:, None], label.to(device, non_blocking=True).long())
+    inside = mask.to(device, non_blocking=True)[:, None]
+    # What lies off the mask is not part of the film, whatever a cache says of it: no score may see it.
+    unit = film.to(device, non_blocking=True).to(torch.float32).div_(greatest)[:, None] * inside
+    return Batch(unit, inside, label.to(device, non_blocking=True).long())
 
 
 def as_batch(films: Films, device: torch.device) -> Batch:

@@ -5,7 +5,7 @@ A model says which player moves, and when; the training loop does everything els
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,9 +24,15 @@ class Settings(BaseModel):
 class Batch:
     """Films as the models see them, on one device."""
 
-    film: Tensor  # (N, 1, S, S) float32 in [0, 1]: stored level / greatest level of the cache's type
+    film: Tensor  # (N, 1, S, S) float32 in [0, 1]: stored level / greatest level of the cache's type, 0 off the mask
     mask: Tensor  # (N, 1, S, S) bool: where loss, score and map look
     label: Tensor  # (N,) int64: 0 normal, 1 abnormal, -1 unknown
+    damaged: Tensor | None = None  # (N, 1, S, S): the film as a denoising training shows it; none shows `film`
+
+    @property
+    def shown(self) -> Tensor:
+        """What a model that reconstructs is given to reconstruct `film` from: (N, 1, S, S)."""
+        return self.film if self.damaged is None else self.damaged
 
 
 class Step:
@@ -36,12 +42,16 @@ class Step:
     tensor(3.)
     """
 
-    def __init__(self, player: str, /, **terms: Tensor) -> None:
-        """Each term is a scalar; its name is its column in the run's history."""
+    def __init__(self, player: str, /, *, watch: Mapping[str, Tensor] | None = None, **terms: Tensor) -> None:
+        """Each term is a scalar, and `player.name` its column in the run's history.
+
+        `watch` has scalars that no optimiser sees, a column each under its own name: what shows how training goes.
+        """
         if not terms:
             raise ValueError(f"step of {player!r} has no loss term")
         self.player = player
         self.terms = terms
+        self.watch = dict(watch or {})
 
     def loss(self) -> Tensor:
         """Return the sum of the terms, a scalar."""
@@ -77,6 +87,14 @@ class Model(nn.Module, ABC):
     def validation_loss(self, batch: Batch) -> Tensor:
         """Return what checkpoints are chosen by, lower is better: (N,)."""
 
+    def rates(self) -> dict[str, float]:
+        """Return the learning rate of players as a share of the training's, 1 where a player isn't named."""
+        return {}
+
+    def warnings(self, figures: Mapping[str, float]) -> list[str]:
+        """Return what is wrong with an epoch of these history figures, a sentence each that says what to do."""
+        return []
+
 
 class Detector(Model):
     """A model that says how abnormal a film is."""
@@ -87,6 +105,18 @@ class Detector(Model):
     """The keys of `scores`; the first one is the score that is mapped and reported first."""
     map_unit: ClassVar[str] = "squared error"
     """The unit of `anomaly_map`."""
+
+    def remember(self, normals: Iterable[Batch]) -> None:
+        """Take from the training's normal films what scores compare with, into buffers that are saved with the weights.
+
+        Called once, when training is over, in evaluation mode; a model that compares with nothing leaves it as it is.
+        """
+
+    def generate(self, count: int) -> Tensor | None:
+        """Return films drawn from the same codes every time, (count, 1, S, S) in [0, 1], or None for a model that
+        draws none.
+        """
+        return None
 
     @abstractmethod
     def scores(self, batch: Batch) -> dict[str, Tensor]:

@@ -7,9 +7,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from anomaly.detector import Batch, Detector, Settings, Step
+from anomaly.detector import Batch, Settings, Step
 from anomaly.nn.blocks import convolution, upconvolution
-from anomaly.nn.losses import masked_mean, squared_error, topk_mean
+from anomaly.nn.losses import masked_mean, squared_error
+from anomaly.reconstructor import Reconstructor
 
 
 class CAEConfig(Settings):
@@ -30,7 +31,7 @@ class CAEConfig(Settings):
     """Pixels in `mse_topk`: a number (the paper: 200) or, below 1, a share of the mask."""
 
 
-class CAE(Detector):
+class CAE(Reconstructor):
     """Ten convolutions down to a code of 1/32 of the side, six transposed ones back: (N, 1, S, S) -> (N, 1, S, S)."""
 
     Config = CAEConfig
@@ -63,11 +64,10 @@ class CAE(Detector):
         },
     }
     low_precision = True
-    score_names = ("mse", "mse_topk")
 
     def __init__(self, config: CAEConfig, size: int) -> None:
         """Build the network for films of `size` x `size` pixels; the layers are the same at every size."""
-        super().__init__()
+        super().__init__(size, config.topk)
         self.config = config
         norm = config.batch_norm
         width = [config.width * m for m in (1, 2, 2, 4, 4, 8, 8, 16, 16)] + [config.code_channels or config.width * 32]
@@ -99,7 +99,7 @@ class CAE(Detector):
 
     def training_steps(self, batch: Batch) -> Iterator[Step]:
         """Lower the masked squared error: L_M of the paper, with the square that its formula lost."""
-        error = squared_error(batch.film, self(batch.film), batch.mask)
+        error = squared_error(batch.film, self(batch.shown), batch.mask)
         if self.config.weigh == "pixel":
             yield Step("autoencoder", mse=error.sum() / batch.mask.sum().clamp(min=1))
         else:
@@ -109,16 +109,7 @@ class CAE(Detector):
         """Return the `mse` score."""
         return masked_mean(squared_error(batch.film, self(batch.film), batch.mask), batch.mask)
 
-    def scores(self, batch: Batch) -> dict[str, Tensor]:
-        """Return `mse`, the mean squared error under the mask, and `mse_topk`, that of its largest pixels."""
-        error = squared_error(batch.film, self(batch.film), batch.mask)
-        return {"mse": masked_mean(error, batch.mask), "mse_topk": topk_mean(error, batch.mask, self.config.topk)}
-
-    def anomaly_map(self, batch: Batch) -> Tensor:
-        """Return the squared error under the mask."""
-        return squared_error(batch.film, self(batch.film), batch.mask)
-
     def reconstruct(self, batch: Batch) -> Tensor:
         """Return the reconstruction, unmasked."""
-        out: Tensor = self(batch.film)
+        out: Tensor = self(batch.shown)
         return out

@@ -1,6 +1,6 @@
 """Variational autoencoder: Davletshina et al. 2020, section 3.1 and their table of layers; Kingma & Welling 2014."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import ClassVar
 
@@ -9,8 +9,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from anomaly.detector import Batch, Detector, Settings, Step
+from anomaly.detector import Batch, Settings, Step
 from anomaly.nn.losses import gaussian_kl, masked_mean, squared_error, topk_mean
+from anomaly.reconstructor import Reconstructor
+
+COLLAPSED = 0.1
+"""Nats: a code that says less than this of a film, all its numbers together, says nothing."""
 
 
 class VAEConfig(Settings):
@@ -28,7 +32,7 @@ class VAEConfig(Settings):
     """Pixels in `mse_topk` and `l1_topk`: a number (the paper: 200) or, below 1, a share of the mask."""
 
 
-class VAE(Detector):
+class VAE(Reconstructor):
     """Convolutions 4/2 without padding down to 2 x 2, a Gaussian code, and back: (N, 1, S, S) -> (N, 1, S, S).
 
     A film of 512 px takes seven of them, as in the paper; each halving of the film takes one less.
@@ -56,13 +60,13 @@ class VAE(Detector):
         },
     }
     low_precision = True
-    score_names = ("mse", "mse_kld", "mse_topk", "l1", "l1_kld", "l1_topk", "kld")
+    score_names = (*Reconstructor.score_names, "mse_kld", "l1", "l1_kld", "l1_topk", "kld")
 
     step: Tensor  # () int64, training steps so far: kept with the weights, so that a resumed warm-up goes on
 
     def __init__(self, config: VAEConfig, size: int) -> None:
         """Build the network for films of `size` x `size` pixels, a power of two."""
-        super().__init__()
+        super().__init__(size, config.topk)
         self.config = config
         layers = size.bit_length() - 3  # 512 -> 7
         width = [config.width * 64 >> (layers - 1 - i) for i in range(layers)]  # 8, 16, ..., 512
@@ -106,13 +110,27 @@ class VAE(Detector):
 
     def training_steps(self, batch: Batch) -> Iterator[Step]:
         """Lower the negative evidence lower bound of each film, in nats a pixel of its mask."""
-        mean, logvar = self.encode(batch.film)
+        mean, logvar = self.encode(batch.shown)
         z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
         weight = self.config.beta * ((self.step + 1) / max(1, self.config.warmup)).clamp(max=1)
         self.step += 1
         reconstruction = masked_mean(self._nats(batch.film, self.decoder(z)), batch.mask)  # (N,)
         kl = gaussian_kl(mean, logvar) / _area(batch.mask)  # (N,)
-        yield Step("autoencoder", reconstruction=reconstruction.mean(), kl=(weight * kl).mean())
+        yield Step(
+            "autoencoder",
+            watch={"kl_nats": gaussian_kl(mean, logvar).mean()},
+            reconstruction=reconstruction.mean(),
+            kl=(weight * kl).mean(),
+        )
+
+    def warnings(self, figures: Mapping[str, float]) -> list[str]:
+        """Say so where the code tells nothing of the film."""
+        if figures["kl_nats"] >= COLLAPSED:
+            return []
+        return [
+            f"the posterior collapses (the code says {figures['kl_nats']:.2g} nats about a film): every film gets the "
+            "same reconstruction; take a lower --set beta=, or --set warmup= of some epochs' steps"
+        ]
 
     def validation_loss(self, batch: Batch) -> Tensor:
         """Return the negative lower bound at the code's mean, in nats a pixel, with the full weight of the KL term."""
@@ -121,33 +139,34 @@ class VAE(Detector):
         return reconstruction + self.config.beta * gaussian_kl(mean, logvar) / _area(batch.mask)
 
     def scores(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the paper's seven scores, from the code's mean rather than from a random draw.
+        """Return the scores of the residual and the paper's own, from the code's mean rather than from a random draw.
 
-        `mse` and `l1`, the mean squared and absolute error under the mask; `_topk` those of its largest pixels; `kld`
-        the KL divergence of the code in nats; `_kld` the error plus the divergence per pixel of the mask, so that both
-        count by the pixel.
+        `l1`, the mean absolute error under the mask, and `l1_topk`, that of its largest pixels; `kld` the KL divergence
+        of the code in nats; `_kld` the error plus the divergence per pixel of the mask, so that both count by the
+        pixel.
         """
         mean, logvar = self.encode(batch.film)
-        squared = squared_error(batch.film, torch.sigmoid(self.decoder(mean).float()), batch.mask)
+        reconstruction = torch.sigmoid(self.decoder(mean).float())
+        squared = squared_error(batch.film, reconstruction, batch.mask)
         absolute, kld = squared.sqrt(), gaussian_kl(mean, logvar)
-        mse, l1 = masked_mean(squared, batch.mask), masked_mean(absolute, batch.mask)
-        return {
-            "mse": mse,
-            "mse_kld": mse + kld / _area(batch.mask),
-            "mse_topk": topk_mean(squared, batch.mask, self.config.topk),
+        shared, area = self.residual_scores(batch, reconstruction), _area(batch.mask)
+        l1 = masked_mean(absolute, batch.mask)
+        return shared | {
+            "mse_kld": shared["mse"] + kld / area,
             "l1": l1,
-            "l1_kld": l1 + kld / _area(batch.mask),
+            "l1_kld": l1 + kld / area,
             "l1_topk": topk_mean(absolute, batch.mask, self.config.topk),
             "kld": kld,
         }
 
-    def anomaly_map(self, batch: Batch) -> Tensor:
-        """Return the squared error under the mask."""
-        return squared_error(batch.film, self.reconstruct(batch), batch.mask)
+    def generate(self, count: int) -> Tensor:
+        """Return films of codes drawn from the prior."""
+        codes = torch.randn(count, self.config.latent, generator=torch.Generator().manual_seed(0))
+        return torch.sigmoid(self.decoder(codes.to(self.mean.weight.device)).float())
 
     def reconstruct(self, batch: Batch) -> Tensor:
         """Return the reconstruction from the code's mean, unmasked."""
-        return torch.sigmoid(self.decoder(self.encode(batch.film)[0]).float())
+        return torch.sigmoid(self.decoder(self.encode(batch.shown)[0]).float())
 
     @staticmethod
     def _nats(film: Tensor, logits: Tensor) -> Tensor:
