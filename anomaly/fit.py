@@ -1,7 +1,7 @@
 """From a cache and settings to a finished run folder: choose films, train, calibrate, draw. One way for every model."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from safetensors.torch import save
 
 from anomaly import runs
-from anomaly.data import LABELS, LEAST_TRAINING_FILMS, as_batch, assign_splits, load_films, split_hash
-from anomaly.detector import Detector, Settings
-from anomaly.heatmap import blend, png, titled
-from anomaly.models import find_model
-from anomaly.score import View, calibrate, make_repeatable, maps
+from anomaly.data import LABELS, LEAST_TRAINING_FILMS, Films, as_batch, assign_splits, load_films, split_hash
+from anomaly.detector import Batch, Detector, Settings
+from anomaly.heatmap import blend, map_scale, png, titled
+from anomaly.models import find_model, zoo
+from anomaly.models.ensemble import Ensemble, EnsembleConfig
+from anomaly.score import View, calibrate, make_repeatable, maps, open_model, read_calibration, run_view
 from anomaly.train import (
     EpochReport,
     TrainConfig,
@@ -28,10 +29,12 @@ from anomaly.train import (
     history_csv,
 )
 from preprocessing import InputError
-from preprocessing.schema import Cache
+from preprocessing.schema import Cache, split_variant
 
 PICTURED = 6
 """Validation films in reconstructions.png."""
+DRAWN = 6
+"""Generated films a side of samples.png."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Plan:
 
     model: str
     cache: Path
-    variant: str | None = None  # none: the cache's last
+    variant: str | None = None  # none: `default_variant`
     preset: str = "standard"
     settings: Sequence[str] = ()  # "key=value"
     seed: int = 0
@@ -61,6 +64,8 @@ def settings_of(model: type[Detector]) -> dict[str, Literal["training", "model"]
 def resolve(name: str, preset: str, settings: Sequence[str]) -> tuple[Settings, TrainConfig]:
     """Return the model's and the training's settings: defaults, then the preset's, then each "key=value" in turn."""
     model = find_model(name)
+    if not model.presets:
+        raise InputError(f"{name} isn't trained: it is made of finished runs, `anomaly {name} RUN RUN`")
     if preset not in model.presets:
         raise InputError(f"no preset {preset!r} of {name}; there are: {', '.join(sorted(model.presets))}")
     owners = settings_of(model)
@@ -114,7 +119,7 @@ def prepare(plan: Plan) -> Prepared:
     kind = find_model(plan.model)
     model_config, training = resolve(plan.model, plan.preset, plan.settings)
     cache = Cache(plan.cache)
-    variant = plan.variant or cache.variants[-1]
+    variant = plan.variant or default_variant(cache.variants)
     cache.films(variant, np.arange(0))  # an unknown variant is refused, with those there are
     size = training.size or cache.size
     if size > cache.size:
@@ -149,7 +154,7 @@ def prepare(plan: Plan) -> Prepared:
             "synthetic": cache.synthetic,
             "command": cache.command,
         },
-        "versions": runs.versions(),
+        "versions": runs.versions(zoo()[plan.model].package),
     }
     prepared = Prepared(plan, cache, split, config)
     counts = {name: len(prepared.rows(name)) for name in ("train", "val")}
@@ -163,6 +168,16 @@ def prepare(plan: Plan) -> Prepared:
         )
     config["films"] = counts
     return prepared
+
+
+def default_variant(variants: Sequence[str]) -> str:
+    """Return the variant of a cache that is taken unasked: the last of grey levels, or of local contrast if all are.
+
+    >>> default_variant(["raw", "full-he", "full-contrast"])
+    'full-he'
+    """
+    grey = [variant for variant in variants if split_variant(variant)[1] != "contrast"]
+    return (grey or list(variants))[-1]
 
 
 def continue_or_create(prepared: Prepared, out: Path | None, *, resume: bool) -> runs.Run:
@@ -196,7 +211,11 @@ def continue_or_create(prepared: Prepared, out: Path | None, *, resume: bool) ->
 
 
 def _create(path: Path, prepared: Prepared) -> runs.Run:
-    return runs.create(path, prepared.config | {"created": datetime.now(UTC).isoformat(timespec="seconds")})
+    return runs.create(path, prepared.config | {"created": _now()})
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _changed(run: runs.Run, prepared: Prepared) -> list[str]:
@@ -234,67 +253,164 @@ def fit(prepared: Prepared, run: runs.Run, *, workers: int, on_epoch: Callable[[
         checkpoint = run.path / "checkpoint.safetensors"
         if checkpoint.is_file():
             trainer.restore(checkpoint)
-        weights = trainer.run(run, on_epoch)
-        run.write("weights.safetensors", save({k: v.contiguous() for k, v in weights.items()}))
-        run.write("history.csv", history_csv(trainer.state.history))
-        model.load_state_dict(weights)
+        view = _validation(prepared)
+        draw = (lambda: _pictures(model, view, run, device, None)) if model.players() else (lambda: None)
+        model.load_state_dict(trainer.run(run, on_epoch, draw))
         model.eval()
-        finish(model, prepared, run, device, trainer.state.history)
+        with torch.inference_mode():
+            model.remember(batches(films["train"], device))
+        run.write("weights.safetensors", save({k: v.contiguous() for k, v in model.state_dict().items()}))
+        run.write("history.csv", history_csv(trainer.state.history))
+        run.write("warnings.json", runs.to_json({"warnings": trainer.state.warnings}))
+        finish(model, view, run, device, trainer.state.history)
         checkpoint.unlink(missing_ok=True)
     return run
 
 
+def combine(members: Sequence[runs.Run], out: Path | None, cache: Path | None, device: torch.device) -> runs.Run:
+    """Make one run of several finished ones, which must have seen the same films, splits, variant and size.
+
+    `cache` says where their cache is now, if not where it was. The members' weights are copied: the new run needs none
+    of their folders.
+    """
+    first = members[0].config
+    for key in ("variant", "size", "split_hash"):
+        for run in members[1:]:
+            if run.config[key] != first[key]:
+                raise InputError(
+                    f"{run.path} has {key} {run.config[key]}, {members[0].path} {first[key]}; "
+                    "an ensemble's members share one"
+                )
+    if len({str(run.path.resolve()) for run in members}) != len(members) or len(members) < 2:
+        raise InputError("an ensemble has at least two runs, each once; name more")
+    models = [open_model(run, device) for run in members]
+    opened, split = run_view(members[0], cache)
+    for run in members[1:]:
+        run_view(run, cache)  # refuses a member that was trained on other films
+    named = [{"model": run.config["model"], "settings": run.config["settings"]["model"]} for run in members]
+    settings = EnsembleConfig(members=named)
+    made = Ensemble(settings, first["size"])
+    if not made.score_names:
+        raise InputError(f"{', '.join(str(r.path) for r in members)} have no score in common; `anomaly models NAME`")
+    for slot, model in zip(made.members, models, strict=True):
+        slot.load_state_dict(model.state_dict())
+    scales = [read_calibration(run).map_scale for run in members]
+    made.scale = torch.tensor([scale or 0.0 for scale in scales])
+    made.to(device).eval()
+    view = View(opened, first["variant"], normals(opened, split, "val"), first["size"])
+    with torch.inference_mode():
+        made.remember(as_batch(films, device) for _, films in view.chunks())
+    config = {k: v for k, v in first.items() if k not in ("format", "created", "films")} | {
+        "model": "ensemble",
+        "preset": "none",
+        "seed": ", ".join(str(run.config["seed"]) for run in members),
+        "settings": {"model": settings.model_dump(), "training": {}},
+        "members": [str(run.path) for run in members],
+        "device": device.type,
+        "versions": runs.versions(),
+    }
+    run = runs.create(out or runs.next_path("ensemble"), config | {"created": _now()})
+    run.write("weights.safetensors", save({k: v.contiguous().cpu() for k, v in made.state_dict().items()}))
+    finish(made, view, run, device, [])
+    return run
+
+
 def finish(
-    model: Detector,
-    prepared: Prepared,
-    run: runs.Run,
-    device: torch.device,
-    history: Sequence[dict[str, float]],
+    model: Detector, view: View, run: runs.Run, device: torch.device, history: Sequence[dict[str, float]]
 ) -> None:
     """Write the pictures and, last, calibration.json, whose presence says that the run is whole."""
-    view = View(
-        prepared.cache,
-        prepared.config["variant"],
-        normals(prepared.cache, prepared.split, "val"),
-        prepared.config["size"],
-    )
     calibration = calibrate(model, view, device)
-    run.write("learning_curve.png", learning_curve(history, synthetic=prepared.cache.synthetic))
-    if calibration.map_scale is not None:
-        run.write("reconstructions.png", picture(model, view, calibration.map_scale, device))
+    if model.players():
+        run.write("learning_curve.png", learning_curve(history, synthetic=view.cache.synthetic))
+    _pictures(model, view, run, device, calibration.map_scale)
     run.write("calibration.json", runs.to_json(calibration.to_dict()))
 
 
+def batches(films: Films, device: torch.device) -> Iterator[Batch]:
+    """Yield films as they are, in their order, some at a time."""
+    count = max(1, min(64, 2**22 // films.film.shape[1] ** 2))
+    for start in range(0, len(films), count):
+        part = slice(start, start + count)
+        yield as_batch(Films(films.film[part], films.mask[part], films.label[part]), device)
+
+
+def _validation(prepared: Prepared) -> View:
+    rows = normals(prepared.cache, prepared.split, "val")
+    return View(prepared.cache, prepared.config["variant"], rows, prepared.config["size"])
+
+
+@torch.inference_mode()
+def _pictures(model: Detector, view: View, run: runs.Run, device: torch.device, scale: float | None) -> None:
+    """Write what the model draws as it stands: samples.png, and reconstructions.png, the maps on `scale` if known."""
+    model.eval()
+    made = model.generate(DRAWN * DRAWN)
+    if made is not None:
+        run.write("samples.png", samples(made[:, 0].float().cpu().numpy(), synthetic=view.cache.synthetic))
+    some = View(view.cache, view.variant, view.rows[:: max(1, len(view.rows) // PICTURED)][:PICTURED], view.size)
+    films = load_films(some.cache, some.variant, some.rows, some.size)
+    if model.anomaly_map(as_batch(films, device)) is not None:
+        run.write("reconstructions.png", picture(model, some, scale, device))
+
+
 def learning_curve(history: Sequence[dict[str, float]], *, synthetic: bool) -> bytes:
-    """Return a PNG of every loss term and the validation loss over the epochs, on a logarithmic scale."""
+    """Return a PNG of every loss term and the validation loss over the epochs, and below it of what was watched.
+
+    Losses lie on a logarithmic scale where all are above 0.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    epochs = [line["epoch"] for line in history]
-    for name in (n for n in history[0] if "." in n or n == "validation"):
-        axes.plot(epochs, [line[name] for line in history], label=name, marker="." if len(history) < 30 else None)
-    axes.set(xlabel="epoch", ylabel="loss", yscale="log", title="SYNTHETIC films" if synthetic else None)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    terms = [name for name in history[0] if "." in name or name == "validation"]
+    watched = [name for name in history[0] if name not in (*terms, "epoch", "seconds", "films_per_second")]
+    figure = Figure(figsize=(7, 6 if watched else 4), layout="constrained")
+    epochs, marker = [line["epoch"] for line in history], "." if len(history) < 30 else None
+    panels = [("loss", terms), ("watched", watched)][: 1 + bool(watched)]
+    for axes, (title, names) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        for name in names:
+            axes.plot(epochs, [line[name] for line in history], label=name, marker=marker)
+        positive = all(line[name] > 0 for line in history for name in names)
+        axes.set(ylabel=title, yscale="log" if positive and title == "loss" else "linear")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    axes.set(xlabel="epoch")
+    if synthetic:
+        figure.suptitle("SYNTHETIC films")
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=120, metadata={"Software": None})
     return out.getvalue()
 
 
-def picture(model: Detector, view: View, scale: float, device: torch.device) -> bytes:
-    """Return a PNG of some validation films: a row a film, with film, reconstruction and map on the run's scale."""
-    some = View(view.cache, view.variant, view.rows[:: max(1, len(view.rows) // PICTURED)][:PICTURED], view.size)
+def samples(made: NDArray[np.float32], *, synthetic: bool) -> bytes:
+    """Return a PNG of generated films in a square: (DRAWN², S, S) in [0, 1]."""
+    grey = np.rint(np.clip(made, 0, 1) * 255).astype(np.uint8)
+    rows = [np.concatenate(grey[i : i + DRAWN], axis=1) for i in range(0, len(grey), DRAWN)]
+    square = np.concatenate(rows, axis=0)[..., None].repeat(3, axis=2)
+    return png(titled(_enlarged(square, made.shape[1]), f"generated films{', of SYNTHETIC ones' if synthetic else ''}"))
+
+
+def picture(model: Detector, view: View, scale: float | None, device: torch.device) -> bytes:
+    """Return a PNG of the view's films: a row a film, with film, reconstruction and map.
+
+    Without a `scale`, the maps share that of the view itself.
+    """
+    drawn = list(maps(model, view, device))
+    scale = scale or map_scale((heat, mask) for _, heat, _, mask in drawn)
     rows = []
-    for number, drawn, film, mask in maps(model, some, device):
+    for number, heat, film, mask in drawn:
         one = as_batch(load_films(view.cache, view.variant, np.array([number]), view.size), device)
         with torch.inference_mode():
             made = model.reconstruct(one)
         columns = [film] if made is None else [film, made[0, 0].float().cpu().numpy()]
         grey = [np.rint(np.clip(c, 0, 1) * 255).astype(np.uint8)[..., None].repeat(3, axis=2) for c in columns]
-        rows.append(np.concatenate([*grey, blend(film, drawn, mask, scale)], axis=1))
-    title = f"{'SYNTHETIC films: ' if view.cache.synthetic else ''}film, reconstruction, error"
-    return png(titled(np.concatenate(rows, axis=0), title))
+        rows.append(np.concatenate([*grey, blend(film, heat, mask, scale)], axis=1))
+    shown = "film, error" if made is None else "film, reconstruction, error"
+    sheet = _enlarged(np.concatenate(rows, axis=0), view.size)
+    return png(titled(sheet, f"{'SYNTHETIC films: ' if view.cache.synthetic else ''}{shown}"))
+
+
+def _enlarged(sheet: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return a sheet of films of `side` pixels so that each has at least 128: pixels repeated, not blurred."""
+    times = -(-128 // side)
+    return sheet.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def normals(cache: Cache, split: NDArray[Any], name: str) -> NDArray[np.int64]:

@@ -2,9 +2,11 @@
 
     run.json                 model, settings, seeds, cache, splits, versions: all that made the run; written first
     checkpoint.safetensors   the state after some finished epoch; only while the run is unfinished
-    history.csv              one line an epoch: seconds, films/s, every loss term, validation loss
-    weights.safetensors      the chosen checkpoint; written when training ends
-    learning_curve.png, reconstructions.png
+    history.csv              one line an epoch: seconds, films/s, every loss term, what is watched, validation loss
+    samples.png, reconstructions.png   generated films; films beside their reconstructions: drawn at every checkpoint
+    weights.safetensors      the chosen checkpoint, with what it remembers of normal films; written when training ends
+    warnings.json            what was wrong with the training, from which epoch to which
+    learning_curve.png       losses, and what is watched, over the epochs
     calibration.json         thresholds and the one map scale, from validation normals; written last
     scores.csv               by `anomaly score`: film, study, patient, label, split, every score, flagged, synthetic
     studies.csv, patients.csv   the same, films put together
@@ -32,7 +34,7 @@ from typing import Any
 
 from preprocessing import InputError
 
-FORMAT = 1
+FORMAT = 2
 RUNS = Path("runs")
 
 
@@ -82,10 +84,11 @@ def inside(folder: Path, relative: str) -> Path:
     return path
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that a result may depend on."""
+def versions(package: str | None = None) -> dict[str, str]:
+    """Return the versions that a result may depend on; `package` is that of a model that isn't built in."""
     names = ("xray-anomaly", "torch", "torchvision", "numpy", "opencv-python", "scikit-learn", "imgaug", "h5py")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
+    others = () if package is None else (package,)
+    return {"python": platform.python_version()} | {name: version(name) for name in (*names, *others)}
 
 
 class Run:
@@ -121,7 +124,9 @@ class Run:
         return int(checkpoint_state(path)["epoch"])
 
     def history(self) -> list[dict[str, str]]:
-        """Return history.csv, a mapping an epoch."""
+        """Return history.csv, a mapping an epoch; an ensemble, which isn't trained, has none."""
+        if not (self.path / "history.csv").is_file():
+            return []
         with (self.path / "history.csv").open(newline="") as file:
             return list(csv.DictReader(file))
 

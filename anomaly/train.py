@@ -13,9 +13,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from anomaly.augment import AugmentationName
 from anomaly.data import Films, TrainingBatches, as_batch
@@ -57,6 +58,14 @@ class TrainConfig(Settings):
     """Greatest norm of a player's gradient; 0 doesn't clip."""
     augmentation: AugmentationName = "advanced"
     """none, flips, or advanced: flips, brightness, zoom, rotation."""
+    noise: float = Field(default=0.0, ge=0, le=1)
+    """Gaussian noise of this standard deviation on the film that is shown, the plain one to be drawn (models that
+    reconstruct only: a denoising autoencoder, Vincent et al. 2008)."""
+    noise_cell: int = Field(default=1, ge=1, le=128)
+    """Pixels a side over which that noise is alike (Kascenas et al. 2022: 8 at 128 px)."""
+    erase: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the squares of an 8 x 8 grid that are blackened in the film that is shown, to be painted in (the same
+    models; Zavrtanik et al. 2021)."""
     patience: int = Field(default=15, ge=0)
     """Epochs without a lower validation loss after which training stops; 0 never stops early."""
     keep: Literal["best", "last"] = "best"
@@ -71,6 +80,7 @@ class State:
     best: float = math.inf
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    warnings: list[dict[str, Any]] = field(default_factory=list)  # text, first and last epoch of each
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,7 @@ class EpochReport:
     figures: dict[str, float]
     best_epoch: int
     seconds_left: float
+    warnings: list[str]  # what is wrong with the training and was not said before
 
 
 def choose_device(name: str) -> torch.device:
@@ -149,10 +160,11 @@ class Trainer:
             player: [p for module in modules for p in module.parameters()]
             for player, modules in model.players().items()
         }
+        rates = model.rates()
         self.optimisers = {
             player: torch.optim.Adam(
                 parameters,
-                lr=config.learning_rate,
+                lr=config.learning_rate * rates.get(player, 1.0),
                 betas=(config.beta1, config.beta2),
                 weight_decay=config.weight_decay,
                 fused=True,
@@ -165,19 +177,26 @@ class Trainer:
     # --- the loop ---------------------------------------------------------------------------------------------------
 
     def run(
-        self, folder: Run, on_epoch: Callable[[EpochReport], None], *, checkpoint_seconds: float = 20.0
+        self,
+        folder: Run,
+        on_epoch: Callable[[EpochReport], None],
+        on_checkpoint: Callable[[], None] = lambda: None,
+        *,
+        checkpoint_seconds: float = 20.0,
     ) -> dict[str, Tensor]:
         """Train to the end and return the chosen weights; a checkpoint every `checkpoint_seconds`."""
         saved = -math.inf
         while not self._done():
             figures = self._epoch(self.state.epoch + 1)
             self._remember(figures)
+            new = self._warn(figures)
             if self._done() or time.monotonic() - saved >= checkpoint_seconds:
                 self.save(folder)
+                on_checkpoint()
                 saved = time.monotonic()
             pace = sum(line["seconds"] for line in self.state.history[-5:]) / len(self.state.history[-5:])
             left = pace * (self.config.epochs - self.state.epoch)
-            on_epoch(EpochReport(self.state.epoch, self.config.epochs, figures, self.state.best_epoch, left))
+            on_epoch(EpochReport(self.state.epoch, self.config.epochs, figures, self.state.best_epoch, left, new))
         return self.best_weights
 
     def _done(self) -> bool:
@@ -191,9 +210,10 @@ class Trainer:
         self.model.train()
         terms: dict[str, list[Tensor]] = {}
         for batch in self.batches.epoch(number):
-            for step in self._steps(batch):
-                for name, term in step.terms.items():
-                    terms.setdefault(f"{step.player}.{name}", []).append(term.detach())
+            for step in self._steps(damage(batch, self.config)):
+                named = {f"{step.player}.{name}": term for name, term in step.terms.items()}
+                for name, term in (named | step.watch).items():
+                    terms.setdefault(name, []).append(term.detach())
         figures = {}
         for name, values in terms.items():  # the only point of the epoch at which the host waits for the device
             series = torch.stack(values).float()
@@ -248,6 +268,19 @@ class Trainer:
         if improved or self.config.keep == "last":
             self.best_weights = {name: t.detach().cpu().clone() for name, t in self.model.state_dict().items()}
 
+    def _warn(self, figures: dict[str, float]) -> list[str]:
+        """Note what is wrong with the epoch; returns what was not wrong before."""
+        new = []
+        for text in self.model.warnings(figures):
+            kind = text.partition(" (")[0]  # figures in brackets differ from epoch to epoch
+            known = next((w for w in self.state.warnings if w["text"].partition(" (")[0] == kind), None)
+            if known is None:
+                self.state.warnings.append({"text": text, "first": self.state.epoch, "last": self.state.epoch})
+                new.append(text)
+            else:
+                known |= {"text": text, "last": self.state.epoch}
+        return new
+
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def save(self, folder: Run) -> None:
@@ -262,6 +295,7 @@ class Trainer:
             "best": self.state.best,
             "best_epoch": self.state.best_epoch,
             "history": self.state.history,
+            "warnings": self.state.warnings,
         }
         flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         folder.write("checkpoint.safetensors", save(flat, metadata={"state": json.dumps(state)}))
@@ -288,6 +322,23 @@ class Trainer:
                     laid = torch.empty_like(moved).copy_(tensor) if tensor.shape == moved.shape else tensor
                     whole["state"].setdefault(int(index), {})[key] = laid.detach()
             optimiser.load_state_dict(whole)
+
+
+def damage(batch: Batch, config: TrainConfig) -> Batch:
+    """Return the batch with what a denoising training shows of it, drawn from torch's own random numbers."""
+    if not config.noise and not config.erase:
+        return batch
+    shown, (count, _, side, _) = batch.film, batch.film.shape
+    if config.noise:
+        cells = max(1, round(side / config.noise_cell))
+        noise = torch.randn(count, 1, cells, cells, device=shown.device)
+        if cells != side:
+            noise = interpolate(noise, size=(side, side), mode="bilinear", align_corners=False)
+        shown = shown + config.noise * noise
+    if config.erase:
+        kept = torch.rand(count, 1, 8, 8, device=shown.device) >= config.erase
+        shown = shown * interpolate(kept.float(), size=(side, side), mode="nearest")
+    return replace(batch, damaged=shown * batch.mask)
 
 
 def history_csv(history: list[dict[str, float]]) -> str:

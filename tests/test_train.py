@@ -16,11 +16,13 @@ import torch
 from safetensors.torch import load_file
 
 from anomaly import fit as fitting
+from anomaly.data import as_batch, load_films
 from anomaly.detector import Batch, Step
 from anomaly.fit import Plan, continue_or_create, fit, prepare
 from anomaly.models.cae import CAE
+from anomaly.models.vae import VAE, VAEConfig
 from anomaly.runs import Run
-from anomaly.train import EpochReport, Trainer, choose_device, choose_precision
+from anomaly.train import EpochReport, TrainConfig, Trainer, choose_device, choose_precision, damage
 from preprocessing import InputError
 from preprocessing.schema import Cache
 
@@ -50,7 +52,7 @@ def same(a: Run, b: Run) -> bool:
 
 def test_a_run_folder_holds_what_its_docstring_says(run: Run) -> None:
     names = {p.name for p in run.path.iterdir()}
-    expected = {"run.json", "history.csv", "weights.safetensors", "calibration.json"}
+    expected = {"run.json", "history.csv", "warnings.json", "weights.safetensors", "calibration.json"}
     assert names - {".lock"} == expected | {"learning_curve.png", "reconstructions.png"}
     assert run.finished and run.config["films"]["train"] >= 8
     assert len((run.path / "history.csv").read_text().splitlines()) == 4  # a header and three epochs
@@ -69,9 +71,7 @@ def test_resuming_is_exact_at_every_epoch(
 ) -> None:
     whole = trained(cache, tmp_path / "whole", f"keep={keep}")
     original = Trainer.run
-    monkeypatch.setattr(
-        Trainer, "run", lambda self, folder, on_epoch: original(self, folder, on_epoch, checkpoint_seconds=0.0)
-    )
+    monkeypatch.setattr(Trainer, "run", lambda self, *arguments: original(self, *arguments, checkpoint_seconds=0.0))
 
     def interrupt(report: EpochReport) -> None:
         if report.epoch == stop:
@@ -246,3 +246,38 @@ def test_run_json_says_what_made_the_run(run: Run, cache: Cache) -> None:
     assert config["cache"]["content_hash"] == cache.content_hash and config["cache"]["synthetic"] is True
     assert config["settings"]["model"]["width"] == 4 and config["seed"] == 0
     assert {"torch", "numpy", "xray-anomaly", "python"} <= set(config["versions"])
+
+
+def test_a_denoising_training_shows_a_damaged_film_and_asks_for_the_plain_one(cache: Cache) -> None:
+    rows = (cache.index["label"] == 0).nonzero()[0][:8]
+    batch = as_batch(load_films(cache, "full-he", rows, 64), torch.device("cpu"))
+    assert damage(batch, TrainConfig()).shown is batch.film
+    for settings in ({"noise": 0.2}, {"noise": 0.2, "noise_cell": 8}, {"erase": 0.3}, {"noise": 0.1, "erase": 0.5}):
+        hurt = damage(batch, TrainConfig.model_validate(settings))
+        assert torch.equal(hurt.film, batch.film) and not torch.equal(hurt.shown, batch.film)
+        assert (hurt.shown[~batch.mask] == 0).all()
+    noisy = damage(batch, TrainConfig(noise=0.2))
+    assert float((noisy.shown - batch.film)[batch.mask].std()) == pytest.approx(0.2, rel=0.1)
+    holes = damage(batch, TrainConfig(erase=0.3))
+    inside = batch.mask & (batch.film > 0)
+    assert float((holes.shown == 0)[inside].float().mean()) == pytest.approx(0.3, abs=0.1)
+
+
+def test_a_warning_is_said_once_and_kept_with_its_epochs(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CAE, "warnings", lambda self, figures: [f"it fails (by {figures['validation']}): do less"])
+    said: list[str] = []
+    prepared = prepare(plan(cache))
+    run = continue_or_create(prepared, tmp_path / "run", resume=False)
+    fit(prepared, run, workers=0, on_epoch=lambda report: said.extend(report.warnings))
+    assert len(said) == 1
+    kept = run.read_json("warnings.json")["warnings"]
+    assert [(w["first"], w["last"]) for w in kept] == [(1, 3)] and kept[0]["text"].startswith("it fails (by")
+
+
+def test_a_collapsed_posterior_is_named() -> None:
+    model = VAE(VAEConfig(width=1, latent=4), 64)
+    assert model.warnings({"kl_nats": 20.0}) == []
+    (text,) = model.warnings({"kl_nats": 0.01})
+    assert "posterior collapses" in text and "--set beta=" in text
