@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from anomaly.models import ZOO
+
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "torchvision", "imgaug", "cv2", "sklearn", "skimage", "matplotlib", "h5py", "numpy"}
 
 # Each module and those of `anomaly` it may import: the rooms of the house, bottom up.
 LAYERS = [
     {"console", "runs", "augment", "metrics", "detector"},
-    {"nn.blocks", "nn.losses", "heatmap", "models", "data"},
-    {"models.cae", "models.vae", "report", "score", "train"},
+    {"nn.adversarial", "nn.blocks", "nn.filters", "nn.losses", "nn.typicality", "heatmap", "models", "data"},
+    {"reconstructor"},
+    {"models.ensemble", "report", "score", "train"}
+    | {where.partition(":")[0].removeprefix("anomaly.") for where in ZOO.values()},
     {"fit", "evaluation"},
     {"commands"},
     {"cli"},
