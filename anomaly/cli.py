@@ -30,6 +30,9 @@ UsageError: Any = (
 Workers = Annotated[int, typer.Option(min=0, max=MOST_WORKERS, help="Processes; 0 takes what suits the machine.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 CacheFile = Annotated[Path | None, typer.Option("--cache", help="Cache file.  [default: the newest in cache/]")]
+By = Annotated[
+    str | None, typer.Option("--by", help="Score that flags, ranks and comes first.  [default: the model's first]")
+]
 RunCache = Annotated[Path | None, typer.Option("--cache", help="Where the run's cache is now, if not where it was.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/cae-1.")]
 Films = Annotated[
@@ -72,7 +75,7 @@ def preprocess(
         int, typer.Option(min=16, max=2048, help="Side of the prepared films in pixels; the paper takes 512.")
     ] = 128,
     variants: Annotated[
-        str, typer.Option(help="Comma list of raw, raw-he, crop, crop-he, full, full-he; or all.")
+        str, typer.Option(help="Comma list of raw, crop, full, alone or with -he or -contrast; or all.")
     ] = "full-he",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe; repeatable.")
@@ -113,7 +116,9 @@ def inspect(
 def train(
     model: Annotated[str, typer.Argument(help="Which model; `anomaly models` lists them.")],
     cache: CacheFile = None,
-    variant: Annotated[str | None, typer.Option(help="Variant of the films.  [default: the cache's last]")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Variant of the films.  [default: the cache's last but -contrast]")
+    ] = None,
     preset: Annotated[str, typer.Option(help="standard, paper or fast.")] = "standard",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of model or training; repeatable.")
@@ -137,10 +142,24 @@ def train(
 
 
 @app.command()
+def ensemble(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Finished runs on the same films and size.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/ensemble-<n>]")] = None,
+    cache: RunCache = None,
+    device: Device = "auto",
+) -> None:
+    """Make one run of several: the mean of their scores, each in standard deviations of validation normals."""
+    from anomaly import commands
+
+    commands.ensemble(runs, out, cache, device)
+
+
+@app.command()
 def score(
     run: RunFolder,
     paths: Films = None,
     split: Split = None,
+    by: By = None,
     aggregate: Annotated[str, typer.Option(help="How films make a study or patient: mean or max.")] = "mean",
     cache: RunCache = None,
     out: Annotated[
@@ -155,7 +174,7 @@ def score(
     """Score films, studies and patients; with labels: ROC-AUC and AP with intervals, a table, a page."""
     from anomaly import commands
 
-    commands.score(run, paths or [], split, aggregate, cache, out, device, workers)
+    commands.score(run, paths or [], split, aggregate, cache, out, device, workers, by)
 
 
 @app.command()
@@ -163,6 +182,7 @@ def heatmap(
     run: RunFolder,
     paths: Films = None,
     split: Split = None,
+    by: By = None,
     space: Annotated[str, typer.Option(help="cache: the prepared film; film: the original one.")] = "cache",
     formats: Annotated[
         str, typer.Option(help="Comma list of png (overlay), tiff, npy (float32 values).")
@@ -179,7 +199,7 @@ def heatmap(
     """Export pixel heatmaps on the run's one fixed scale, so that films can be compared."""
     from anomaly import commands
 
-    commands.heatmap(run, paths or [], split, space, formats, limit, cache, source, out, device, workers)
+    commands.heatmap(run, paths or [], split, space, formats, limit, cache, source, out, device, workers, by)
 
 
 @app.command()

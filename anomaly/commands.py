@@ -14,6 +14,7 @@ from preprocessing import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from anomaly.detector import Detector
     from anomaly.metrics import Pooling
     from anomaly.runs import Run
     from anomaly.score import View
@@ -228,6 +229,8 @@ def train(
             figures = report.figures
             note = f"loss {_loss(figures):.5g}  validation {figures['validation']:.5g}  best epoch {report.best_epoch}"
             advance(1, f"{note}  {figures['films_per_second']:.0f} films/s", report.seconds_left)
+            for text in report.warnings:
+                warn(f"epoch {report.epoch}: {text}")
 
         fit(prepared, run, workers=workers, on_epoch=on_epoch)
     seen = run.history()
@@ -237,13 +240,27 @@ def train(
         f"{run.path}: trained for {len(seen)} of at most {epochs} epochs; weights of epoch {kept['epoch']}, "
         f"validation loss {float(kept['validation']):.5g}"
     )
-    say(f"{run.path / 'learning_curve.png'} and reconstructions.png show how")
+    for noted in run.read_json("warnings.json")["warnings"]:
+        warn(f"epochs {noted['first']} to {noted['last']}: {noted['text']}")
+    pictures = ("learning_curve.png", "reconstructions.png", "samples.png")
+    say(f"{run.path}: {', '.join(name for name in pictures if (run.path / name).is_file())} show how")
     say(f"next: anomaly score {run.path}")
     return run.path
 
 
 def _loss(figures: dict[str, float]) -> float:
     return sum(value for name, value in figures.items() if "." in name)
+
+
+def ensemble(members: list[Path], out: Path | None, cache: Path | None, device: str) -> None:
+    """Make one run of several."""
+    from anomaly.fit import combine
+    from anomaly.runs import Run
+    from anomaly.train import choose_device
+
+    run = combine([Run(path) for path in members], out, cache, choose_device(device))
+    say(f"{run.path}: an ensemble of {len(members)} runs")
+    say(f"next: anomaly score {run.path}")
 
 
 # --- scores and maps ------------------------------------------------------------------------------------------------
@@ -315,6 +332,13 @@ class _Seen:
             raise InputError(f"{len(self.failures)} of {count} films can't be read, named above; the others are done")
 
 
+def _main_score(model: "Detector", name: str | None, run: "Run") -> str:
+    """Return the score to flag, rank and report by: the named one, or the model's first."""
+    if name is not None and name not in model.score_names:
+        raise InputError(f"{run.path} has no score {name!r}; there are: {', '.join(sorted(model.score_names))}")
+    return name or model.score_names[0]
+
+
 def score(
     run_path: Path,
     paths: list[Path],
@@ -324,6 +348,7 @@ def score(
     out: Path | None,
     device: str,
     workers: int,
+    by: str | None = None,
 ) -> None:
     """Score films; with labels, measure."""
     from anomaly.evaluation import score_films
@@ -338,6 +363,8 @@ def score(
     place = choose_device(device)
     model = open_model(run, place)
     words = ["anomaly", "score", str(run_path), *map(str, paths), "--aggregate", how]
+    main = _main_score(model, by, run)
+    words += ["--by", main] if by else []
     words += (["--split", split] if split else []) + (["--cache", str(cache)] if cache else [])
     with _view(run, paths, split, cache, workers) as seen:
         with progress("scoring", len(seen.view.rows), "films") as advance:
@@ -348,6 +375,7 @@ def score(
                 place,
                 out or seen.folder(run),
                 split=seen.split,
+                main=main,
                 how=how,
                 command=shlex.join(words),
                 on_films=advance,
@@ -369,6 +397,7 @@ def heatmap(
     out: Path | None,
     device: str,
     workers: int,
+    by: str | None = None,
 ) -> None:
     """Export heatmaps."""
     from anomaly.evaluation import MAP_FORMATS, write_maps
@@ -386,12 +415,22 @@ def heatmap(
     run = Run(run_path)
     place = choose_device(device)
     model = open_model(run, place)
+    main = _main_score(model, by, run)
     with _view(run, paths, split, cache, workers) as seen:
         view, folder = seen.view, out or seen.folder(run) / "maps"
         originals = (seen.films or _source_of(view.cache, source, needed=True)) if space == "film" else None
         with progress("mapping", min(limit or len(view.rows), len(view.rows)), "films") as advance:
             written = write_maps(
-                run, model, view, place, folder, formats=wanted, originals=originals, limit=limit, on_film=advance
+                run,
+                model,
+                view,
+                place,
+                folder,
+                name=main,
+                formats=wanted,
+                originals=originals,
+                limit=limit,
+                on_film=advance,
             )
         if view.cache.synthetic:
             say(SYNTHETIC)
@@ -404,20 +443,21 @@ def heatmap(
 
 def models(name: str | None) -> None:
     """List the zoo, or one model's settings."""
-    import ast
+    from anomaly.models import find_model, headline, zoo
 
-    from anomaly.models import ZOO, find_model
-
+    there = zoo()
     if name is None:
-        for key, where in sorted(ZOO.items()):  # read, not imported: the list needs no torch
-            file = Path(__file__).parent / "models" / f"{where.partition(':')[0].rpartition('.')[2]}.py"
-            say(f"{key:<12} {(ast.get_docstring(ast.parse(file.read_text())) or '').splitlines()[0]}")
+        width = max(map(len, there))
+        for key, entry in sorted(there.items()):
+            origin = f"(of the package {entry.package})" if entry.package else ""
+            say(f"{key:<{width}} {headline(entry.where)} {origin}".rstrip())
         say("`anomaly models NAME` lists the settings and presets of one")
         return
     kind = find_model(name)
     from anomaly.train import TrainConfig
 
-    say(f"{name}: {(kind.__doc__ or '').splitlines()[0]}")
+    package, about = there[name].package, (kind.__doc__ or "").strip().splitlines()
+    say(f"{name}{f' (of the package {package})' if package else ''}: {about[0] if about else ''}")
     say(f"scores: {', '.join(kind.score_names)}; trains on {'labelled' if kind.supervised else 'normal'} films")
     for title, config in (("model", kind.Config), ("training", TrainConfig)):
         say()

@@ -35,6 +35,7 @@ def score_films(
     folder: Path,
     *,
     split: NDArray[Any],
+    main: str,
     how: Pooling,
     command: str,
     on_films: Callable[[int], None],
@@ -45,6 +46,7 @@ def score_films(
 
     split    (n,) the split of each film of the run's cache, "new" for others. Where one of them is "train" there are no
              figures: the model has seen these films.
+    main     the score that flags, ranks and is reported first.
     how      films -> study, patient.
     command  what was typed, for the page.
     """
@@ -52,7 +54,6 @@ def score_films(
     calibration = read_calibration(run)
     thresholds = calibration.thresholds[how]
     columns = {name: view.column(name) for name in ("path", "study", "patient", "label", "finding", "difficulty")}
-    main = model.score_names[0]
     lines = []
     for level, file in zip(LEVELS, ("scores.csv", "studies.csv", "patients.csv"), strict=True):
         ids = columns["path"] if level == "film" else columns[level]
@@ -76,7 +77,7 @@ def score_films(
     figures |= {"run": str(run.path), "split": "+".join(sorted(set(split))), "synthetic": view.cache.synthetic}
     figures["pixel"] = _pixels(model, view, device, calibration.map_scale)
     write_atomic(folder / "metrics.json", to_json(figures))
-    page = report(run, model, view, device, scores, figures, command)
+    page = report(run, model, view, device, scores, figures, main, command)
     write_atomic(folder / "report.html", page)
     return [
         *lines,
@@ -164,10 +165,11 @@ def report(
     device: torch.device,
     scores: dict[str, NDArray[np.float64]],
     figures: dict[str, Any],
+    main: str,
     command: str,
 ) -> str:
     """Return the page of scores and figures; heatmaps are drawn for its galleries alone."""
-    calibration, config, main = read_calibration(run), run.config, model.score_names[0]
+    calibration, config = read_calibration(run), run.config
     label = view.column("label")
     highest, wrong = gallery_rows(label, scores[main])
     shown = {i: _shown(model, view, device, i, scores[main][i], calibration.map_scale) for i in {*highest, *wrong}}
@@ -191,7 +193,7 @@ def report(
             "command": command,
         }
         | config["versions"],
-        history={name: [float(line[name]) for line in lines] for name in lines[0]},
+        history={name: [float(line[name]) for line in lines] for name in (lines[0] if lines else {})},
         threshold=calibration.thresholds[figures["settings"]["aggregate"]]["film"][main],
         pixels=figures["pixel"],
         map_scale=calibration.map_scale,
@@ -224,6 +226,7 @@ def write_maps(
     device: torch.device,
     folder: Path,
     *,
+    name: str,
     formats: Sequence[str],
     originals: "Source | None",
     limit: int | None,
@@ -232,10 +235,10 @@ def write_maps(
     """Write a heatmap of every film of the view, or of its `limit` highest-scored ones; the first file is the
     highest's.
 
-    `originals` lays the maps back onto the original films; without it they stay in the cache's geometry.
+    `name` is the score they are ranked by. `originals` lays the maps back onto the original films; without it they stay
+    in the cache's geometry.
     """
     calibration = read_calibration(run)
-    name = model.score_names[0]
     scores = score(model, view, device)[name]
     order = np.argsort(-scores, kind="stable")[:limit]
     chosen = View(view.cache, view.variant, view.rows[order], view.size)

@@ -102,8 +102,8 @@ def test_models_are_listed_and_explained(capsys: pytest.CaptureFixture[str]) -> 
     _, out, _ = typed(capsys, "models", "cae")
     for word in ("code_channels", "learning_rate", "patience", "standard", "paper", "fast", "mse_topk"):
         assert word in out
-    assert "no model 'vqvae'; there are: cae" in refused(capsys, "models", "vqvae")
-    assert "no model 'vqvae'; there are: cae" in refused(capsys, "train", "vqvae")
+    assert "no model 'vqvae'; there are: alphagan, " in refused(capsys, "models", "vqvae")
+    assert "no model 'vqvae'; there are: alphagan, " in refused(capsys, "train", "vqvae")
 
 
 def write(path: Path, data: bytes | str) -> Path:

@@ -82,6 +82,18 @@ def test_scoring_writes_films_studies_patients_and_figures(run: Run, view: View,
     assert {row["split"] for row in rows} == {"test"} and {row["synthetic"] for row in rows} == {"1"}
 
 
+def test_another_score_can_flag_and_rank(run: Run, tmp_path: Path) -> None:
+    commands.score(run.path, [], None, "mean", None, tmp_path, "cpu", 1, "typicality")
+    lines = list(csv.DictReader((tmp_path / "scores.csv").open()))
+    threshold = json.loads((run.path / "calibration.json").read_text())["thresholds"]["mean"]["film"]["typicality"]
+    assert [int(line["flagged"]) for line in lines] == [int(float(line["typicality"]) >= threshold) for line in lines]
+    commands.heatmap(run.path, [], None, "cache", "npy", 1, None, None, tmp_path / "maps", "cpu", 1, "typicality")
+    highest = max(lines, key=lambda line: float(line["typicality"]))["film"]
+    assert (tmp_path / "maps" / f"{highest}_heatmap.npy").is_file()
+    with pytest.raises(InputError, match=r"has no score 'likelihood'; there are: mse, mse_topk, peak"):
+        commands.score(run.path, [], None, "mean", None, tmp_path, "cpu", 1, "likelihood")
+
+
 def test_other_splits_go_beside_and_training_films_give_no_figures(run: Run, cache: Cache, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "run")
     run = Run(tmp_path / "run")
