@@ -240,8 +240,8 @@ def train(
         f"{run.path}: trained for {len(seen)} of at most {epochs} epochs; weights of epoch {kept['epoch']}, "
         f"validation loss {float(kept['validation']):.5g}"
     )
-    for noted in run.read_json("warnings.json")["warnings"]:
-        warn(f"epochs {noted['first']} to {noted['last']}: {noted['text']}")
+    for text in run.warnings():
+        warn(text)
     pictures = ("learning_curve.png", "reconstructions.png", "samples.png")
     say(f"{run.path}: {', '.join(name for name in pictures if (run.path / name).is_file())} show how")
     say(f"next: anomaly score {run.path}")

@@ -192,6 +192,7 @@ def report(
             "precision": f"{config['precision']} on {config['device']}",
             "command": command,
         }
+        | {f"warning {number}": text for number, text in enumerate(run.warnings(), 1)}
         | config["versions"],
         history={name: [float(line[name]) for line in lines] for name in (lines[0] if lines else {})},
         threshold=calibration.thresholds[figures["settings"]["aggregate"]]["film"][main],

@@ -130,6 +130,13 @@ class Run:
         with (self.path / "history.csv").open(newline="") as file:
             return list(csv.DictReader(file))
 
+    def warnings(self) -> list[str]:
+        """Return what was wrong with the training, a sentence each; an ensemble has none."""
+        if not (self.path / "warnings.json").is_file():
+            return []
+        noted = self.read_json("warnings.json")["warnings"]
+        return [f"epochs {w['first']} to {w['last']}: {w['text']}" for w in noted]
+
     def busy(self) -> bool:
         """Whether a process is training in the folder now."""
         try:

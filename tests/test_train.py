@@ -274,6 +274,7 @@ def test_a_warning_is_said_once_and_kept_with_its_epochs(
     assert len(said) == 1
     kept = run.read_json("warnings.json")["warnings"]
     assert [(w["first"], w["last"]) for w in kept] == [(1, 3)] and kept[0]["text"].startswith("it fails (by")
+    assert [text.startswith("epochs 1 to 3: it fails") for text in run.warnings()] == [True]
 
 
 def test_a_collapsed_posterior_is_named() -> None:
