@@ -355,22 +355,24 @@ def _pictures(model: Detector, view: View, run: runs.Run, device: torch.device, 
 def learning_curve(history: Sequence[dict[str, float]], *, synthetic: bool) -> bytes:
     """Return a PNG of every loss term and the validation loss over the epochs, and below it of what was watched.
 
-    Losses lie on a logarithmic scale where all are above 0.
+    Losses lie on a logarithmic scale where all are above 0; what is a share in every epoch has a panel of its own.
     """
     from matplotlib.figure import Figure
 
     terms = [name for name in history[0] if "." in name or name == "validation"]
     watched = [name for name in history[0] if name not in (*terms, "epoch", "seconds", "films_per_second")]
-    figure = Figure(figsize=(7, 6 if watched else 4), layout="constrained")
+    shares = [name for name in watched if all(0 <= line[name] <= 1 for line in history)]
+    others = [name for name in watched if name not in shares]
+    panels = [panel for panel in (("loss", terms), ("share", shares), ("watched", others)) if panel[1]]
+    figure = Figure(figsize=(9, 1.5 + 2.5 * len(panels)), layout="constrained")
     epochs, marker = [line["epoch"] for line in history], "." if len(history) < 30 else None
-    panels = [("loss", terms), ("watched", watched)][: 1 + bool(watched)]
     for axes, (title, names) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         for name in names:
             axes.plot(epochs, [line[name] for line in history], label=name, marker=marker)
         positive = all(line[name] > 0 for line in history for name in names)
         axes.set(ylabel=title, yscale="log" if positive and title == "loss" else "linear")
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside the lines, which it would hide
     axes.set(xlabel="epoch")
     if synthetic:
         figure.suptitle("SYNTHETIC films")
