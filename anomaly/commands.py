@@ -459,16 +459,17 @@ def models(name: str | None) -> None:
     package, about = there[name].package, (kind.__doc__ or "").strip().splitlines()
     say(f"{name}{f' (of the package {package})' if package else ''}: {about[0] if about else ''}")
     say(f"scores: {', '.join(kind.score_names)}; trains on {'labelled' if kind.supervised else 'normal'} films")
+    wide = max(map(len, (*kind.Config.model_fields, *TrainConfig.model_fields)))
     for title, config in (("model", kind.Config), ("training", TrainConfig)):
         say()
         say(f"{title} settings (--set name=value)")
         for key, field in config.model_fields.items():
             text = " ".join((field.description or "").split())
-            say(f"  {key:<16} {field.default!s:<12} {_allowed(field):<24} {text}")
+            say(f"  {key:<{wide}} {field.default!s:<12} {_allowed(field):<24} {text}")
     say()
     say("presets (--preset name)")
     for key, values in kind.presets.items():
-        say(f"  {key:<16} {', '.join(f'{k}={v}' for k, v in values.items())}")
+        say(f"  {key:<{wide}} {', '.join(f'{k}={v}' for k, v in values.items())}")
 
 
 def _allowed(field: Any) -> str:

@@ -62,7 +62,7 @@ def scored(path: Path) -> tuple[Scored, dict[str, NDArray[Any]]]:
     return score(open_model(run, CPU), view, CPU), known
 
 
-def figures(cell: str, name: str, runs: list[Scored], floor: Scored | None, known: dict[str, Any]) -> dict[str, Any]:
+def figures(cell: str, name: str, runs: list[Scored], floor: Scored, known: dict[str, Any]) -> dict[str, Any]:
     """Return the figures of one score of one cell over its seeds."""
     line: dict[str, Any] = {"cell": cell, "score": name, "seeds": len(runs)}
     for split in ("val", "test"):
@@ -79,9 +79,8 @@ def figures(cell: str, name: str, runs: list[Scored], floor: Scored | None, know
             "abnormal": int((label == 1).sum()),
             "patients": len(set(patient)),
         }
-        if floor is not None:
-            against = floor[FLOOR[1]][on]
-            line[split]["minus_floor"] = [paired(label, run[name][on], against, patient).plain() for run in runs]
+        against = floor[FLOOR[1]][on]
+        line[split]["minus_floor"] = [paired(label, run[name][on], against, patient).plain() for run in runs]
         for column in ("finding", "difficulty"):
             kinds = sorted(set(known[column][on & (known["label"] == 1)]) - {""})
             line[split][column] = {
@@ -97,7 +96,7 @@ def row(line: dict[str, Any]) -> list[str]:
     val, test = line["val"], line["test"]
     low, high = test["interval_first_seed"]
     sd = "" if test["sd"] is None else f" ± {test['sd']:.3f}"
-    differences = test.get("minus_floor", [])
+    differences = test["minus_floor"]
     shown = " ".join(f"{d['difference']:+.3f}" for d in differences)
     if len(differences) == 1 and differences[0]["interval"]:
         shown += f" [{differences[0]['interval'][0]:+.3f}, {differences[0]['interval'][1]:+.3f}]"
@@ -115,10 +114,12 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/zoo"))
+    parser.add_argument("--floor", type=Path, help="a contrast_density run on another variant of the same cache")
     parser.add_argument("--ensembles", action="store_true", help="also the ensemble of each cell's seeds")
     arguments = parser.parse_args()
     seeds = [int(text) for text in arguments.seeds.split(",")]
-    of = {cell: [0] if cell == FLOOR[0] else seeds for cell in dict.fromkeys([FLOOR[0], *arguments.cells])}
+    cells = dict.fromkeys([*([] if arguments.floor else [FLOOR[0]]), *arguments.cells])
+    of = {cell: [0] if cell == FLOOR[0] else seeds for cell in cells}
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(
             pool.map(
@@ -139,7 +140,7 @@ def main() -> None:
                 runs[f"ensemble of {len(paths)} {cell}"] = [scored(combined)[0]]
             except InputError as error:
                 print(f"{path}: {error}")
-    floor = runs[FLOOR[0]][0]
+    floor = scored(arguments.floor)[0] if arguments.floor else runs[FLOOR[0]][0]
     lines = [
         figures(cell, name, found, floor, known)
         for cell, found in runs.items()
