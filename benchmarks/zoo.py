@@ -20,7 +20,7 @@ from anomaly.fit import combine
 from anomaly.metrics import interval, markdown, paired, roc_auc
 from anomaly.runs import Run, to_json, write_atomic
 from anomaly.score import View, open_model, run_view, score
-from benchmarks.record import machine
+from benchmarks.record import record
 from preprocessing import InputError
 
 FLOOR = ("contrast_density", "typicality")
@@ -148,8 +148,7 @@ def main() -> None:
         if name not in ("mean_grey", "minus_std")
     ]
     lines += [figures("trivial", name, [floor], floor, known) for name in ("mean_grey", "minus_std")]
-    result = {"command": " ".join(["python -m benchmarks.zoo", *sys.argv[1:]]), "machine": machine(), "lines": lines}
-    write_atomic(arguments.out / "results.json", to_json(result))
+    write_atomic(arguments.out / "results.json", to_json({"lines": lines}))
     head = (
         "cell",
         "score",
@@ -158,6 +157,17 @@ def main() -> None:
         "95 % over patients, first seed",
         "minus contrast_density, each seed",
     )
+    told = {"cache": arguments.cache.name, "variant": arguments.variant, "preset": arguments.preset, "seeds": seeds}
+    short = {
+        f"{line['cell']}: {line['score']}": {
+            "val": line["val"]["roc_auc"],
+            "test": line["test"]["roc_auc"],
+            "test_interval_first_seed": line["test"]["interval_first_seed"],
+            "test_minus_floor": line["test"]["minus_floor"],
+        }
+        for line in lines
+    }
+    record("zoo", "python -m benchmarks.zoo", told, short)
     print("\n".join(markdown(head, [row(line) for line in lines])))
 
 
