@@ -87,8 +87,11 @@ def open_model(run: Run, device: torch.device) -> Detector:
     try:
         model.load_state_dict(load_file(path))
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{path} doesn't fit {run.config['model']} as run.json describes it ({reason})") from None
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{path} has weights of another model or version than the {run.config['model']} of run.json ({reason} "
+            "...); put the right file back, or train again"
+        ) from None
     return model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 
@@ -135,7 +138,7 @@ def maps(
     for rows, films in view.chunks():
         drawn = model.anomaly_map(as_batch(films, device))
         if drawn is None:
-            raise InputError("this model draws no heatmap: it doesn't reconstruct; `anomaly models` says which do")
+            raise InputError("this model draws no heatmap: it scores a film as a whole; the cae, for one, draws them")
         raw = drawn.float().cpu().numpy()[:, 0]
         for row, one, film, mask in zip(rows, raw, films.unit(), films.mask, strict=True):
             yield int(row), smooth(one, mask, view.size * SMOOTHING), film, mask

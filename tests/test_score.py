@@ -286,5 +286,5 @@ def test_weights_of_another_shape_are_refused(run: Run) -> None:
     other = Run(run.path)
     settings = run.config["settings"]
     other.config = run.config | {"settings": settings | {"model": settings["model"] | {"width": 8}}}
-    with pytest.raises(InputError, match=r"weights.safetensors doesn't fit cae as run.json describes it"):
+    with pytest.raises(InputError, match=r"weights.safetensors has weights of another model or version than the cae"):
         open_model(other, CPU)
