@@ -61,7 +61,7 @@ def test_what_is_no_run_is_refused_with_those_there_are(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="is damaged"):
             runs.Run(tmp_path / "cae-1")
     (tmp_path / "cae-1/run.json").write_text('{"format": 99, "model": "cae", "settings": {}, "cache": {}}')
-    with pytest.raises(InputError, match="has format 99, this version reads 1"):
+    with pytest.raises(InputError, match=r"has format 99, this version reads \d"):
         runs.Run(tmp_path / "cae-1")
 
 

@@ -84,7 +84,7 @@ def test_scoring_writes_films_studies_patients_and_figures(run: Run, view: View,
 
 def test_another_score_can_flag_and_rank(run: Run, tmp_path: Path) -> None:
     commands.score(run.path, [], None, "mean", None, tmp_path, "cpu", 1, "typicality")
-    lines = list(csv.DictReader((tmp_path / "scores.csv").open()))
+    lines = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
     threshold = json.loads((run.path / "calibration.json").read_text())["thresholds"]["mean"]["film"]["typicality"]
     assert [int(line["flagged"]) for line in lines] == [int(float(line["typicality"]) >= threshold) for line in lines]
     commands.heatmap(run.path, [], None, "cache", "npy", 1, None, None, tmp_path / "maps", "cpu", 1, "typicality")
