@@ -22,6 +22,7 @@ from anomaly.runs import Run, to_json, write_atomic
 from anomaly.score import View, open_model, run_view, score
 from benchmarks.record import record
 from preprocessing import InputError
+from preprocessing.schema import Cache
 
 FLOOR = ("contrast_density", "typicality")
 CPU = torch.device("cpu")
@@ -39,6 +40,10 @@ def train(arguments: argparse.Namespace, cell: str, seed: int) -> None:
     settings = [text for text in settings if not text.startswith("preset=")]
     path = folder(arguments.out, cell, seed)
     if (path / "calibration.json").is_file():
+        config = Run(path).config
+        films = Cache(arguments.cache).content_hash
+        if (config["variant"], config["cache"]["content_hash"]) != (arguments.variant, films):
+            raise SystemExit(f"{path} was trained on other films; take another --out")
         return
     command = [sys.executable, "-m", "anomaly", "train", model, "--cache", str(arguments.cache)]
     command += ["--variant", arguments.variant, "--preset", preset, "--seed", str(seed), "--out", str(path)]
