@@ -194,7 +194,7 @@ class AlphaGAN(Reconstructor):
         return {"discriminator": self.config.discriminator_rate, "code": self.config.code_rate}
 
     def training_steps(self, batch: Batch) -> Iterator[Step]:
-        """Move encoder and generator, then the two discriminators: Rosca et al. 2017, algorithm 1.
+        """Move encoder and generator, then the two discriminators (Rosca et al. 2017).
 
         Where a discriminator stands for an unknown ratio of likelihoods, what it judges lowers -log D + log(1 - D),
         which is minus its logit.
