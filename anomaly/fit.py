@@ -19,6 +19,7 @@ from anomaly.detector import Batch, Detector, Settings
 from anomaly.heatmap import blend, map_scale, png, titled
 from anomaly.models import find_model, zoo
 from anomaly.models.ensemble import Ensemble, EnsembleConfig
+from anomaly.reconstructor import Reconstructor
 from anomaly.score import View, calibrate, make_repeatable, maps, open_model, read_calibration, run_view
 from anomaly.train import (
     EpochReport,
@@ -118,6 +119,8 @@ def prepare(plan: Plan) -> Prepared:
     """Check a plan against its cache; what can't be trained is refused here, before a folder is made."""
     kind = find_model(plan.model)
     model_config, training = resolve(plan.model, plan.preset, plan.settings)
+    if (training.noise or training.erase) and not issubclass(kind, Reconstructor):
+        raise InputError(f"{plan.model} doesn't reconstruct, so there is nothing to mend: leave out noise and erase")
     cache = Cache(plan.cache)
     variant = plan.variant or default_variant(cache.variants)
     cache.films(variant, np.arange(0))  # an unknown variant is refused, with those there are

@@ -282,3 +282,10 @@ def test_a_collapsed_posterior_is_named() -> None:
     assert model.warnings({"kl_nats": 20.0}) == []
     (text,) = model.warnings({"kl_nats": 0.01})
     assert "posterior collapses" in text and "--set beta=" in text
+
+
+@pytest.mark.parametrize("setting", ["noise=0.2", "erase=0.25"])
+def test_damage_is_refused_by_a_model_that_mends_nothing(cache: Cache, setting: str) -> None:
+    with pytest.raises(InputError, match="dcgan doesn't reconstruct"):
+        prepare(Plan("dcgan", cache.path, preset="fast", settings=(setting,), device="cpu"))
+    assert prepare(Plan("bigan", cache.path, preset="fast", settings=(setting,), device="cpu"))
