@@ -24,6 +24,7 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1; the last two exclusive
 
 REDUCED = 256  # pixels of the longer side on which carrier and hand are looked for
 GRABCUT = 160  # the same for GrabCut, by far the slowest step
+BACKGROUND = 64  # the same for the background, which is smooth
 CONTRAST = 8  # levels of 255, stretched: what differs by less is one thing
 SD_FLOOR, SD_TOP = 0.01, 0.5  # of levels in [0, 1]: well below the one is no contrast, above the other is none possible
 
@@ -48,7 +49,7 @@ def is_inverted(film: Pixels, *, carrier: Corners | None = None) -> bool:
     small, scale = _reduced(film)
     if carrier is not None:
         small, _ = rectify(small, (carrier + 0.5) * np.float32(scale) - np.float32(0.5))
-    small, _, _ = _peeled(small)
+    small, _, _ = _peeled(small, slopes=True)
     height, width = small.shape
     edge, quarter = max(1, min(height, width) // 16), max(1, min(height, width) // 4)
     rim = np.ones(small.shape, bool)
@@ -268,6 +269,26 @@ def foreground(
     return np.asarray(grown >= 0.5)
 
 
+def largest(mask: Mask) -> Mask | None:
+    """Keep the largest component and those half as large, holes filled; None under 3 % or over 97 % of the film.
+
+    >>> mask = np.zeros((10, 20), bool)
+    >>> mask[2:8, 2:8] = mask[1:9, 10:18] = mask[0, 0] = True
+    >>> mask[4, 13] = False  # a hole
+    >>> kept = largest(mask)
+    >>> bool(kept[0, 0]), bool(kept[4, 13]), int(kept.sum())
+    (False, True, 100)
+    """
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    if count < 2:
+        return None
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    kept = np.concatenate([[False], areas * 2 >= areas.max()])[labels]
+    contours, _ = cv2.findContours(kept.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = cv2.drawContours(np.zeros(mask.shape, np.uint8), contours, -1, 1, cv2.FILLED) > 0
+    return np.asarray(filled) if 0.03 <= filled.mean() <= 0.97 else None
+
+
 # Grey levels ----------------------------------------------------------------------------------------------------------
 
 
@@ -296,6 +317,59 @@ def equalize(film: Pixels, mask: Mask) -> Pixels:
     lut = np.zeros(top + 1, film.dtype)
     lut[levels] = wanted
     return np.where(mask, lut[film], 0).astype(film.dtype)
+
+
+def clahe(film: Pixels, mask: Mask, *, clip: float = 3.0, tiles: int = 8) -> Pixels:
+    """Equalise the levels under `mask` adaptively, with limited contrast (CLAHE); outside it the film becomes 0.
+
+    The film is parted into `tiles` x `tiles` tiles (fewer on a film of fewer pixels a side). The levels of a tile that
+    lie under the mask are counted in 256 bins between the darkest and the brightest level under the whole mask. What a
+    bin holds beyond `clip` times its even share is spread evenly over all bins. The cumulated counts, joined by
+    straight lines, are the tile's curve. A pixel is mapped by the curves of the four tiles around it, blended
+    bilinearly, each weighing as much as there is mask in it: tiles beside the hand have no say. The darkest level under
+    the mask becomes 0, the brightest the type's largest.
+
+    A curve is read at the pixel's exact level, so 8 and 16 bit have one mathematics, and 16 bit keeps its levels
+    (cv2.createCLAHE knows no mask, and its limit is a count per level, at least 1: in 16 bit nothing is ever clipped).
+    What lies outside the mask has no influence; nor have gain and offset of the film's levels. A flat film or an empty
+    mask gives zeros. The settings are the paper's, which none of its reported runs used; the method is Zuiderveld's
+    (Graphics Gems IV, 1994).
+
+    >>> clahe(np.array([[10, 20, 90, 250]], np.uint16), np.array([[True, True, True, False]]), tiles=1)
+    array([[    0,  8672, 65535,     0]], dtype=uint16)
+    """
+    inside = film[mask]
+    low, high = (int(inside.min()), int(inside.max())) if inside.size else (0, 0)
+    if low == high:
+        return np.zeros_like(film)
+    above = (np.clip(film, low, high).astype(np.int32) - low) * 256
+    bins = np.minimum(above // (high - low), 255)  # (H, W), in integers, so that a gain moves no level's bin
+    within = (above - bins * (high - low)) / (high - low)  # how far into its bin a level lies, 0 to 1
+
+    (row, top, lower), (column, left, right) = (_tiles(side, tiles) for side in film.shape)
+    down, across = int(row[-1]) + 1, int(column[-1]) + 1
+    tile = row[:, None] * across + column
+    counts = np.bincount((tile * 256 + bins)[mask], minlength=down * across * 256).reshape(down, across, 256)
+    totals = counts.sum(axis=2, keepdims=True)
+    kept = np.minimum(counts, clip / 256 * totals)
+    kept += (totals - kept.sum(axis=2, keepdims=True)) / 256
+    # The curves at the 257 ends of the bins rise to their tile's total, not to 1: blended so, each has its weight.
+    curves = np.concatenate([np.zeros_like(kept[..., :1]), np.cumsum(kept, axis=2)], axis=2)
+
+    shares = np.zeros(film.shape)
+    below, beside = np.minimum(top + 1, down - 1), np.minimum(left + 1, across - 1)
+    for first in np.unique(top):  # the rows between two rows of tiles; all rows at once would leave the cache
+        rows = slice(*np.searchsorted(top, (first, first + 1)))
+        upper, under = curves[first], curves[below[rows.start]]
+        blended = upper + lower[rows, None, None] * (under - upper)  # (rows, tiles across, 257)
+        starts = np.arange(len(blended))[:, None] * (across * 257) + bins[rows]
+        for share, of in ((1 - right, left), (right, beside)):
+            at = starts + of * 257
+            begin = blended.take(at)
+            shares[rows] += share * (begin + within[rows] * (blended.take(at + 1) - begin))
+        ends = blended[..., -1]
+        shares[rows] /= np.maximum(1e-9, ends[:, left] * (1 - right) + ends[:, beside] * right)  # 0 far from the mask
+    return np.where(mask, np.rint(np.iinfo(film.dtype).max * shares), 0).astype(film.dtype)
 
 
 def stretch(film: Pixels, mask: Mask) -> Pixels:
@@ -396,6 +470,14 @@ def _otsu(levels: Levels) -> int | None:
     return int(cv2.threshold(levels.reshape(1, -1), 0, 255, cv2.THRESH_OTSU)[0])
 
 
+def _tiles(side: int, tiles: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
+    """Part a side into tiles: give each pixel's own tile, the first of the two it lies between, the second's share."""
+    tiles = min(tiles, side)
+    place = np.clip((np.arange(side) + 0.5) * tiles / side - 0.5, 0, tiles - 1)
+    first = np.minimum(place.astype(np.intp), max(0, tiles - 2))
+    return np.arange(side) * tiles // side, first, place - first
+
+
 def _smoothed(fields: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
     """Blur (H, W, C) by a Gaussian of `sigma` pixels; zeros lie around.
 
@@ -473,8 +555,8 @@ def _blob(small: Levels) -> Mask | None:
     A component as solid as its convex hull is a plate rather than a hand: the hand is then looked for within it.
     """
     peeled, rows, columns = _peeled(small)
-    blurred = _blurred(peeled)
-    found = _largest(_brighter(blurred, np.ones(peeled.shape, bool)))
+    blurred = _flattened(_blurred(peeled))
+    found = largest(_brighter(blurred, np.ones(peeled.shape, bool)))
     if found is None:
         return None
     contours, _ = cv2.findContours(found.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -482,7 +564,7 @@ def _blob(small: Levels) -> Mask | None:
     if found.sum() > 0.93 * hull.sum():
         reach = max(3, max(small.shape) // 20) | 1
         plate = cv2.erode(found.astype(np.uint8), np.ones((reach, reach), np.uint8), borderValue=1) > 0
-        within = _largest(_brighter(blurred, plate))
+        within = largest(_brighter(blurred, plate))
         if within is not None and 0.1 < within.sum() / found.sum() < 0.8:
             found = within
     blob = np.zeros(small.shape, bool)
@@ -494,43 +576,66 @@ def _brighter(blurred: Levels, where: Mask) -> Mask:
     """Part off what stands out of its background.
 
     Soft tissue, fingertips most of all, is far fainter than bone, so Otsu's level only tells what is background. The
-    level taken is 0.3 of the way from the background's median to Otsu's; more, up to 0.6, where the background is
-    uneven: as far above its median as two of its deviations below. What Otsu parts by less than CONTRAST is noise.
+    level taken is 0.3 of the way from the background's median to Otsu's; more where the background is uneven: up to 0.6
+    for what its upper half spreads, up to 0.45 for its lower half, which is as often a limb's soft tissue (the median)
+    and the background (below) as it is a plate and the film around it. What Otsu parts by less than CONTRAST is noise.
     """
-    level = _otsu(blurred[where])
+    inside = blurred[where]
+    level = _otsu(inside)
     if level is None:
         return np.zeros(blurred.shape, bool)
-    below, above = blurred[where & (blurred <= level)], blurred[where & (blurred > level)]
-    dark = float(np.median(below))
-    if float(np.median(above)) - dark < CONTRAST:
+    ordered = np.sort(inside, kind="stable")  # bytes: by radix, faster than each of the percentiles
+    parted = int(np.searchsorted(ordered, level, side="right"))
+    lower, dark, upper = (int(ordered[int(share * parted)]) for share in (0.16, 0.5, 0.6))  # above, it is soft tissue
+    if int(ordered[(parted + len(ordered)) // 2]) - dark < CONTRAST:
         return np.zeros(blurred.shape, bool)
-    deviation = dark - float(np.percentile(below, 16))
-    return where & (blurred > dark + min(0.6 * (level - dark), max(0.3 * (level - dark), 2 * deviation)))
+    way = level - dark
+    uneven = max(min(0.45 * way, 2 * (dark - lower)), min(0.6 * way, 2 * (upper - dark)))
+    return where & (blurred > dark + max(0.3 * way, uneven))
 
 
-def _peeled(small: Levels) -> tuple[Levels, slice, slice]:
-    """Peel off frames: what lies, near a side, beyond a step that most of a line takes; give what is left, where."""
+def _flattened(levels: Levels) -> Levels:
+    """Take off the background that grows towards a side: exposure strips, vignettes, what is left of frames.
+
+    The background along a side is what nearly all of a line reaches, and no more than the lines between it and the side
+    do, so that a limb amid the film is none. Lines are mirrored at their ends: a strip may stop short of one of them.
+    At most half of the way to Otsu's level is taken off: where a limb fills the film from side to side, it stays.
+    """
+    scale = min(1.0, BACKGROUND / max(levels.shape))
+    size = max(1, round(levels.shape[1] * scale)), max(1, round(levels.shape[0] * scale))
+    coarse = np.asarray(cv2.resize(levels, size, interpolation=cv2.INTER_AREA), np.uint8)
+    level = _otsu(coarse)
+    if level is None:
+        return levels
+    dark = float(np.median(coarse[coarse <= level]))
+    background = np.zeros_like(coarse)
+    for lines, found in ((coarse, background), (coarse.T, background.T)):
+        long = max(1, round(0.9 * lines.shape[1]))
+        mirrored = cv2.copyMakeBorder(np.ascontiguousarray(lines), 0, 0, long, long, cv2.BORDER_REFLECT)
+        opened = cv2.morphologyEx(mirrored, cv2.MORPH_OPEN, np.ones((1, long), np.uint8))[:, long:-long]
+        for inwards in (np.s_[:], np.s_[::-1]):
+            np.maximum(found[inwards], np.minimum.accumulate(opened[inwards]), out=found[inwards])
+    background = np.minimum(background, np.uint8((dark + level) / 2))
+    grown = cv2.resize(background, levels.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return np.asarray(cv2.subtract(levels, grown), np.uint8)
+
+
+def _peeled(small: Levels, *, slopes: bool = False) -> tuple[Levels, slice, slice]:
+    """Peel off frames: what lies, near a side, beyond a step that most of a line takes; give what is left, where.
+
+    A step is steeper than what follows it further inwards: a slope of the background, on which fingertips may lie, is
+    none, unless `slopes` are to be peeled off too.
+    """
     kept = []
     for lines in (small.astype(np.int16), small.T.astype(np.int16)):
-        reach = len(lines) // 12
+        reach, further = len(lines) // 12, max(2, len(lines) // 32)  # an edge is no wider
         cuts = []
-        for ends in (lines[: reach + 2], lines[: -reach - 3 : -1]):
-            steps = np.abs(np.median(ends[2:] - ends[:-2], axis=1)) > CONTRAST  # two lines apart, as an edge is blurred
+        for ends in (lines[: reach + further + 2], lines[: -reach - further - 3 : -1]):
+            rises = np.abs(np.median(ends[2:] - ends[:-2], axis=1))  # two lines apart, as an edge is blurred
+            steps = rises[:reach] > CONTRAST + (0 if slopes else rises[further : further + reach])
             cuts.append(int(np.flatnonzero(steps).max(initial=-1)) + 1)
         kept.append(slice(cuts[0], len(lines) - cuts[1]))
     return small[kept[0], kept[1]], kept[0], kept[1]
-
-
-def _largest(mask: Mask) -> Mask | None:
-    """Keep the largest component and those half as large, holes filled; None under 3 % or over 97 % of the film."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
-    if count < 2:
-        return None
-    areas = stats[1:, cv2.CC_STAT_AREA]
-    kept = np.concatenate([[False], areas * 2 >= areas.max()])[labels]
-    contours, _ = cv2.findContours(kept.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    filled = cv2.drawContours(np.zeros(mask.shape, np.uint8), contours, -1, 1, cv2.FILLED) > 0
-    return np.asarray(filled) if 0.03 <= filled.mean() <= 0.97 else None
 
 
 def _grabcut(small: Levels, mask: Mask, iterations: int) -> Mask:
@@ -539,6 +644,7 @@ def _grabcut(small: Levels, mask: Mask, iterations: int) -> Mask:
     GrabCut models both sides by their levels, and would take faint soft tissue for background beside bright bone. So
     levels are cut off half way to Otsu's: above that all is hand.
     """
+    small = _flattened(small)
     background = small[~mask]
     level, dark = _otsu(small), float(np.median(background)) if background.size else 0.0
     if level is None or not background.size:
@@ -553,7 +659,7 @@ def _grabcut(small: Levels, mask: Mask, iterations: int) -> Mask:
     cv2.setRNGSeed(0)
     models = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.grabCut(cv2.merge([shown] * 3), trimap, (0, 0, 0, 0), *models, iterations, cv2.GC_INIT_WITH_MASK)
-    found = _largest(np.asarray(trimap % 2 == 1))
+    found = largest(np.asarray(trimap % 2 == 1))
     return mask if found is None else found
 
 
