@@ -53,10 +53,11 @@ def score_films(
     scores = score(model, view, device, on_films)
     calibration = read_calibration(run)
     thresholds = calibration.thresholds[how]
-    columns = {name: view.column(name) for name in ("path", "study", "patient", "label", "finding", "difficulty")}
+    columns = {name: view.column(name) for name in ("study", "patient", "label", "finding", "difficulty")}
+    columns["film"] = view.cache.names[view.rows]  # each hand of two is a film of its own
     lines = []
     for level, file in zip(LEVELS, ("scores.csv", "studies.csv", "patients.csv"), strict=True):
-        ids = columns["path"] if level == "film" else columns[level]
+        ids = columns[level]
         groups = {name: aggregate(ids, values, columns["label"], how) for name, values in scores.items()}
         one = groups[main]
         out: dict[str, Sequence[Any]] = {level: one.ids.tolist()}
@@ -70,7 +71,7 @@ def score_films(
         lines.append(f"{folder / file}: {len(one.ids)} {'films' if level == 'film' else file.removesuffix('.csv')}")
     if set(split) == {"new"}:
         share = 1 - calibration.quantile
-        return [*_each(columns["path"], scores[main], main, thresholds["film"][main], share, run), *lines]
+        return [*_each(columns["film"], scores[main], main, thresholds["film"][main], share, run), *lines]
     if "train" in split:
         return [*lines, "no figures: the model was trained on some of these films"]
     figures = evaluate(columns, scores, thresholds=thresholds, trivial=TRIVIAL, how=how)
@@ -88,10 +89,10 @@ def score_films(
 
 
 def _each(
-    path: NDArray[Any], value: NDArray[np.float64], name: str, threshold: float, share: float, run: Run
+    film: NDArray[Any], value: NDArray[np.float64], name: str, threshold: float, share: float, run: Run
 ) -> list[str]:
     order = np.argsort(-value, kind="stable")
-    rows = [(str(path[i]), f"{value[i]:.6g}", "flagged" if value[i] >= threshold else "") for i in order]
+    rows = [(str(film[i]), f"{value[i]:.6g}", "flagged" if value[i] >= threshold else "") for i in order]
     trained = "SYNTHETIC films" if run.config["cache"]["synthetic"] else f"films of {run.config['cache']['source']}"
     return [
         *markdown(["film", name, f"at {threshold:.6g}"], rows),
@@ -214,7 +215,7 @@ def _shown(model: Detector, view: View, device: torch.device, i: int, value: flo
         _, drawn, film, mask = next(maps(model, one, device))
         heat = blend(film, drawn, mask, scale)
     note = " ".join(str(index[name][row]) for name in ("finding", "difficulty", "study") if index[name][row])
-    return Shown(str(index["path"][row]), int(index["label"][row]), float(value), film, heat, note)
+    return Shown(str(view.cache.names[row]), int(index["label"][row]), float(value), film, heat, note)
 
 
 # --- maps -----------------------------------------------------------------------------------------------------------
@@ -247,23 +248,24 @@ def write_maps(
     drawn_films = "SYNTHETIC film, " if view.cache.synthetic else ""
     written = []
     for (row, drawn, film, mask), value in zip(maps(model, chosen, device), scores[order], strict=True):
-        path = str(view.cache.index["path"][row])
+        path, hand = (view.cache.index[column][row] for column in ("path", "hand"))
+        stem = f"{path}-{hand}" if hand else str(path)
         if originals is not None:
             film, drawn, mask = _on_film(view, row, film, drawn, mask, originals)
         label = LABELS[int(view.cache.index["label"][row])]
-        title = f"{path}\n{drawn_films}{name} {value:.4g}, flagged from {threshold:.4g}" + (
+        title = f"{view.cache.names[row]}\n{drawn_films}{name} {value:.4g}, flagged from {threshold:.4g}" + (
             f", labelled {label}" if label else ""
         )
         for suffix in formats:
             # After the film's whole name: a.png and a.dcm, or the dotted names of DICOM, stay apart.
-            file = inside(folder, f"{path}_heatmap.{suffix}")
+            file = inside(folder, f"{stem}_heatmap.{suffix}")
             if suffix == "png":
                 write_png(
                     file, overlay(film, drawn, mask, calibration.map_scale or 1.0, title=title, unit=model.map_unit)
                 )
             else:
                 write_map(file, drawn)
-        written.append(folder / f"{path}_heatmap.{formats[0]}")
+        written.append(folder / f"{stem}_heatmap.{formats[0]}")
         on_film()
     return written
 

@@ -1,17 +1,23 @@
-"""Source and recipe to a cache: in parallel, in the source's order, and from where an interrupted build stopped."""
+"""Source and recipe to a cache: in parallel, in the source's order, and from where an interrupted build stopped.
+
+One machine or a cluster, it is the same call of joblib: films are prepared a few at a time by whichever worker is free,
+and stored in the source's order by this process alone.
+"""
 
 import hashlib
+import json
 import math
 import os
 import shlex
 import shutil
 import signal
+import socket
 import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import resource_tracker
@@ -21,16 +27,30 @@ from typing import Any, Literal
 
 import cv2
 import joblib
+import numpy as np
+from numpy.typing import NDArray
 
 from preprocessing import InputError
 from preprocessing.readers import peek_depth, read_film, read_mask
-from preprocessing.recipe import VARIANTS, Localizer, Recipe, Segmenter
-from preprocessing.schema import STAGES, Cache, Header, Row, Writer, disk_full, replaceable
+from preprocessing.recipe import RECIPE_VERSION, VARIANTS, Localizer, Prepared, Recipe, Segmenter
+from preprocessing.schema import (
+    BOX_CLASSES,
+    MAX_BOXES,
+    STAGES,
+    Cache,
+    Header,
+    Row,
+    Writer,
+    disk_full,
+    replaceable,
+    stage_of,
+)
 from preprocessing.sources import Record, Source
 
 TASK_FILMS = 4  # given to a worker at a time
 ROUND_BYTES = 2**30  # of prepared films that may wait for a slow disk
 WATCH_SECONDS = 1.0  # between two looks of a worker process for its parent
+CLUSTER_SECONDS = 10  # for a cluster's scheduler, and its workers, to answer
 
 
 @dataclass(frozen=True)
@@ -47,7 +67,7 @@ class Progress:
 class BuildReport:
     """What a build came to.
 
-    rows       films in the cache
+    rows       films in the cache, each hand of two counted
     failures   path and reason of each film that could not be prepared
     reused     the cache was there already
     kept       films taken over from an interrupted build
@@ -76,7 +96,19 @@ class _Job:
     segmenter: Segmenter | None
 
 
-_Outcome = Row | tuple[str, str]  # a prepared film, or path and reason of a failure
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of a film: its rows, or why there are none.
+
+    read   when the film and its masks were last written, and a hash of the bytes read of them; empty if not known
+    """
+
+    path: str
+    rows: tuple[Row, ...] = ()
+    reason: str = ""
+    read: str = ""
+
+
 _Report = Callable[[Progress], None]
 
 
@@ -90,8 +122,17 @@ def cache_path(
     segmenter: Segmenter | None = None,
 ) -> Path:
     """Name the cache of a source, recipe and variants: `cache/<source>-<recipe>-<size>-<8 hex digits>.h5`."""
-    made = f"{_digest(recipe, localizer, segmenter)} {','.join(_ordered(variants))}"
+    made = f"{made_digest(recipe, localizer=localizer, segmenter=segmenter)} {','.join(_ordered(variants))}"
     return folder / f"{source.name}-{recipe.name}-{recipe.size}-{hashlib.sha256(made.encode()).hexdigest()[:8]}.h5"
+
+
+def made_digest(recipe: Recipe, *, localizer: Localizer | None = None, segmenter: Segmenter | None = None) -> str:
+    """Give the recipe's digest; with trained nets, one that changes with their weights too: a cache's recipe_digest."""
+    if localizer is None and segmenter is None:
+        return recipe.digest()
+    nets: tuple[Any, Any] = (localizer, segmenter)
+    weights = [None if net is None else net.digest for net in nets]
+    return hashlib.sha256(f"{recipe.digest()} {weights}".encode()).hexdigest()[:12]
 
 
 def build(
@@ -108,15 +149,18 @@ def build(
     segmenter: Segmenter | None = None,
     command: str | None = None,
     dtype: str | None = None,
+    cluster: str | None = None,
 ) -> BuildReport:
     """Prepare every film of a source and write the cache; its content is the same for any number of workers.
 
     variants               of `recipe.VARIANTS`; stored in that order
     workers                processes, at most one a film; 0 takes every core, 1 works in this process
+    cluster                the scheduler of a Dask cluster, such as tcp://host:8786, whose workers then prepare the
+                           films; they read them for themselves, at the path where the source is here
     compression            None, "lzf" or "gzip": smaller, but slower to read
     force                  make the cache, and replace the one that is there, whatever is in it
-    localizer, segmenter   trained nets that can be sent to other processes, with a text attribute `digest` that tells
-                           their weights apart
+    localizer, segmenter   trained nets that can be sent to other processes, with the text attributes `name`, `run`
+                           (where they were trained) and `digest`, which tells their weights apart
     dtype                  of the films stored, uint8 or uint16; none: uint16 where any film is deeper than 8 bits
     command                recorded in the cache as the one that makes it again
 
@@ -125,9 +169,12 @@ def build(
     is returned as it is. A film counts as the same if its file is no newer than the cache, or has the same bytes; masks
     and films that could not be prepared, if their size is the same.
 
+    Where films or masks have changed while the source was read, there is no cache: an InputError names the first, and
+    the films before it stay for the next build.
+
     Raises InputError for an empty source, a source of which no film can be prepared, a file in the way, a cache that
-    another process is writing, and a disk that is too full or becomes so: the films done then stay for the next build,
-    unless a compressed file was left damaged.
+    another process is writing, a cluster that does not answer, or no longer, and a disk that is too full or becomes so:
+    the films done then stay for the next build, unless a compressed file was left damaged.
     """
     begun = time.monotonic()
     if path.is_dir():
@@ -139,7 +186,7 @@ def build(
     if compression not in (None, "lzf", "gzip"):
         raise InputError(f"no compression {compression!r}; there are: lzf, gzip")
     variants = _ordered(variants)
-    digest, listing = _digest(recipe, localizer, segmenter), source.listing_hash()
+    digest, listing = made_digest(recipe, localizer=localizer, segmenter=segmenter), source.listing_hash()
     if path.exists() and force and not replaceable(path):
         raise InputError(f"{path}: not a cache, so `--force` does not replace it; name another file")
     if path.exists() and not force:
@@ -147,26 +194,27 @@ def build(
         seconds = time.monotonic() - begun
         return BuildReport(path, len(cache), cache.failures, reused=True, kept=0, seconds=seconds, notes=())
 
-    with _interruptible(on_progress) as report:
+    with _interruptible(on_progress) as report, _crew(cluster, workers, source) as crew:
         header = Header(
             variants=variants,
             size=recipe.size,
             dtype=dtype or _depth(source, report),
             recipe_json=recipe.to_json(),
             recipe_digest=digest,
+            nets=_nets(localizer, segmenter),
             source=source.name,
             source_kind=source.kind,
             source_hash=listing,
             source_path=str(source.root.absolute()),
             synthetic=source.synthetic,
             truth=any(record.anomaly_mask for record in source.records),
+            boxes=any(record.boxes for record in source.records) and any(stage_of(name) != "raw" for name in variants),
             command=command or shlex.join(["anomaly", "preprocess", str(source.root)]),
         )
         job = _Job(source, recipe, variants, header.dtype, dtype is not None, localizer, segmenter)
-        processes = min(workers or joblib.cpu_count(), len(source.records))
         with _disk(path, header, len(source.records), compression):
             _refuse_full_disk(path, header, len(source.records), compression)
-            writer, kept = _write(path, header, job, processes, compression, report)
+            writer, kept = _write(path, header, job, crew, compression, report)
     return BuildReport(
         path=path,
         rows=writer.rows,
@@ -179,7 +227,7 @@ def build(
 
 
 def _write(
-    path: Path, header: Header, job: _Job, workers: int, compression: str | None, report: _Report
+    path: Path, header: Header, job: _Job, crew: "_Crew", compression: str | None, report: _Report
 ) -> tuple[Writer, int]:
     """Write the cache, or what of it is missing; the finished writer, and how many films were there already."""
     records, root = job.source.records, job.source.root
@@ -191,11 +239,17 @@ def _write(
     changed = partial(_changed, job.source)
     with Writer(path, header, total=total, compression=compression, on_kept=check, changed=changed) as writer:
         kept = writer.done
-        report(Progress("films", kept, total, kept - writer.rows))
-        with closing(_outcomes(job, records[kept:], workers, header)) as outcomes:
+        report(Progress("films", kept, total, writer.failed))
+        with closing(_outcomes(job, records[kept:], crew, header)) as outcomes:
             for outcome in outcomes:
                 _store(writer, outcome)
-                report(Progress("films", writer.done, total, writer.done - writer.rows))
+                report(Progress("films", writer.done, total, writer.failed))
+        for other in changed(writer.dealt_with()):
+            writer.cut(next(films for films, record in enumerate(records) if record.path == other))
+            raise InputError(
+                f"{root}: {other} changed while the source was read; when nothing writes there any more give the same "
+                "command again, it prepares that film and those after it anew"
+            )
         if not writer.rows:
             first, reason = writer.failures[0]
             writer.discard()
@@ -211,20 +265,22 @@ def _ordered(variants: Sequence[str]) -> tuple[str, ...]:
     return tuple(variant for variant in VARIANTS if variant in variants)
 
 
-def _digest(recipe: Recipe, localizer: Localizer | None, segmenter: Segmenter | None) -> str:
-    """Give the recipe's digest; with trained nets, one that changes with their weights too."""
-    if localizer is None and segmenter is None:
-        return recipe.digest()
-    nets: tuple[Any, Any] = (localizer, segmenter)
-    weights = [None if net is None else net.digest for net in nets]
-    return hashlib.sha256(f"{recipe.digest()} {weights}".encode()).hexdigest()[:12]
+def _nets(localizer: Localizer | None, segmenter: Segmenter | None) -> str:
+    """Say as JSON which trained nets are asked."""
+    nets: dict[str, Any] = {"localizer": localizer, "segmenter": segmenter}
+    told = {
+        role: {name: getattr(net, name) for name in ("name", "run", "digest")}
+        for role, net in nets.items()
+        if net is not None
+    }
+    return json.dumps(told, sort_keys=True)
 
 
 def _same(path: Path, source: Source, digest: str, listing: str, variants: tuple[str, ...]) -> Cache:
     """Open the complete cache that is there already, or say what of it differs."""
     try:
         cache = Cache(path)
-        films = list(zip(cache.index["path"].tolist(), cache.index["sha256"].tolist(), strict=True))
+        films = dict(zip(cache.index["path"].tolist(), cache.index["sha256"].tolist(), strict=True))
     except InputError as error:
         advice = "`--force` replaces it" if replaceable(path) else "name another file with `--out`"
         raise InputError(f"{str(error).rpartition('; ')[0]}; {advice}") from error
@@ -235,9 +291,9 @@ def _same(path: Path, source: Source, digest: str, listing: str, variants: tuple
     if relisted and not here:
         differing.insert(0, f"source ({cache.source_path})")
     faults = [f"a cache of another {' and '.join(differing)}"] if differing else []
-    changed = [] if differing or relisted else _changed(source, films, path.stat().st_mtime_ns)
+    changed = [] if differing or relisted else _newer(source, films, path.stat().st_mtime_ns)
     if (relisted and here) or changed:
-        then = len(cache) + len(cache.failures)
+        then = len(films) + len(cache.failures)
         which = f", another {changed[0]}" if changed else ""
         faults.append(f"the source has changed since ({then} films then, {len(source.records)} now{which})")
     if faults:
@@ -248,24 +304,47 @@ def _same(path: Path, source: Source, digest: str, listing: str, variants: tuple
     return cache
 
 
-def _changed(source: Source, films: Iterable[tuple[str, str]], since: int) -> list[str]:
-    """List those of some films, given with their sha256, that are others now; files older than `since` (ns) are not."""
-    return [path for path, sha256 in films if _stamp(source.root, path) >= since and _sha256(source, path) != sha256]
+def _newer(source: Source, films: dict[str, str], since: int) -> list[str]:
+    """List those of some films, path -> sha256, that are others now; files older than `since` (ns) are not."""
+    return [
+        path for path, sha256 in films.items() if _stamp(source.root, path) >= since and _sha256(source, path) != sha256
+    ]
+
+
+def _changed(source: Source, films: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Find those of the source's first films, given with their `_Outcome.read`, that are others now."""
+    fresh = None
+    for record, (_, read) in zip(source.records, films, strict=False):
+        stamp, _, digest = read.partition(" ")
+        if read and stamp != str(_newest(source, record)):
+            fresh = fresh or source.part(source.records)  # this one may hold an archive open that has been replaced
+            if digest != _joined(_sha256(fresh, path) for path in record.files()):
+                yield record.path
+
+
+def _newest(source: Source, record: Record) -> int:
+    """When a film or its masks were last written, in nanoseconds."""
+    return max(_stamp(source.root, path) for path in record.files())
+
+
+def _joined(hashes: Iterable[str]) -> str:
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def _stamp(root: Path, relative: str) -> int:
     """When a film's file, or the archive it is in, was last written or put in its place, in nanoseconds."""
-    place = root / relative
-    while not place.exists():
-        place = place.parent
-    status = place.stat()
-    return max(status.st_mtime_ns, status.st_ctime_ns)  # a file moved or unpacked here brings its old mtime along
+    for place in (root / relative, *(root / relative).parents):
+        with suppress(OSError):  # it lies in an archive, or is gone
+            status = place.stat()  # a file moved or unpacked here brings its old mtime along
+            return max(status.st_mtime_ns, status.st_ctime_ns)
+    return 0
 
 
 def _sha256(source: Source, path: str) -> str:
+    """Hash a file's bytes; of one that cannot be read, nothing."""
     try:
         return hashlib.sha256(source.read(path)).hexdigest()
-    except InputError:  # it could be read when it was prepared
+    except (InputError, KeyError):  # KeyError: of an archive that has been packed again without it
         return ""
 
 
@@ -282,12 +361,110 @@ def _depth(source: Source, report: _Report) -> str:
     return "uint8"
 
 
-def _outcomes(job: _Job, records: Sequence[Record], workers: int, header: Header) -> Generator[_Outcome]:
+@dataclass(frozen=True)
+class _Crew:
+    """Who prepares the films.
+
+    workers    how many at a time
+    processes  gives the context in which joblib finds them; none: this process alone
+    broken     what is raised where a worker was lost with its film
+    tries      how often a lone film may lose its worker before it is to blame
+    """
+
+    workers: int
+    processes: Callable[[], AbstractContextManager[Any]] | None = None
+    broken: type[Exception] = BrokenProcessPool
+    tries: int = 2
+
+
+@contextmanager
+def _crew(cluster: str | None, workers: int, source: Source) -> Iterator[_Crew]:
+    """Call up who is to prepare the films."""
+    workers = min(workers or joblib.cpu_count(), len(source.records))
+    if cluster is not None:
+        with _cluster(cluster, source) as crew:
+            yield crew
+    elif workers == 1:
+        yield _Crew(1)
+    else:  # with one process, joblib would work in this one, which a film can end
+        settings = {"inner_max_num_threads": 1, "initializer": _begin, "initargs": (os.getpid(),)}
+        yield _Crew(workers, partial(joblib.parallel_config, backend="loky", **settings))
+
+
+@contextmanager
+def _cluster(address: str, source: Source) -> Iterator[_Crew]:
+    """Call up the workers of a Dask cluster."""
+    try:
+        from distributed import Client, KilledWorker
+        from distributed.comm.addressing import get_address_host_port
+        from joblib._dask import DaskDistributedBackend
+    except ImportError as error:
+        raise InputError(
+            f"no cluster without Dask ({error}); run `pip install xray-anomaly[cluster]`, or leave out `--cluster`"
+        ) from error
+
+    class Backend(DaskDistributedBackend):  # type: ignore[misc]
+        """joblib's own, which would wait for ever for a film that ends every worker, and leave one core unused."""
+
+        def effective_n_jobs(self, n_jobs: int) -> int:
+            return n_jobs
+
+        def submit(self, func: Any, callback: Any = None) -> Any:
+            future = super().submit(func, callback)
+            future.add_done_callback(lambda done: callback(done.exception()) if done.exception() else None)
+            return future
+
+        def retrieve_result_callback(self, out: Any) -> Any:
+            if isinstance(out, KilledWorker):
+                raise out
+            if isinstance(out, BaseException):  # of the cluster: those of a film are among its outcomes
+                raise InputError(
+                    f"{address}: the cluster failed ({type(out).__name__}: {_on_one_line(out)}); when it is "
+                    "well again give the same command, it goes on where it stopped"
+                ) from out
+            return super().retrieve_result_callback(out)
+
+    try:
+        # Asked first, as a client that finds nobody leaves a thread behind.
+        socket.create_connection(get_address_host_port(address, strict=True), CLUSTER_SECONDS).close()
+        client = Client(address, timeout=CLUSTER_SECONDS, set_as_default=False)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{address}: no Dask scheduler answered within {CLUSTER_SECONDS} s ({_on_one_line(error)}); start one with "
+            "`dask scheduler` and give the address it prints, such as tcp://host:8786"
+        ) from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=CLUSTER_SECONDS)
+        except TimeoutError as error:
+            raise InputError(
+                f"{address}: the cluster has no workers; start some with `dask worker {address}`"
+            ) from error
+        for worker, seen in client.run(_sees, source.root, on_error="return").items():
+            if seen != RECIPE_VERSION:
+                fault = "has another version of this program" if isinstance(seen, int) else _on_one_line(seen)
+                raise InputError(f"{address}: worker {worker}: {fault}; it needs this program, and {source.root} there")
+        # At least two, as with one joblib would prepare the films in this process.
+        workers = max(2, sum(client.ncores().values()))  # type: ignore[no-untyped-call]
+        yield _Crew(workers, lambda: joblib.parallel_config(Backend(client=client)), KilledWorker, tries=1)
+
+
+def _on_one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+def _sees(root: Path) -> int:
+    """Tell, on a worker, that a source can be read there and with which version of the recipe."""
+    root.stat()
+    return RECIPE_VERSION
+
+
+def _outcomes(job: _Job, records: Sequence[Record], crew: _Crew, header: Header) -> Generator[_Outcome]:
     """Prepare films in their order.
 
     When a worker process is killed, which ends a whole pool, the films that were under way are prepared one by one.
     """
-    if workers == 1:
+    if crew.processes is None:
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)  # as in a worker: results must not depend on how many there are
         try:
@@ -295,29 +472,29 @@ def _outcomes(job: _Job, records: Sequence[Record], workers: int, header: Header
         finally:
             cv2.setNumThreads(threads)
         return
-    workers = max(2, min(workers, len(records)))  # with one, joblib would work in this process, which a film can end
     # A round's results fit into memory even while the disk takes none of them: joblib does not wait for its reader.
-    films = max(2 * workers * TASK_FILMS, ROUND_BYTES // (len(header.arrays()) * 2 * header.size**2))
+    under_way = 2 * crew.workers * TASK_FILMS
+    films = max(under_way, ROUND_BYTES // (len(header.arrays()) * 2 * header.size**2))
     done = 0
     while done < len(records):
         try:
-            with closing(_parallel(job, records[done : done + films], workers)) as outcomes:
+            with closing(_parallel(job, records[done : done + films], crew)) as outcomes:
                 for outcome in outcomes:
                     done += 1
                     yield outcome
-        except BrokenProcessPool:
-            for record in records[done : done + 2 * workers * TASK_FILMS]:
+        except crew.broken:
+            for record in records[done : done + under_way]:
                 done += 1
-                yield _alone(job, record)
+                yield _alone(job, record, crew)
 
 
-def _parallel(job: _Job, records: Sequence[Record], workers: int) -> Generator[_Outcome, None, None]:
-    films = max(1, min(TASK_FILMS, len(records) // (4 * workers)))
+def _parallel(job: _Job, records: Sequence[Record], crew: _Crew) -> Generator[_Outcome, None, None]:
+    assert crew.processes is not None
+    films = max(1, min(TASK_FILMS, len(records) // (4 * crew.workers)))
     parts = (records[i : i + films] for i in range(0, len(records), films))
     tasks = (joblib.delayed(_work)(replace(job, source=job.source.part(part))) for part in parts)
-    settings = {"initializer": _begin, "initargs": (os.getpid(),)}
-    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
-        parallel = joblib.Parallel(n_jobs=workers, batch_size=1, return_as="generator", **settings)
+    with crew.processes():
+        parallel = joblib.Parallel(n_jobs=crew.workers, batch_size=1, return_as="generator")
     with _deaf():
         results = parallel(tasks)
     try:
@@ -329,13 +506,14 @@ def _parallel(job: _Job, records: Sequence[Record], workers: int) -> Generator[_
             results.close()
 
 
-def _alone(job: _Job, record: Record) -> _Outcome:
-    for _ in range(2):
+def _alone(job: _Job, record: Record, crew: _Crew) -> _Outcome:
+    for _ in range(crew.tries):
         try:
-            return next(_parallel(job, [record], 2))
-        except BrokenProcessPool:
+            return next(_parallel(job, [record], crew))
+        except crew.broken:
             continue
-    return record.path, "preparing it ended the worker process twice; it may need more memory than there is"
+    reason = "each time it was prepared, the worker process ended; it may need more memory than there is"
+    return _Outcome(record.path, reason=reason)
 
 
 @contextmanager
@@ -353,8 +531,7 @@ def _deaf() -> Iterator[None]:
 
 
 def _begin(parent: int) -> None:
-    """Set up a worker process."""
-    cv2.setNumThreads(1)
+    """Set up a worker process of this machine."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
@@ -367,16 +544,26 @@ def _end_with(parent: int) -> None:
 
 def _work(job: _Job) -> list[_Outcome]:
     """Prepare a part of the source, in a worker process."""
+    cv2.setNumThreads(1)
     return [_prepare(job, record) for record in job.source.records]
 
 
 def _prepare(job: _Job, record: Record) -> _Outcome:
+    # When they were written is asked before they are read: whatever changes them later is noticed by it.
+    stamp = _newest(job.source, record)
+    files: dict[str, bytes] = {}
+    rows: tuple[Row, ...] = ()
+    reason = ""
     try:
-        return _row(job, record)
+        for path in record.files():
+            files[path] = job.source.read(path)
+        rows = _rows(job, record, files)
     except InputError as error:
-        return record.path, _reason(record.path, error)
+        reason = _reason(record.path, error)
     except Exception as error:  # one film, whatever is wrong with it, must not end the build of all others
-        return record.path, f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
+    hashes = (hashlib.sha256(files[path]).hexdigest() if path in files else "" for path in record.files())
+    return _Outcome(record.path, rows, reason, f"{stamp} {_joined(hashes)}")
 
 
 def _reason(path: str, error: InputError) -> str:
@@ -384,16 +571,17 @@ def _reason(path: str, error: InputError) -> str:
     return str(error).removeprefix(f"{path}: ")
 
 
-def _row(job: _Job, record: Record) -> Row:
-    data = job.source.read(record.path)
+def _rows(job: _Job, record: Record, files: dict[str, bytes]) -> tuple[Row, ...]:
+    data = files[record.path]
     film = read_film(record.path, data, window=job.recipe.window == "voi")
     if film.depth > 8 and job.dtype == "uint8" and not job.narrow:
         raise InputError(f"{record.path}: {film.depth} bits deep, which its header does not say; mend the film")
+    height, width = film.pixels.shape[:2]
+    _check_boxes(record, width, height)
     mask, anomaly = (
-        None if given is None else read_mask(given, job.source.read(given))
-        for given in (record.mask, record.anomaly_mask)
+        None if given is None else read_mask(given, files[given]) for given in (record.mask, record.anomaly_mask)
     )
-    prepared = job.recipe.apply(
+    results = job.recipe.apply(
         film,
         variants=job.variants,
         dtype=job.dtype,
@@ -403,39 +591,83 @@ def _row(job: _Job, record: Record) -> Row:
         localizer=job.localizer,
         segmenter=job.segmenter,
     )
-    return Row(
-        path=record.path,
-        patient=record.patient,
-        study=record.study,
-        label=record.label,
-        split=record.split,
-        finding=record.finding,
-        difficulty=record.difficulty,
-        sha256=hashlib.sha256(data).hexdigest(),
-        height=film.pixels.shape[0],
-        width=film.pixels.shape[1],
-        depth=film.depth,
-        inverted=prepared.inverted,
-        fallbacks=",".join(prepared.fallbacks),
-        carrier=prepared.carrier,
-        box=prepared.box,
-        matrix_raw=prepared.matrices.get("raw"),
-        matrix_crop=prepared.matrices.get("crop"),
-        grey=[prepared.grey.get(stage, (math.nan, math.nan)) for stage in STAGES],
-        films=prepared.films,
-        masks=prepared.masks,
-        truth=prepared.anomaly,
+    return tuple(
+        Row(
+            path=record.path,
+            patient=record.patient,
+            study=record.study,
+            label=record.label,
+            split=record.split,
+            finding=record.finding,
+            difficulty=record.difficulty,
+            sha256=hashlib.sha256(data).hexdigest(),
+            height=height,
+            width=width,
+            depth=film.depth,
+            inverted=prepared.inverted,
+            fallbacks=",".join(prepared.fallbacks),
+            carrier=prepared.carrier,
+            box=prepared.box,
+            matrix_raw=prepared.matrices.get("raw"),
+            matrix_crop=prepared.matrices.get("crop"),
+            grey=[prepared.grey.get(stage, (math.nan, math.nan)) for stage in STAGES],
+            films=prepared.films,
+            masks=prepared.masks,
+            truth=prepared.anomaly,
+            boxes=_carried(record, prepared),
+            hand=prepared.hand,
+            side=prepared.side,
+            turns=prepared.turns,
+            markers=prepared.markers,
+            given=mask is not None and "mask" not in prepared.fallbacks,
+        )
+        for prepared in results
     )
 
 
+def _check_boxes(record: Record, width: int, height: int) -> None:
+    """Refuse boxes that nothing could be learned from."""
+    if len(record.boxes) > MAX_BOXES:
+        raise InputError(f"{record.path}: {len(record.boxes)} boxes; a film may have {MAX_BOXES}")
+    for name, *box in record.boxes:
+        if name not in BOX_CLASSES:
+            raise InputError(f"{record.path}: a box of class {name!r}; there are: {', '.join(BOX_CLASSES)}")
+        x0, y0, x1, y1 = box
+        # By a pixel a box may reach beyond the film: tools round. By more, it was drawn on another film, or at a scale.
+        if not (-1 <= x0 < x1 <= width + 1 and -1 <= y0 < y1 <= height + 1):
+            raise InputError(
+                f"{record.path}: the box {x0:g} {y0:g} {x1:g} {y1:g} of a {name} is not one on this film of {width} x "
+                f"{height} pixels; give x0 y0 x1 y1 in its pixels"
+            )
+
+
+def _carried(record: Record, prepared: Prepared) -> NDArray[np.float32]:
+    """Carry a film's boxes into its crop: (n, 5) x0, y0, x1, y1, class, without those mostly cut off.
+
+    Boxes tell edges, where matrices tell pixel centres: half a pixel lies between them. On a tilted carrier a box grows
+    to what holds it.
+    """
+    low, high = np.array(prepared.frame[:2]), np.array(prepared.frame[2:])
+    matrix = prepared.matrices["crop"]
+    carried = []
+    for name, x0, y0, x1, y1 in record.boxes:
+        corners = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]) - 0.5
+        corners = corners @ matrix[:, :2].T + matrix[:, 2] + 0.5
+        whole = corners.min(axis=0), corners.max(axis=0)
+        visible = np.clip(whole, low, high)
+        if np.prod(visible[1] - visible[0]) >= 0.5 * np.prod(whole[1] - whole[0]):
+            carried.append([*visible.ravel(), BOX_CLASSES.index(name) + 1])
+    return np.array(carried, np.float32).reshape(-1, 5)
+
+
 def _store(writer: Writer, outcome: _Outcome) -> None:
-    if isinstance(outcome, Row):
-        try:
-            writer.append(outcome)
-        except InputError as error:
-            writer.fail(outcome.path, _reason(outcome.path, error))
-    else:
-        writer.fail(*outcome)
+    if not outcome.rows:
+        writer.fail(outcome.path, outcome.reason, read=outcome.read)
+        return
+    try:
+        writer.append(*outcome.rows, read=outcome.read)
+    except InputError as error:
+        writer.fail(outcome.path, _reason(outcome.path, error), read=outcome.read)
 
 
 def _refuse_full_disk(path: Path, header: Header, total: int, compression: str | None) -> None:
@@ -474,8 +706,7 @@ def _disk(path: Path, header: Header, total: int, compression: str | None) -> It
                 f"free some space and give the same command again, it goes on where it stopped{damage}"
             ) from error
         if isinstance(error, OSError):
-            text = " ".join(str(error).split())
-            raise InputError(f"{path}: cannot be written ({text}); name another file") from error
+            raise InputError(f"{path}: cannot be written ({_on_one_line(error)}); name another file") from error
         raise
 
 

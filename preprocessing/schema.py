@@ -1,13 +1,19 @@
 """The cache: one HDF5 file of prepared films. This docstring is the format, and this module alone knows it.
 
-N films of one size S in the order of their source; M films failed. P = ceil(S * S / 8) bytes hold a packed (S, S) mask,
-eight pixels a byte, the first in the highest bit.
+N prepared films of one size S in the order of their source, which two rows share where a film shows two hands; M films
+failed. P = ceil(S * S / 8) bytes hold a packed (S, S) mask, eight pixels a byte, the first in the highest bit.
 
-    films/<variant>    uint8|16  (N, S, S)  prepared film, <stage>, <stage>-he or <stage>-contrast, larger is brighter
+    films/<variant>    uint8|16  (N, S, S)  prepared film: a stage (raw, crop, full), as it is or with -he, -clahe or
+                                            -contrast; larger is brighter
     masks/<stage>      uint8     (N, P)     packed foreground of a stage: raw, crop or full
     truth/<stage>      uint8     (N, P)     packed anomaly, raw or crop (for full too); only where the source has any
+    targets/boxes      float32   (N, 16, 5) x0, y0, x1, y1 in the pixels of stage crop, whose edges are at 0 and S, and
+                                            class: 1 right hand, 2 left hand, 3 right marker, 4 left marker, 0 no box;
+                                            only where the source has any
 
     index/path         str       (N,)       film file, relative POSIX path within the source
+    index/hand         int8      (N,)       0 the film's only hand, or the whole film; 1, 2 of two, left to right
+    index/side         str       (N,)       of the body, as a trained localizer said: left, right, or empty
     index/patient      str       (N,)       patient; a split never parts one
     index/study        str       (N,)       study, unique across patients
     index/label        int8      (N,)       0 normal, 1 abnormal, -1 unknown
@@ -19,37 +25,45 @@ eight pixels a byte, the first in the highest bit.
     index/width        int32     (N,)       of the film file, pixels
     index/depth        uint8     (N,)       significant bits of the film file, 8 to 16
     index/inverted     bool      (N,)       the grey levels were turned round, as the background was bright
+    index/turns        int8      (N,)       quarter turns counter-clockwise that brought the carrier upright, 0 to 3
+    index/markers      int8      (N,)       side markers blanked in the stages crop and full
+    index/given        bool      (N,)       the foreground mask came with the film, it was not estimated
     index/fallbacks    str       (N,)       steps that found nothing and were passed over: comma list, or empty
     index/carrier      float64   (N, 4, 2)  carrier's corners (x, y) in the film, clockwise from top left; NaN if none
-    index/box          float64   (N, 4)     crop x0, y0, x1, y1 in the upright carrier, or film if none; NaN if none
+    index/box          float64   (N, 4)     crop x0, y0, x1, y1 in the carrier as turned upright, or in the film if it
+                                            has none; NaN if none
     index/matrix_raw   float64   (N, 2, 3)  film (x, y) -> cache (x, y) of stage raw, pixel centres; NaN if unknown
     index/matrix_crop  float64   (N, 2, 3)  the same of the stages crop and full
     index/grey         float64   (N, 3, 2)  mean and standard deviation of stages raw, crop, full under their masks,
                                             before levels were spread, shares of 2**depth - 1; NaN if not made
     index/truth        bool      (N,)       has pixel truth of its anomaly; where not, its truth/ rows are zeros
-    index/checksum     uint64    (N,)       BLAKE2b of the row's bytes in films, masks and truth, for `verify`
+    index/checksum     uint64    (N,)       BLAKE2b of the row's bytes in films, masks, truth and targets, for `verify`
 
     failures/path      str       (M,)       film file that could not be prepared
     failures/reason    str       (M,)       why, one line
 
-    attributes: format, schema (version), complete, done (N + M), content (hash of the index, and through its checksums
-    of every film), size (S), variants (comma list), recipe (JSON), recipe_digest, source (name), source_kind,
-    source_hash (of its listing), source_path (where it was), synthetic (drawn, not taken from patients), command (that
-    makes the file again)
+    attributes: format, schema (version), complete, done (films of the source: those prepared and M), content (hash of
+    the index, and through its checksums of every film), size (S), variants (comma list), recipe (JSON), recipe_digest,
+    nets (JSON: localizer, segmenter -> name, run, digest; {} without), source (name), source_kind, source_hash (of its
+    listing), source_path (where it was), synthetic (drawn, not taken from patients), command (that makes the file
+    again)
 
 One film is one chunk: any row costs one read. While it is made, a cache is `NAME.partial`, and `NAME.partial.rows`
-beside it has one JSON line for each film done, written after the film. Space is laid out at the start: from then on
-only film bytes change, and a build killed at any moment goes on from its last whole line. With compression the file's
-tables grow too: a kill in the middle of writing them may damage it, and the build then begins again, and says so.
+beside it has one JSON line for each film of the source that is done, with all its rows, written after them: a film is
+there wholly or not at all. Space for a row a film is laid out at the start: from then on only film bytes change, and a
+build killed at any moment goes on from its last whole line. With compression, and each time that films with two hands
+have used that space up, the file's tables grow too: a kill in the middle of writing them may damage it, and the build
+then begins again, and says so.
 """
 
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -63,10 +77,12 @@ from numpy.typing import ArrayLike, NDArray
 from preprocessing import InputError
 
 FORMAT = "xray-anomaly cache"
-VERSION = 1
+VERSION = 2
 
 COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # dtype and shape of a row's value, as in the table above
     "path": ("str", ()),
+    "hand": ("int8", ()),
+    "side": ("str", ()),
     "patient": ("str", ()),
     "study": ("str", ()),
     "label": ("int8", ()),
@@ -78,6 +94,9 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # dtype and shape of a row'
     "width": ("int32", ()),
     "depth": ("uint8", ()),
     "inverted": ("bool", ()),
+    "turns": ("int8", ()),
+    "markers": ("int8", ()),
+    "given": ("bool", ()),
     "fallbacks": ("str", ()),
     "carrier": ("float64", (4, 2)),
     "box": ("float64", (4,)),
@@ -89,16 +108,19 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # dtype and shape of a row'
 }
 
 STAGES = ("raw", "crop", "full")  # in the order of index/grey
+BOX_CLASSES = ("right hand", "left hand", "right marker", "left marker")  # of targets/boxes: 1, 2, 3, 4
+MAX_BOXES = 16  # of a film
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk without room says
 MAGIC = b"\x89HDF\r\n\x1a\n"  # the first bytes of every HDF5 file
 
+GROWTH = 64  # rows that a file grows by, where films have two hands
 FLUSH_ROWS = 64
 FLUSH_SECONDS = 2.0
 
 
 def split_variant(variant: str) -> tuple[str, str]:
-    """Split a variant's name into its stage and how its levels were spread: "" (stretched), "he" or "contrast".
+    """Split a variant's name into its stage and how its levels were spread: "" (stretched), "he", "clahe", "contrast".
 
     >>> split_variant("crop-he"), split_variant("raw")
     (('crop', 'he'), ('raw', ''))
@@ -139,8 +161,10 @@ class Header:
     source_hash: str
     synthetic: bool
     truth: bool  # any film of the source has pixel truth
-    source_path: str = ""  # absolute; it and the command say nothing about the content
+    boxes: bool = False  # any film of the source has boxes
+    source_path: str = ""  # absolute; it, the command and where nets lie say nothing about the content
     command: str = "anomaly preprocess"
+    nets: str = "{}"  # JSON: "localizer", "segmenter" -> name, run, digest; their weights are in recipe_digest
 
     def arrays(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """List the datasets of film bytes, name -> (dtype, a row's shape), in the order a checksum runs over them."""
@@ -152,6 +176,8 @@ class Header:
             arrays[f"masks/{stage_of(variant)}"] = ("uint8", packed)
         for variant in self.variants if self.truth else ():
             arrays[f"truth/{truth_stage(variant)}"] = ("uint8", packed)
+        if self.boxes:
+            arrays["targets/boxes"] = ("float32", (MAX_BOXES, 5))
         return arrays
 
     def row_bytes(self) -> int:
@@ -161,7 +187,10 @@ class Header:
 
 @dataclass(frozen=True)
 class Row:
-    """One prepared film with its line of the index, ready to be stored; fields as in the table of the module."""
+    """One prepared film with its line of the index, ready to be stored; fields as in the table of the module.
+
+    boxes   x0, y0, x1, y1 and class of each box of the film, (n, 5) and n at most MAX_BOXES
+    """
 
     path: str
     patient: str
@@ -184,20 +213,27 @@ class Row:
     films: dict[str, NDArray[Any]] = field(repr=False)  # variant -> (S, S)
     masks: dict[str, NDArray[np.bool_]] = field(repr=False)  # stage -> (S, S)
     truth: dict[str, NDArray[np.bool_]] | None = field(default=None, repr=False)  # "raw" | "crop" -> (S, S)
+    boxes: ArrayLike | None = None
+    hand: int = 0
+    side: str = ""
+    turns: int = 0
+    markers: int = 0
+    given: bool = False
 
 
 class Writer:
     """Writes a cache, one film after the other in the order of the source, and goes on where a killed one stopped.
 
     A partial file of another recipe, source, size or schema is discarded, and so is a damaged one; `notes` says so.
-    Films already there are compared with their checksums first: a power cut may cost films, but corrupts none.
+    Films already there are compared with their checksums first: a power cut may cost films, but corrupts none. What is
+    known of the films done stays in the journal until `finish`: memory does not grow with their number.
 
     header        what is to be stored
-    total         films of the source: rows and failures together
+    total         films of the source
     compression   None, "lzf" or "gzip"
     on_kept       told the number of films found intact while a partial file is taken up
-    changed       given (path, sha256) of the films taken up and when they were stored (ns), those that are others now:
-                  with any, the partial file is discarded
+    changed       given `dealt_with()` of the films taken up, the paths of those that are others now: with any, the
+                  partial file is discarded
 
     Raises InputError when another process writes the same cache.
     """
@@ -210,14 +246,15 @@ class Writer:
         total: int,
         compression: str | None = None,
         on_kept: Callable[[int], None] | None = None,
-        changed: Callable[[list[tuple[str, str]], int], list[str]] | None = None,
+        changed: Callable[[Iterable[tuple[str, str]]], Iterable[str]] | None = None,
     ) -> None:
         self._on_kept, self._changed = on_kept, changed
         self.path, self.header, self.total, self.compression = path, header, total, compression
         self.partial = path.with_name(path.name + ".partial")
         self.notes: list[str] = []
         self._arrays = header.arrays()
-        self._rows: list[dict[str, Any]] = []  # lines of the index
+        self._rows = self._films = 0
+        self._capacity = total  # rows that there is space for
         self._failures: list[tuple[str, str]] = []
         self._pending: list[str] = []  # lines not yet in the journal
         self._journal_bytes = 0  # of whole lines
@@ -226,8 +263,9 @@ class Writer:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._journal = _lock(self.partial.with_name(self.partial.name + ".rows"), path)
         try:
-            lines = self._journal.read().splitlines(keepends=True)
-            reason = self._resume(lines) if lines or self.partial.exists() else ""
+            with Path(self._journal.name).open("rb") as lines:
+                first = lines.readline()
+                reason = self._resume(first, lines) if first or self.partial.exists() else ""
             if reason:
                 self.notes.append(f"{self.partial}: discarded, {reason}")
             if self._file is None:
@@ -239,37 +277,62 @@ class Writer:
 
     @property
     def done(self) -> int:
-        """Films of the source dealt with: rows and failures together."""
-        return len(self._rows) + len(self._failures)
+        """Films of the source dealt with: those prepared and those that failed."""
+        return self._films + self.failed
 
     @property
     def rows(self) -> int:
-        """Films stored."""
-        return len(self._rows)
+        """Rows stored: of a film one, or two where it shows two hands."""
+        return self._rows
+
+    @property
+    def failed(self) -> int:
+        """Films that could not be prepared."""
+        return len(self._failures)
 
     @property
     def failures(self) -> list[tuple[str, str]]:
         """Path and reason of every film that could not be prepared."""
         return list(self._failures)
 
-    def append(self, row: Row) -> None:
-        """Store one film.
+    def append(self, *rows: Row, read: str = "") -> None:
+        """Store one film: its row, or one for each of its hands. `read` tells what it was made of.
 
-        Raises InputError for a text that HDF5 cannot hold, ValueError for a film or mask unlike the header.
+        Raises InputError for a text that HDF5 cannot hold, ValueError for hands out of order and for a film or mask
+        unlike the header.
         """
-        line = _line(row)
-        parts = self._parts(row)
-        line["checksum"] = _checksum(parts.values())
-        for name, part in parts.items():
-            self._file[name][len(self._rows)] = part
-        self._rows.append(line)
-        self._wrote({"row": line})
+        hands = [row.hand for row in rows]
+        if hands != ([0] if len(rows) == 1 else list(range(1, len(rows) + 1))) or not rows:
+            raise ValueError(f"{rows[0].path if rows else self.path}: hands {hands}; 0 alone, or 1 and 2")
+        lines, parts = [_line(row) for row in rows], [self._parts(row) for row in rows]
+        if self._rows + len(rows) > self._capacity:
+            self._grow()
+        for i, (line, arrays) in enumerate(zip(lines, parts, strict=True)):
+            line["checksum"] = _checksum(arrays.values())
+            for name, array in arrays.items():
+                self._file[name][self._rows + i] = array
+        self._rows += len(rows)
+        self._films += 1
+        self._wrote({"rows": lines, "read": read})
 
-    def fail(self, path: str, reason: str) -> None:
+    def fail(self, path: str, reason: str, *, read: str = "") -> None:
         """Record that a film could not be prepared, and why."""
         failure = (_storable(path), _storable(" ".join(reason.split())))
         self._failures.append(failure)
-        self._wrote({"failure": failure})
+        self._wrote({"failure": failure, "read": read})
+
+    def dealt_with(self) -> Iterator[tuple[str, str]]:
+        """Give, in the order of the source, the path of every film done, and what `read` told of it."""
+        self.flush()
+        for line in self._lines():
+            yield line["rows"][0]["path"] if "rows" in line else line["failure"][0], line["read"]
+
+    def cut(self, films: int) -> None:
+        """Keep the first `films` of those done for the next writer, none of the others, and let go."""
+        self.flush()
+        with Path(self._journal.name).open("rb") as lines:
+            self._journal_bytes = sum(len(line) for line in itertools.islice(lines, 1 + films))
+        self.close()
 
     def flush(self) -> None:
         """Write out everything so far: a killed build goes on from here."""
@@ -293,7 +356,7 @@ class Writer:
         self.flush()
         for name in self._arrays:
             self._file[name].resize(self.rows, axis=0)
-        columns = {name: _column(name, [line[name] for line in self._rows]) for name in COLUMNS}
+        columns = self._columns()
         for name, column in columns.items():
             self._file.create_dataset(f"index/{name}", data=column, dtype=_stored(COLUMNS[name][0]))
         for i, name in enumerate(("path", "reason")):
@@ -307,6 +370,7 @@ class Writer:
             variants=",".join(header.variants),
             recipe=header.recipe_json,
             recipe_digest=header.recipe_digest,
+            nets=header.nets,
             source=header.source,
             source_kind=header.source_kind,
             source_hash=header.source_hash,
@@ -345,6 +409,28 @@ class Writer:
         with suppress(*(() if kind is None else (OSError, RuntimeError))):
             self.close()
 
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """Read the journal: a line for each film done."""
+        with Path(self._journal.name).open("rb") as lines:
+            place = len(lines.readline())
+            for line in lines:
+                place += len(line)
+                if place > self._journal_bytes:  # beyond lie films that do not count
+                    return
+                yield json.loads(line)
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        """Gather the index from the journal."""
+        columns = {
+            name: np.empty((self._rows, *shape), "object" if dtype == "str" else dtype)
+            for name, (dtype, shape) in COLUMNS.items()
+        }
+        rows = (row for line in self._lines() for row in line.get("rows", ()))
+        for i, row in enumerate(rows):
+            for name, column in columns.items():
+                column[i] = row[name]
+        return columns
+
     def _wrote(self, line: dict[str, Any]) -> None:
         self._pending.append(json.dumps(line) + "\n")
         if len(self._pending) >= FLUSH_ROWS or time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
@@ -352,12 +438,15 @@ class Writer:
 
     def _parts(self, row: Row) -> dict[str, NDArray[Any]]:
         given: dict[str, dict[str, NDArray[Any]]] = {"films": row.films, "masks": row.masks, "truth": row.truth or {}}
-        parts = {}
+        parts: dict[str, NDArray[Any]] = {}
         square = (self.header.size, self.header.size)
         if row.truth is not None and not self.header.truth:
             raise ValueError(f"{row.path}: pixel truth is given, the cache was laid out without")
         for name, (dtype, shape) in self._arrays.items():
             group, key = name.split("/")
+            if group == "targets":
+                parts[name] = _padded(row, shape)
+                continue
             if group == "truth" and row.truth is None:
                 parts[name] = np.zeros(shape, dtype)
                 continue
@@ -369,7 +458,8 @@ class Writer:
         return parts
 
     def _identity(self) -> dict[str, Any]:
-        mine = {key: value for key, value in asdict(self.header).items() if key not in ("command", "source_path")}
+        aside = ("command", "nets", "source_path")
+        mine = {key: value for key, value in asdict(self.header).items() if key not in aside}
         mine |= {"schema": VERSION, "total": self.total, "compression": self.compression}
         return json.loads(json.dumps(mine))  # type: ignore[no-any-return]
 
@@ -380,25 +470,33 @@ class Writer:
             layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             if self.compression is None:
                 layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # settles places; space is taken when used
-            rows = (self.total, *shape)
             self._file.create_dataset(
                 name,
-                rows,
+                (self.total, *shape),
                 dtype,
                 chunks=(1, *shape),
-                maxshape=rows,
+                maxshape=(None, *shape),
                 compression=self.compression,
                 fill_time="never",
                 dcpl=layout,
             )
         self._file.attrs.update(format=FORMAT, schema=VERSION, complete=False, command=self.header.command)
+        self._capacity = self.total
         self._pending = [json.dumps(self._identity()) + "\n"]
         self.flush()
 
-    def _resume(self, lines: list[bytes]) -> str:
+    def _grow(self) -> None:
+        """Make room for more rows than the source has films."""
+        self.flush()
+        self._capacity += max(GROWTH, self.total // 16)
+        for name in self._arrays:
+            self._file[name].resize(self._capacity, axis=0)
+        self._file.flush()
+
+    def _resume(self, first: bytes, lines: Iterable[bytes]) -> str:
         """Open the partial file and take up its films; why it cannot be used, or an empty text."""
         try:
-            identity = json.loads(lines[0]) if lines and lines[0].endswith(b"\n") else {}
+            identity = json.loads(first) if first.endswith(b"\n") else {}
         except ValueError:
             return "damaged"
         mine = self._identity()
@@ -406,48 +504,48 @@ class Writer:
             return "damaged"
         if identity != mine:
             return "begun with another " + ", ".join(key for key in mine if identity.get(key) != mine[key])
-        stored = os.fstat(self._journal.fileno()).st_mtime_ns
+        self._journal_bytes = len(first)
         try:
-            self._reopen()
-            kept = self._take(lines[1:])
-            if self.compression is not None:
+            grown = self._reopen()
+            self._take(lines)
+            if self.compression is not None or grown:
                 self._clear_rest()
-            films = [(line["path"], line["sha256"]) for line in self._rows]
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             if disk_full(error):
                 raise
             self._forget()
             return f"damaged ({' '.join(str(error).split())})"
-        changed = self._changed(films, stored) if self._changed else []
-        if changed:
+        for path in self._changed(self.dealt_with()) if self._changed else ():
             self._forget()
-            return f"{changed[0]} has changed since"
-        self._journal_bytes = len(lines[0]) + sum(len(line) for line in lines[1 : 1 + kept])
+            return f"{path} has changed since"
         self.flush()
         return ""
 
-    def _reopen(self) -> None:
-        """Open the partial file for writing, and undo what was done if it was killed while finishing."""
+    def _reopen(self) -> bool:
+        """Open the partial file for writing, and undo what was done if it was killed while finishing; has it grown?"""
         self._close_file()
         self._file = h5py.File(self.partial, "r+", locking=False, rdcc_nbytes=0)
         for name in ("index", "failures"):
             if name in self._file:
                 del self._file[name]
+        self._capacity = max(self.total, *(len(self._file[name]) for name in self._arrays))
         for name in self._arrays:
-            if len(self._file[name]) != self.total:
-                self._file[name].resize(self.total, axis=0)
+            if len(self._file[name]) != self._capacity:
+                self._file[name].resize(self._capacity, axis=0)
+        return self._capacity > self.total
 
     def _clear_rest(self) -> None:
         """Give up every place beyond the rows taken up, and see that rows can be written there.
 
-        Compressed films get their places as they are written. Where a full disk or a kill came between the tables of
-        places and the recorded end of the file, the tables name places beyond that end, which nothing can be written
-        to. Raises OSError or RuntimeError where that cannot be mended.
+        Compressed films get their places as they are written, others those of a grown file. Where a full disk or a kill
+        came between the tables of places and the recorded end of the file, the tables name places beyond that end,
+        which nothing can be written to. Raises OSError or RuntimeError where that cannot be mended.
         """
+        settled = self.rows if self.compression is not None else max(self.rows, self.total)
         for name in self._arrays:
-            self._file[name].resize(self.rows, axis=0)
+            self._file[name].resize(settled, axis=0)
         self._reopen()  # the list of free places, with those beyond the end, is not in the file
-        if self.rows < self.total:
+        if self.rows < self._capacity:
             for name, (dtype, shape) in self._arrays.items():
                 self._file[name][self.rows] = np.zeros(shape, dtype)
             self._file.flush()
@@ -457,13 +555,13 @@ class Writer:
         with suppress(OSError, RuntimeError):  # it may be damaged
             self._close_file()
         self._file = None
-        self._rows.clear()
+        self._rows = self._films = 0
         self._failures.clear()
         self.notes.clear()
 
-    def _take(self, lines: list[bytes]) -> int:
-        """Take up films until a line is torn or stored bytes differ from their checksum; how many lines hold."""
-        for kept, text in enumerate(lines):
+    def _take(self, lines: Iterable[bytes]) -> None:
+        """Take up films until a line is torn or stored bytes differ from their checksum."""
+        for text in lines:
             try:
                 line = json.loads(text) if text.endswith(b"\n") else {}
             except ValueError:
@@ -471,18 +569,20 @@ class Writer:
             if "failure" in line:
                 path, reason = line["failure"]
                 self._failures.append((path, reason))
-            elif "row" in line and self._holds(line["row"]["checksum"]):
-                self._rows.append(line["row"])
+            elif line.get("rows") and all(self._holds(i, row["checksum"]) for i, row in enumerate(line["rows"])):
+                self._rows += len(line["rows"])
+                self._films += 1
             else:
-                self.notes.append(f"{self.partial}: {kept} films kept, the rest was not wholly written")
-                return kept
+                self.notes.append(f"{self.partial}: {self.done} films kept, the rest was not wholly written")
+                return
+            self._journal_bytes += len(text)
             if self._on_kept:
-                self._on_kept(kept + 1)
-        return len(lines)
+                self._on_kept(self.done)
 
-    def _holds(self, checksum: int) -> bool:
-        """Whether the bytes stored for the next row are those of its checksum."""
-        return _checksum(self._file[name][len(self._rows)] for name in self._arrays) == checksum
+    def _holds(self, ahead: int, checksum: int) -> bool:
+        """Whether the bytes stored for a row so far ahead of those taken up are those of its checksum."""
+        row = self._rows + ahead
+        return row < self._capacity and _checksum(self._file[name][row] for name in self._arrays) == checksum
 
     def _delete(self) -> None:
         self._close_file()
@@ -507,7 +607,9 @@ class Cache:
 
     path           the file                        size          pixels, both sides
     variants       names of the films stored       dtype         of the films, uint8 or uint16
-    recipe_json    what was done to the films      recipe_digest its hash
+    recipe_json    what was done to the films      recipe_digest its hash, with that of the nets asked
+    nets           localizer, segmenter: each the name, run and digest of the trained net that was asked
+    has_boxes      whether there are `boxes`
     source         name of the source              source_kind   mura, classes, manifest or folder
     source_hash    of the source's listing         source_path   where it was
     synthetic      drawn, not from patients        command       that makes this file, where there is none
@@ -555,6 +657,12 @@ class Cache:
         texts = self._load({"failures/path": "str", "failures/reason": "str"})
         return list(zip(texts["path"].tolist(), texts["reason"].tolist(), strict=True))
 
+    @cached_property
+    def names(self) -> NDArray[Any]:
+        """A name for each row that no other has, (N,): the film's path, with #1 and #2 where it has two hands."""
+        rows = zip(self.index["path"], self.index["hand"].tolist(), strict=True)
+        return np.array([f"{path}#{hand}" if hand else path for path, hand in rows], dtype=object)
+
     @property
     def has_truth(self) -> NDArray[np.bool_]:
         """Which rows have pixel truth of their anomaly, (N,)."""
@@ -575,6 +683,14 @@ class Cache:
         self._check(variant)
         name = f"truth/{truth_stage(variant)}"
         return self._unpack(self._read(name, rows)) if name in self._arrays else None
+
+    def boxes(self, rows: NDArray[Any] | slice) -> NDArray[np.float32]:
+        """Read target boxes, (n, 16, 5): x0, y0, x1, y1, class, as the module's table has it; class 0 is no box."""
+        if not self.has_boxes:
+            raise InputError(
+                f"{self.path}: no boxes in it; run `anomaly preprocess SOURCE --for ssd` on films with boxes"
+            )
+        return self._read("targets/boxes", rows)
 
     def verify(self) -> list[str]:
         """Recompute every checksum; what does not hold, one line each, or an empty list."""
@@ -632,8 +748,13 @@ class Cache:
         self.remake = _remake(file)
         self.content_hash: str = attrs["content"]
         self._length = len(file["index/path"])
-        header = {f.name: getattr(self, f.name) for f in fields(Header) if f.name not in ("truth", "dtype")}
-        self._arrays = Header(**header, dtype=self.dtype.name, truth="truth" in file).arrays()
+        self.nets: dict[str, dict[str, str]] = json.loads(attrs["nets"])
+        self.has_boxes = "targets" in file
+        aside = ("truth", "dtype", "boxes", "nets")
+        header = {f.name: getattr(self, f.name) for f in fields(Header) if f.name not in aside}
+        self._arrays = Header(
+            **header, dtype=self.dtype.name, truth="truth" in file, boxes=self.has_boxes, nets=attrs["nets"]
+        ).arrays()
         rows, failed = self._length, len(file["failures/path"])
         layout = {name: (dtype, (rows, *shape)) for name, (dtype, shape) in self._arrays.items()}
         layout |= {f"index/{name}": (dtype, (rows, *shape)) for name, (dtype, shape) in COLUMNS.items()}
@@ -642,8 +763,9 @@ class Cache:
             found = file[name]  # a missing one is a KeyError that names it
             if found.shape != shape or found.dtype != (object if dtype == "str" else dtype):
                 raise ValueError(f"{name}: {found.dtype} {found.shape}, expected {dtype} {shape}")
-        if rows + failed != int(attrs["done"]):
-            raise ValueError(f"{rows} films and {failed} failures, expected {attrs['done']} together")
+        films = int((file["index/hand"][:] < 2).sum())
+        if films + failed != int(attrs["done"]):
+            raise ValueError(f"{films} films and {failed} failures, expected {attrs['done']} together")
 
     def _load(self, names: dict[str, str]) -> dict[str, NDArray[Any]]:
         """Load whole datasets, given with their dtypes; by the last part of their names."""
@@ -753,9 +875,14 @@ def _line(row: Row) -> dict[str, Any]:
     return line | {"truth": row.truth is not None}
 
 
-def _column(name: str, values: list[Any]) -> NDArray[Any]:
-    dtype, shape = COLUMNS[name]
-    return np.array(values, dtype="object" if dtype == "str" else dtype).reshape(len(values), *shape)
+def _padded(row: Row, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The row's boxes, and lines of zeros up to (16, 5)."""
+    boxes = np.asarray([] if row.boxes is None else row.boxes, np.float32).reshape(-1, shape[1])
+    if len(boxes) > shape[0]:
+        raise ValueError(f"{row.path}: {len(boxes)} boxes, the cache stores {shape[0]}")
+    padded = np.zeros(shape, np.float32)
+    padded[: len(boxes)] = boxes
+    return padded
 
 
 def _stored(dtype: str) -> Any:

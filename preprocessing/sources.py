@@ -78,6 +78,7 @@ class Record:
     box           (x0, y0, x1, y1) in pixels of the film as read: the region to take, in place of localisation.
     mask          a given foreground mask, in place of segmentation.
     anomaly_mask  pixel truth: for measuring, never for training.
+    boxes         class ("right hand", "left marker", ...), x0, y0, x1, y1 in pixels of the film as read: to learn from.
     """
 
     path: str
@@ -90,6 +91,7 @@ class Record:
     box: tuple[float, float, float, float] | None = None
     mask: str | None = None
     anomaly_mask: str | None = None
+    boxes: tuple[tuple[str, float, float, float, float], ...] = ()
 
     def files(self) -> Iterator[str]:
         """Give the paths of the film and its masks."""
@@ -191,7 +193,7 @@ class _Archive(_Store):
         self.path = path.resolve()
         self.top = ""
         self.sizes = {}
-        self.members: dict[str, str] = {}
+        self.members: dict[str, tuple[str, int]] = {}  # name in the archive and bytes, also of what no record names
         self._handle: tuple[int, zipfile.ZipFile] | None = None
         try:
             with zipfile.ZipFile(self.path) as archive:
@@ -213,11 +215,14 @@ class _Archive(_Store):
             raise InputError(f"{self.path}: {entry.filename} is encrypted; pack it without a password")
         if relative.as_posix() in self.members:
             raise InputError(f"{self.path}: {entry.filename} is in it twice; pack it again")
-        self.members[relative.as_posix()] = entry.filename
+        self.members[relative.as_posix()] = entry.filename, entry.file_size
         self.sizes[relative.as_posix()] = entry.file_size
 
     def find(self, relative: str) -> bool:
-        return relative in self.sizes
+        if self.top + relative not in self.members:
+            return False
+        _, self.sizes[relative] = self.members[self.top + relative]
+        return True
 
     def part(self, paths: Iterable[str]) -> _Archive:
         chosen = copy.copy(self)
@@ -229,7 +234,7 @@ class _Archive(_Store):
         # A forked process must not share the file position with its parent.
         if self._handle is None or self._handle[0] != os.getpid():
             self._handle = os.getpid(), zipfile.ZipFile(self.path)
-        member = self.members[self.top + relative]
+        member, _ = self.members[self.top + relative]
         if self.sizes[relative] > MAX_BYTES:
             raise InputError(f"{relative}: {self.sizes[relative]} bytes; the limit is {MAX_BYTES}")
         return self._handle[1].open(member)

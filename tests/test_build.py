@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import shutil
 import signal
@@ -7,7 +8,9 @@ import sys
 import time
 import zipfile
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import h5py
@@ -17,28 +20,31 @@ import pytest
 import tifffile
 
 from preprocessing import InputError
+from preprocessing import build as build_module
 from preprocessing.build import Progress, build, cache_path
-from preprocessing.recipe import Recipe
+from preprocessing.recipe import Localization, Recipe
 from preprocessing.schema import Cache, Writer
-from preprocessing.sources import open_source
+from preprocessing.sources import Record, open_source
 
 RECIPE = Recipe(name="hand", size=32, mask="otsu", carrier="none")
 VARIANTS = ("raw", "full-he")
 
 
-class Slow:
-    """A localiser that takes its time, so that a test can interrupt it."""
+class Net:
+    """What a trained net tells of itself."""
 
-    digest = "slow"
+    name, run, digest = "ssd", "/runs/ssd", "0123456789ab"
+
+
+class Slow(Net):
+    """A localiser that takes its time, so that a test can interrupt it."""
 
     def __call__(self, film):
         time.sleep(0.02)
 
 
-class Deadly:
+class Deadly(Net):
     """A localiser that ends its process at films of one width, as a lack of memory does."""
-
-    digest = "deadly"
 
     def __init__(self, width):
         self.width = width
@@ -48,10 +54,8 @@ class Deadly:
             os._exit(1)
 
 
-class Failing:
+class Failing(Net):
     """A localiser with a bug."""
-
-    digest = "failing"
 
     def __call__(self, film):
         raise ZeroDivisionError("no\nluck")
@@ -179,6 +183,221 @@ def test_bad_settings_are_named(films, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         make(films, tmp_path / "file/t.h5")
+
+
+# Hands, boxes, masks, nets
+
+
+class Pair(Net):
+    """A localiser that finds two hands on every other film, and tells which processes it worked in."""
+
+    def __init__(self, folder=None, seconds=0.0):
+        self.folder, self.seconds = folder, seconds
+
+    def __call__(self, film):
+        if self.folder is not None:
+            (self.folder / str(os.getpid())).touch()
+        time.sleep(self.seconds)
+        height, width = film.shape
+        hands = ("left", (width / 2, 0.0, float(width), float(height))), ("right", (0.0, 0.0, width / 2, float(height)))
+        return Localization(hands[: 1 + int(film[0, 0]) % 2])
+
+
+def test_two_hands_are_two_rows_of_one_film(films, tmp_path):
+    (films / "patient00002/study1_positive/image1.png").write_bytes(b"no film")
+    seen = []
+    reports = [make(films, tmp_path / f"{n}.h5", workers=n, localizer=Pair(), on_progress=seen.append) for n in (1, 2)]
+    caches = [Cache(report.path) for report in reports]
+    cache, report = caches[0], reports[0]
+    assert seen[-1] == Progress("films", 9, 9, 1)
+    assert caches[1].content_hash == cache.content_hash and cache.verify() == []
+    assert 8 < report.rows == len(cache) < 16
+    paths, hands = cache.index["path"].tolist(), cache.index["hand"].tolist()
+    good = [record.path for record in open_source(films).records if record.path != report.failures[0][0]]
+    assert list(dict.fromkeys(paths)) == good and len(report.failures) == 1
+    for path in set(paths):
+        mine = [i for i, other in enumerate(paths) if other == path]
+        assert [hands[i] for i in mine] in ([0], [1, 2])
+        assert mine == list(range(mine[0], mine[-1] + 1))
+        sides = [cache.index["side"][i] for i in mine]
+        assert sides == (["right", "left"] if len(mine) == 2 else ["left"])
+    assert len(set(cache.names)) == len(cache)
+    assert cache.nets == {"localizer": {"name": "ssd", "run": "/runs/ssd", "digest": "0123456789ab"}}
+    assert make(films, tmp_path / "1.h5", localizer=Pair()).reused
+    draw(films / "patient99999/study1_negative/image1.png", 0)
+    with pytest.raises(InputError, match=r"the source has changed since \(9 films then, 10 now\)"):
+        make(films, tmp_path / "1.h5", localizer=Pair())
+
+
+@pytest.mark.parametrize("after", range(1, 9))
+def test_a_build_of_two_handed_films_goes_on_where_it_stopped(films, tmp_path, after):
+    def stop(progress):
+        if (progress.phase, progress.done) == ("films", after):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(films, tmp_path / "t.h5", localizer=Pair(), on_progress=stop)
+    assert make(films, tmp_path / "t.h5", localizer=Pair()).kept == after
+    whole = make(films, tmp_path / "whole.h5", localizer=Pair())
+    assert Cache(tmp_path / "t.h5").content_hash == Cache(whole.path).content_hash
+
+
+def boxed(folder, *boxes, **changes):
+    """The source of a folder, with these boxes on its first film."""
+    source = open_source(folder)
+    source.records[0] = replace(source.records[0], boxes=boxes, **changes)
+    return source
+
+
+PLAIN = Recipe(name="plain", size=32)  # films of 40 x 48 lie in it from 3 to 30 across, from 0 to 32 down
+
+
+def test_boxes_are_carried_into_the_crop(films, tmp_path):
+    boxes = ("left hand", 0.0, 0.0, 40.0, 48.0), ("right marker", 10.0, 6.0, 20.0, 12.0), ("left marker", 0, 45, 5, 48)
+    build(boxed(films, *boxes), PLAIN, tmp_path / "t.h5", variants=["crop"], workers=1)
+    cache = Cache(tmp_path / "t.h5")
+    found = cache.boxes(slice(None))
+    across, down = 27 / 40, 32 / 48  # the crop's sides are rounded to whole pixels
+    expected = [(2, 0, 29, 32, 2), (2 + 10 * across, 6 * down, 2 + 20 * across, 12 * down, 3)]
+    np.testing.assert_allclose(found[0, :2], expected, atol=1e-5)
+    assert found[0, 2].tolist() == pytest.approx([2, 30, 2 + 5 * across, 32, 4])
+    assert not found[0, 3:].any() and not found[1:].any()
+    cropped = boxed(films, *boxes, box=(8, 9, 40, 41))
+    build(cropped, PLAIN, tmp_path / "c.h5", variants=["full"], workers=1)
+    found = Cache(tmp_path / "c.h5").boxes(slice(0, 1))[0]
+    # Of the hand just over half is there, cut to the crop; half the right marker; of the left one nothing.
+    np.testing.assert_allclose(found[:2], [(0, 0, 32, 32, 2), (2, 0, 12, 3, 3)], atol=1e-5)
+    assert not found[2:].any()
+    assert not Cache(build(cropped, PLAIN, tmp_path / "r.h5", variants=["raw"], workers=1).path).has_boxes
+
+
+def test_a_box_on_a_tilted_carrier_holds_what_it_held():
+    """Every corner of a box is where the matrix takes it, and the box around them is taken."""
+    record = Record("a.png", "p", "s", 0, boxes=(("right hand", 20.0, 30.0, 60.0, 90.0),))
+    angle = np.deg2rad(20)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 40], [np.sin(angle), np.cos(angle), 5]])
+    prepared = SimpleNamespace(frame=(0.0, 0.0, 128.0, 128.0), matrices={"crop": turn})
+    ((x0, y0, x1, y1, kind),) = build_module._carried(record, prepared)
+    corners = [turn @ (x - 0.5, y - 0.5, 1) + 0.5 for x in (20, 60) for y in (30, 90)]
+    np.testing.assert_allclose([(x0, y0), (x1, y1)], [np.min(corners, axis=0), np.max(corners, axis=0)], rtol=1e-6)
+    assert kind == 1
+
+
+@pytest.mark.parametrize(
+    ("boxes", "reason"),
+    [
+        ([("left hand", 0, 0, 9, 9)] * 17, "17 boxes; a film may have 16"),
+        ([("left foot", 0, 0, 9, 9)], "a box of class 'left foot'; there are: right hand, left hand, right marker"),
+        ([("left hand", 0, 0, 80, 96)], "the box 0 0 80 96 of a left hand is not one on this film of 40 x 48 pixels"),
+        ([("left hand", 9, 0, 9, 20)], "the box 9 0 9 20 of a left hand is not one on this film"),
+        ([("left hand", 0, 0, float("nan"), 9)], "the box 0 0 nan 9 of a left hand is not one on this film"),
+    ],
+)
+def test_boxes_that_cannot_be_meant_are_failures(films, tmp_path, boxes, reason):
+    report = build(boxed(films, *boxes), PLAIN, tmp_path / "t.h5", variants=["crop"], workers=1)
+    assert report.rows == 8 and reason in report.failures[0][1]
+
+
+def test_given_masks_are_known_from_estimated_ones(tmp_path):
+    root = tmp_path / "films"
+    disc = draw(root / "a.png", 0)
+    draw(root / "b.png", 1)
+    draw(root / "c.png", 2)
+    assert cv2.imwrite(str(root / "mask.png"), disc.astype(np.uint8) * 255)
+    assert cv2.imwrite(str(root / "empty.png"), disc.astype(np.uint8) * 0)
+    (root / "manifest.csv").write_text("path,label,mask\na.png,0,mask.png\nb.png,0,\nc.png,0,empty.png\n")
+    cache = Cache(make(root, tmp_path / "t.h5").path)
+    assert cache.index["given"].tolist() == [True, False, False]
+    assert cache.index["fallbacks"].tolist() == ["", "", "mask"]
+
+
+# A source that changes while it is read
+
+
+def at(done, act):
+    """Do something once, when so many films are done."""
+    waiting = [act]
+
+    def on_progress(progress):
+        if (progress.phase, progress.done) == ("films", done) and waiting:
+            waiting.pop()()
+
+    return on_progress
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_film_that_changes_while_the_source_is_read_is_noticed(tmp_path, packed, workers):
+    root = plain_tree(tmp_path / "films")
+    source = tmp_path / "films.zip" if packed else root
+
+    def pack():
+        if packed:
+            with zipfile.ZipFile(tmp_path / "new.zip", "w") as archive:
+                for film in sorted(root.iterdir()):
+                    archive.write(film, film.name)
+            (tmp_path / "new.zip").replace(source)
+
+    def change():
+        alter(root / "1.tif")
+        os.utime(root / "1.tif", (10**9, 10**9))
+        pack()
+
+    pack()
+    path = tmp_path / "t.h5"
+    with pytest.raises(InputError, match=r"films(\.zip)?: 1\.tif changed while the source was read; .* command"):
+        make(source, path, workers=workers, on_progress=at(3, change))
+    assert not path.exists()
+    again = make(source, path, workers=workers)
+    assert (again.kept, again.rows, again.notes) == (1, 4, ())
+    whole = make(source, tmp_path / "whole.h5")
+    assert Cache(path).content_hash == Cache(whole.path).content_hash
+    touched = make(source, tmp_path / "u.h5", on_progress=at(3, lambda: (root / "1.tif").touch() or pack()))
+    assert touched.rows == 4  # newer, but the same
+
+
+def test_a_film_that_goes_while_the_source_is_read_is_noticed(tmp_path):
+    films = plain_tree(tmp_path / "films")
+    with pytest.raises(InputError, match=r"2\.tif changed while the source was read"):
+        make(films, tmp_path / "t.h5", on_progress=at(3, (films / "2.tif").unlink))
+    assert make(films, tmp_path / "t.h5").rows == 3
+
+
+def test_a_film_that_was_still_being_written_is_noticed(tmp_path):
+    """It was a failure, and as large as it is now that it is whole."""
+    films = plain_tree(tmp_path / "films")
+    whole = (films / "0.tif").read_bytes()
+    (films / "0.tif").write_bytes(bytes(len(whole)))
+    with pytest.raises(InputError, match=r"0\.tif changed while the source was read"):
+        make(films, tmp_path / "t.h5", on_progress=at(3, lambda: (films / "0.tif").write_bytes(whole)))
+    report = make(films, tmp_path / "t.h5")
+    assert (report.kept, report.rows, report.failures) == (0, 4, [])
+
+
+def test_a_mask_that_changes_while_the_source_is_read_is_noticed(tmp_path):
+    root = tmp_path / "films"
+    disc = draw(root / "a.png", 0)
+    draw(root / "b.png", 1)
+    tifffile.imwrite(root / "mask.tif", disc.astype(np.uint8) * 255)
+    (root / "manifest.csv").write_text("path,label,mask\na.png,0,\nb.png,0,mask.tif\n")
+    with pytest.raises(InputError, match=r"b\.png changed while the source was read"):
+        make(root, tmp_path / "t.h5", on_progress=at(2, lambda: alter(root / "mask.tif")))
+    assert make(root, tmp_path / "t.h5").kept == 1
+
+
+def test_a_film_that_changed_before_a_build_was_interrupted_is_noticed_by_the_next(tmp_path):
+    films = plain_tree(tmp_path / "films")
+
+    def change_and_stop():
+        alter(films / "0.tif")
+        time.sleep(0.02)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(films, tmp_path / "t.h5", on_progress=at(3, change_and_stop))
+    report = make(films, tmp_path / "t.h5")
+    assert (report.kept, report.rows) == (0, 4)
+    assert "discarded, 0.tif has changed since" in report.notes[0]
 
 
 # What is there already
@@ -457,7 +676,88 @@ def test_a_film_that_ends_its_worker_is_a_failure(tmp_path):
     report = make(films, tmp_path / "t.h5", workers=2, localizer=Deadly(44))
     assert report.rows == 19
     assert [path for path, _ in report.failures] == ["patient00004/study1_negative/image1.png"]
-    assert "ended the worker process twice" in report.failures[0][1]
+    assert "the worker process ended" in report.failures[0][1]
+
+
+@pytest.mark.filterwarnings("ignore:A worker stopped")
+def test_a_killed_worker_costs_nothing_but_time(tmp_path):
+    films, workers = tree(tmp_path / "films", 60), tmp_path / "workers"
+    workers.mkdir()
+
+    def kill():
+        (pid, *_) = [int(file.name) for file in workers.iterdir()]
+        os.kill(pid, signal.SIGKILL)
+
+    report = make(films, tmp_path / "t.h5", workers=2, localizer=Pair(workers, 0.01), on_progress=at(10, kill))
+    assert len(list(workers.iterdir())) > 2  # others took its place
+    whole = make(films, tmp_path / "whole.h5", localizer=Pair())
+    assert report.failures == [] and report.rows == whole.rows > 60
+    assert Cache(report.path).content_hash == Cache(whole.path).content_hash
+    assert Cache(report.path).verify() == []
+
+
+# A cluster
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A Dask scheduler and two workers on this machine: address and processes."""
+    pytest.importorskip("distributed")
+    place = tmp_path / "scheduler.json"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "DASK_LOGGING__DISTRIBUTED": "critical"}
+    local = ["--host", "127.0.0.1", "--no-dashboard"]
+
+    def run(program, *arguments):
+        words = [sys.executable, "-m", f"distributed.cli.dask_{program}", "--scheduler-file", str(place), *arguments]
+        return subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+
+    worker = ["--no-nanny", "--nthreads", "1", "--local-directory", str(tmp_path / "dask"), "--death-timeout", "60"]
+    processes = [run("scheduler", "--port", "0", *local), *(run("worker", *worker, *local) for _ in range(2))]
+    while not place.exists():
+        assert processes[0].poll() is None
+        time.sleep(0.05)
+    yield json.loads(place.read_text())["address"], processes
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_a_cluster_makes_the_same_cache_and_gets_over_the_loss_of_a_worker(tmp_path, cluster):
+    address, processes = cluster
+    films, workers = tree(tmp_path / "films", 40), tmp_path / "workers"
+    workers.mkdir()
+    net = Pair(workers, 0.01)
+
+    def stop(progress):
+        if (progress.phase, progress.done) == ("films", 10):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(films, tmp_path / "t.h5", cluster=address, localizer=net, on_progress=stop)
+    report = make(films, tmp_path / "t.h5", cluster=address, localizer=net, on_progress=at(20, processes[1].kill))
+    assert (report.kept, report.failures) == (10, [])
+    assert {int(file.name) for file in workers.iterdir()} <= {process.pid for process in processes[1:]}
+    whole = make(films, tmp_path / "whole.h5", localizer=Pair())
+    assert Cache(report.path).content_hash == Cache(whole.path).content_hash
+    assert Cache(report.path).verify() == []
+    with pytest.raises(InputError, match=r"the cluster failed .* it goes on where it stopped"):
+        make(films, tmp_path / "u.h5", cluster=address, localizer=net, on_progress=at(10, processes[0].kill))
+    assert make(films, tmp_path / "u.h5", localizer=net).kept >= 10
+
+
+def test_a_cluster_that_does_not_answer_is_named(films, tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(build_module, "CLUSTER_SECONDS", 0.5)
+    for address in ("tcp://127.0.0.1:9", "127.0.0.1:9", "nonsense", "ftp://127.0.0.1:9"):
+        with pytest.raises(InputError, match=rf"^{address}: no Dask scheduler answered within 0.5 s") as caught:
+            make(films, tmp_path / "t.h5", cluster=address)
+        assert "\n" not in str(caught.value)
+
+
+def test_without_dask_there_is_no_cluster(films, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(InputError, match=r"no cluster without Dask .*; run `pip install xray-anomaly\[cluster\]`"):
+        make(films, tmp_path / "t.h5", cluster="tcp://127.0.0.1:9")
 
 
 # Disks
@@ -479,10 +779,10 @@ def test_a_disk_that_is_too_small_is_refused_at_once(films, tmp_path, monkeypatc
 def test_a_disk_that_becomes_full_keeps_what_is_done(films, tmp_path, monkeypatch, error):
     append = Writer.append
 
-    def full(writer, row):
+    def full(writer, *rows, **read):
         if writer.done == 5:
             raise error
-        append(writer, row)
+        append(writer, *rows, **read)
 
     with monkeypatch.context() as patch:
         patch.setattr(Writer, "append", full)

@@ -7,6 +7,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import cv2
@@ -541,6 +542,7 @@ def refused(name: str, data: bytes) -> str:
     return message
 
 
+@cache
 def every_format() -> dict[str, bytes]:
     levels = picture(np.uint16, shape=(40, 30))
     small = (levels >> 8).astype(np.uint8)

@@ -9,7 +9,7 @@ import pytest
 
 from preprocessing import InputError, recipe, steps
 from preprocessing.readers import Film
-from preprocessing.recipe import STAGES, VARIANTS, Recipe
+from preprocessing.recipe import STAGES, VARIANTS, Localization, Recipe
 from preprocessing.schema import split_variant
 
 
@@ -35,6 +35,12 @@ def draw(*, angle=8.0, background=60, kind=np.uint8, seed=0):
         grain = np.random.default_rng(seed).integers(0, 16, pixels.shape)
         pixels = pixels.astype(np.uint16) * 16 + grain.astype(np.uint16)
     return Film(pixels=pixels, depth=8 if kind == np.uint8 else 12), hand > 0, lesion > 0
+
+
+def apply(settings, film, **options):
+    """What becomes of a film that shows one hand."""
+    (made,) = settings.apply(film, **options)
+    return made
 
 
 def iou(one, other):
@@ -107,7 +113,7 @@ def test_recipes_do_not_change():
 @pytest.mark.parametrize("angle", [0.0, 8.0, -20.0])
 def test_hand_recipe_finds_carrier_hand_and_foreground(kind, angle):
     film, hand, lesion = draw(angle=angle, kind=kind)
-    made = Recipe(size=128).apply(film, anomaly=lesion)
+    made = apply(Recipe(size=128), film, anomaly=lesion)
     assert made.fallbacks == () and not made.inverted and made.carrier is not None and made.box is not None
     assert set(made.films) == set(VARIANTS) and set(made.masks) == set(STAGES)
     for name, array in made.films.items():
@@ -129,7 +135,7 @@ def test_hand_recipe_finds_carrier_hand_and_foreground(kind, angle):
 
 def test_matrices_say_where_a_bright_dot_lands():
     film, _, lesion = draw(angle=-14)
-    made = Recipe(size=200).apply(film)
+    made = apply(Recipe(size=200), film)
     x, y = np.argwhere(lesion)[:, ::-1].mean(axis=0)
     for stage in ("raw", "crop"):
         column, row = np.rint(made.matrices[stage] @ (x, y, 1)).astype(int)
@@ -140,16 +146,16 @@ def test_matrices_say_where_a_bright_dot_lands():
 def test_inverted_film_comes_out_like_the_upright_one():
     film, _, _ = draw()
     turned = Film(pixels=255 - film.pixels, depth=8)
-    upright, made = Recipe(size=64).apply(film), Recipe(size=64).apply(turned)
+    upright, made = apply(Recipe(size=64), film), apply(Recipe(size=64), turned)
     assert made.inverted and not upright.inverted
     assert iou(made.masks["full"], upright.masks["full"]) > 0.95
     assert np.abs(made.films["crop"].astype(int) - upright.films["crop"]).mean() < 6
-    assert not Recipe(size=64, invert="never").apply(turned).inverted
+    assert not apply(Recipe(size=64, invert="never"), turned).inverted
 
 
 def test_equalised_variants_have_an_even_histogram_under_the_mask():
     film, _, _ = draw(kind=np.uint16)
-    made = Recipe(size=256).apply(film)
+    made = apply(Recipe(size=256), film)
     for stage in STAGES:
         inside = made.films[f"{stage}-he"][made.masks[stage]] / 65535
         assert np.quantile(inside, [0.25, 0.5, 0.75]) == pytest.approx([0.25, 0.5, 0.75], abs=0.03)
@@ -160,30 +166,31 @@ def test_equalised_variants_have_an_even_histogram_under_the_mask():
 
 def test_contrast_is_that_of_the_film_on_one_scale():
     film, _, _ = draw()
-    made = Recipe(size=96).apply(film)
+    made = apply(Recipe(size=96), film)
     for stage in STAGES:
         found = steps.local_contrast(made.films[stage], made.masks[stage])
         np.testing.assert_array_equal(made.films[f"{stage}-contrast"], found)
     veiled = Film(pixels=film.pixels // 2 + 60, depth=8)  # half the range, brighter: the exposure is no contrast
-    again = Recipe(size=96).apply(veiled, variants=("raw-contrast",)).films["raw-contrast"]
+    again = apply(Recipe(size=96), veiled, variants=("raw-contrast",)).films["raw-contrast"]
     assert np.abs(again.astype(int) - made.films["raw-contrast"]).mean() < 8
 
 
-def test_the_first_six_variants_are_older_than_contrast():
+def test_variants_keep_their_order():
     assert VARIANTS[:6] == ("raw", "raw-he", "crop", "crop-he", "full", "full-he")
-    assert VARIANTS[6:] == ("raw-contrast", "crop-contrast", "full-contrast")
+    assert VARIANTS[6:9] == ("raw-contrast", "crop-contrast", "full-contrast")
+    assert VARIANTS[9:] == ("raw-clahe", "crop-clahe", "full-clahe")
     assert {split_variant(name) for name in VARIANTS} == {(s, levels) for s in STAGES for levels in recipe.SPREADS}
 
 
 def test_16_bit_stays_16_bit_and_types_can_be_chosen():
     film, _, _ = draw(kind=np.uint16)
-    wide = Recipe(size=256).apply(film)
+    wide = apply(Recipe(size=256), film)
     assert all(len(np.unique(array)) > 1000 for array in wide.films.values())
-    narrow = Recipe(size=256).apply(film, dtype=np.uint8)
+    narrow = apply(Recipe(size=256), film, dtype=np.uint8)
     for name, array in narrow.films.items():
         assert array.dtype == np.uint8 and (array.max() == 255 or name.endswith("-contrast"))
         assert np.abs(array.astype(int) - wide.films[name] / 257).max() <= 0.51
-    grown = Recipe(size=100).apply(draw()[0], dtype="uint16")
+    grown = apply(Recipe(size=100), draw()[0], dtype="uint16")
     assert all(array.dtype == np.uint16 for array in grown.films.values())
     assert all(array.max() == 65535 for name, array in grown.films.items() if not name.endswith("-contrast"))
     assert len(np.unique(grown.films["raw"])) > 300  # averaged in 16 bit, not in 8
@@ -191,9 +198,9 @@ def test_16_bit_stays_16_bit_and_types_can_be_chosen():
 
 def test_variants_agree_whichever_are_asked_for():
     film, _, _ = draw()
-    every = Recipe(size=96).apply(film)
+    every = apply(Recipe(size=96), film)
     for name in VARIANTS:
-        alone = Recipe(size=96).apply(film, variants=(name,))
+        alone = apply(Recipe(size=96), film, variants=(name,))
         stage, _ = split_variant(name)
         assert list(alone.films) == [name] and list(alone.masks) == [stage]
         np.testing.assert_array_equal(alone.films[name], every.films[name])
@@ -204,17 +211,17 @@ def test_variants_agree_whichever_are_asked_for():
 
 def test_the_same_film_gives_the_same_bytes_whatever_came_before():
     film, _, _ = draw(seed=1)
-    first = Recipe(size=64).apply(film)
+    first = apply(Recipe(size=64), film)
     for seed in (2, 3):
-        Recipe(size=64).apply(draw(seed=seed, angle=seed)[0])
+        apply(Recipe(size=64), draw(seed=seed, angle=seed)[0])
     cv2.setRNGSeed(99)
-    again = Recipe(size=64).apply(film)
+    again = apply(Recipe(size=64), film)
     assert same(first, again) and all(np.array_equal(first.masks[stage], again.masks[stage]) for stage in STAGES)
 
 
 def test_plain_recipe_keeps_the_whole_film():
     film = Film(pixels=(255 - draw()[0].pixels)[:, :200], depth=8)
-    made = Recipe(name="plain", size=64).apply(film)
+    made = apply(Recipe(name="plain", size=64), film)
     assert not made.inverted and made.carrier is None and made.box is None and made.fallbacks == ()
     assert made.masks["raw"].sum() == 64 * round(64 * 200 / 380)
     for stage in ("crop", "full"):
@@ -229,12 +236,30 @@ def test_a_given_box_and_mask_replace_the_steps(monkeypatch):
     for name in ("find_carrier", "find_hand", "foreground"):
         monkeypatch.setattr(steps, name, None)  # asking any of them would fail
     film, hand, _ = draw()
-    made = Recipe(size=100).apply(film, box=(100.0, 50.0, 300.0, 250.0), mask=hand)
+    made = apply(Recipe(size=100), film, box=(100.0, 50.0, 300.0, 250.0), mask=hand)
     assert made.box == (100, 50, 300, 250) and made.carrier is None and made.fallbacks == ()
     np.testing.assert_array_equal(made.masks["full"], steps.fit_mask(hand[50:250, 100:300], 100))
     np.testing.assert_array_equal(made.matrices["crop"], [[0.5, 0, -50.25], [0, 0.5, -25.25]])
     with pytest.raises(InputError, match="lies beside the film of 360 x 380"):
-        Recipe().apply(film, box=(400, 10, 500, 20))
+        apply(Recipe(), film, box=(400, 10, 500, 20))
+
+
+def pair():
+    """Draw two hands side by side, the right one higher, on a film that has no carrier."""
+    pixels = np.random.default_rng(0).normal(40, 2, (300, 400)).clip(0, 255).astype(np.uint8)
+    for x, y in ((70, 60), (250, 20)):
+        for finger in range(4):
+            cv2.rectangle(pixels, (x + 22 * finger, y), (x + 22 * finger + 10, y + 120), 150, -1)
+        cv2.rectangle(pixels, (x, y + 100), (x + 76, y + 200), 180 if x < 200 else 200, -1)
+    return pixels
+
+
+LEFT, RIGHT = ("left", (250, 20, 327, 221)), ("right", (70, 60, 147, 261))  # the second lies left on the film
+
+
+def finding(*hands, markers=(), turns=0):
+    """A localizer that finds the same on every film."""
+    return lambda film: Localization(hands, markers, turns)
 
 
 def test_trained_nets_are_asked_first_and_fall_back_by_name():
@@ -245,13 +270,130 @@ def test_trained_nets_are_asked_first_and_fall_back_by_name():
         shapes.append(crop.shape)
         return np.arange(crop.size).reshape(crop.shape) < crop.size / 2
 
-    made = Recipe(size=64).apply(film, localizer=lambda carrier: (10.2, 20.0, 90.0, 1000.0), segmenter=segment)
+    localizer = finding(("left", (10.2, 20.0, 90.0, 1000.0)))
+    made = apply(Recipe(size=64, margin=0), film, localizer=localizer, segmenter=segment)
     assert made.fallbacks == () and made.box[:3] == (10, 20, 90) and shapes == [(made.box[3] - 20, 80)]
+    assert (made.side, made.hand, made.turns, made.markers) == ("left", 0, 0, 0)
     assert made.masks["full"].sum() == pytest.approx(made.masks["crop"].sum() / 2, rel=0.1)
-    classical = Recipe(size=64).apply(film)
-    for nothing in (None, (5000.0, 0.0, 6000.0, 10.0), (float("nan"),) * 4):
-        made = Recipe(size=64).apply(film, localizer=lambda carrier, box=nothing: box, segmenter=lambda crop: None)
+    classical = apply(Recipe(size=64), film)
+    assert (classical.side, classical.hand, classical.turns, classical.markers) == ("", 0, 0, 0)
+    beside = [finding(("right", box), turns=1) for box in ((5000.0, 0.0, 6000.0, 10.0), (float("nan"),) * 4)]
+    for localizer in (*beside, finding(), lambda film: None):
+        made = apply(Recipe(size=64), film, localizer=localizer, segmenter=lambda crop: None)
         assert made.fallbacks == ("localizer", "segmenter") and same(made, classical)
+        assert (made.side, made.turns) == ("", 0)
+
+
+def test_a_localizers_box_is_widened_by_the_margin():
+    film = Film(pixels=pair(), depth=8)
+    localizer = finding(("", (40.0, 60.0, 90.0, 160.0)))
+    for margin, box in ((0, (40, 60, 90, 160)), (0.1, (30, 50, 100, 170)), (1, (0, 0, 190, 260))):
+        assert apply(Recipe(carrier="none", margin=margin), film, localizer=localizer).box == box
+
+
+def test_a_localizer_sees_the_upright_carrier_and_is_not_asked_for_raw_films():
+    film, _, _ = draw(angle=10)
+    seen = []
+    for pixels in (film.pixels, 255 - film.pixels):
+        apply(Recipe(size=64), Film(pixels=pixels, depth=8), localizer=seen.append)
+    upright, _ = steps.rectify(film.pixels, apply(Recipe(size=64), film).carrier)
+    np.testing.assert_array_equal(seen[0], upright)
+    assert np.median(seen[1]) == pytest.approx(np.median(upright), abs=9)  # inverted, then shown
+    alone = apply(Recipe(size=64), film, variants=("raw", "raw-he"))
+    made = apply(Recipe(size=64), film, variants=("raw", "raw-he"), localizer=seen.append)
+    assert len(seen) == 2 and same(made, alone) and made.fallbacks == ()
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5])
+def test_a_film_is_turned_and_truth_and_matrices_follow(turns):
+    pixels, truth, number = pair(), np.zeros((300, 400), bool), np.arange(120_000).reshape(300, 400)
+    truth[150:170, 270:290] = True
+    recipe = Recipe(size=100, carrier="none")
+    upright = apply(recipe, Film(pixels=pixels, depth=8), anomaly=truth, localizer=finding(LEFT))
+    pixels, truth, turned = (np.ascontiguousarray(np.rot90(array, -turns)) for array in (pixels, truth, number))
+    made = apply(recipe, Film(pixels=pixels, depth=8), anomaly=truth, localizer=finding(LEFT, turns=turns))
+    assert made.turns == turns % 4 and made.side == "left"
+    assert made.box == upright.box and made.frame == upright.frame
+    for name in made.films:
+        if not name.startswith("raw"):
+            np.testing.assert_array_equal(made.films[name], upright.films[name])
+    assert upright.anomaly["crop"].any()
+    np.testing.assert_array_equal(made.anomaly["crop"], upright.anomaly["crop"])
+    plain = apply(recipe, Film(pixels=pixels, depth=8), variants=("raw",))
+    np.testing.assert_array_equal(made.films["raw"], plain.films["raw"])  # the film as it was read
+    for x, y in ((0, 0), (399, 0), (17, 250)):
+        row, column = np.argwhere(turned == number[y, x])[0]  # where this pixel of the upright film was
+        landed = made.matrices["crop"] @ (column, row, 1)
+        np.testing.assert_allclose(landed, upright.matrices["crop"] @ (x, y, 1), atol=1e-9)
+
+
+@pytest.mark.parametrize("angle", [0.0, 11.0])
+def test_a_tilted_carrier_is_turned_as_well(angle):
+    film, _, lesion = draw(angle=angle)
+
+    def localize(carrier):
+        height, width = carrier.shape
+        return Localization(hands=(("", (0, 0, height, width)),), turns=3)
+
+    made = apply(Recipe(size=200), film, anomaly=lesion, localizer=localize)
+    assert made.turns == 3 and made.carrier is not None
+    landed = np.argwhere(made.anomaly["crop"])[:, ::-1].mean(axis=0)
+    expected = made.matrices["crop"] @ (*np.argwhere(lesion)[:, ::-1].mean(axis=0), 1)
+    np.testing.assert_allclose(landed, expected, atol=0.5)
+    upright = apply(Recipe(size=200, hand="none"), film)
+    assert np.abs(np.rot90(upright.films["crop"], 3).astype(int) - made.films["crop"]).mean() < 1
+
+
+def test_two_hands_become_two_films_from_left_to_right():
+    film, truth = Film(pixels=pair(), depth=8), np.zeros((300, 400), bool)
+    truth[180:200, 90:110] = True  # in the hand that lies left
+    recipe = Recipe(size=100, carrier="none")
+    made = recipe.apply(film, anomaly=truth, localizer=finding(LEFT, RIGHT))
+    assert [(one.hand, one.side, one.box[0]) for one in made] == [(1, "right", 59), (2, "left", 239)]
+    assert [bool(one.anomaly["crop"].any()) for one in made] == [True, False]
+    assert all(one.anomaly["raw"].any() for one in made)
+    for one, hand in zip(made, (RIGHT, LEFT), strict=True):
+        alone = apply(recipe, film, localizer=finding(hand))
+        assert alone.hand == 0 and same(alone, one) and alone.box == one.box  # raw too: it is the same film in both
+    assert apply(recipe, film, variants=("raw",), localizer=finding(LEFT, RIGHT)).hand == 0
+    assert apply(recipe, film, localizer=finding(LEFT, ("right", (900, 0, 950, 50)))).hand == 0  # beside the film
+    third = ("left", (0.0, 0.0, 9.0, 9.0))
+    assert [one.box for one in recipe.apply(film, localizer=finding(LEFT, RIGHT, third))] == [one.box for one in made]
+
+
+def test_markers_are_blanked_beside_the_hand_alone():
+    pixels = pair()
+    pixels[20:40, 10:34] = 255
+    hand, marker = ("right", (0.0, 0.0, 170.0, 290.0)), ("right", (8.5, 18.0, 35.5, 42.0))
+    elsewhere = ("left", (390.0, 290.0, 399.0, 299.0))
+    wrong = ("left", (75.0, 170.0, 100.0, 190.0)), ("left", (140.0, 200.0, 165.0, 225.0))  # on the palm, on its rim
+    film, recipe = Film(pixels=pixels, depth=8), Recipe(size=290, carrier="none", margin=0)
+    plain = apply(recipe, film, localizer=finding(hand))
+    made = apply(recipe, film, localizer=finding(hand, markers=(marker, elsewhere, *wrong)))
+    assert (plain.markers, made.markers) == (0, 1)
+    left = int(made.frame[0])
+    blank = np.zeros((290, 290), bool)
+    blank[18:42, left + 8 : left + 36] = True
+    assert plain.films["crop"][blank].max() == 255 and np.ptp(made.films["crop"][blank]) == 0
+    around = np.median(plain.films["crop"][60:, left : left + 60])
+    assert abs(made.films["crop"][blank][0] / made.films["crop"].max() - around / 200) < 0.1
+    levels = made.films["crop"].astype(float)[~blank & made.masks["crop"]]
+    assert np.corrcoef(levels, plain.films["crop"][~blank & made.masks["crop"]])[0, 1] > 0.999
+    np.testing.assert_array_equal(made.films["raw"], plain.films["raw"])
+    flat = Film(pixels=np.full((100, 100), 90, np.uint8), depth=8)
+    localizer = finding(("", (0.0, 0.0, 100.0, 100.0)), markers=(marker,))
+    assert apply(recipe, flat, localizer=localizer).markers == 0  # where the hand is cannot be told
+
+
+def test_the_frame_is_where_the_crop_lies():
+    film, _, _ = draw(angle=0)
+    made = apply(Recipe(size=100), film, box=(100, 50, 200, 250))
+    assert made.frame == pytest.approx((25, 0, 75, 100))
+    made = apply(Recipe(size=64), film, box=(100, 50, 201, 93))
+    x0, y0, x1, y1 = (round(side) for side in made.frame)
+    expected = np.zeros((64, 64), bool)
+    expected[y0:y1, x0:x1] = True
+    np.testing.assert_array_equal(made.masks["crop"], expected)
 
 
 @pytest.mark.parametrize("level", [0, 255])
@@ -261,7 +403,7 @@ def test_flat_films_work(level, shape, name):
     film = Film(pixels=np.full(shape, level, np.uint8), depth=8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = Recipe(name=name, size=64).apply(film, anomaly=np.zeros(shape, bool))
+        made = apply(Recipe(name=name, size=64), film, anomaly=np.zeros(shape, bool))
     assert made.fallbacks == (("carrier", "hand", "mask") if name == "hand" else ())
     assert not any(array.any() for array in made.films.values())
     assert all(mask.any() for mask in made.masks.values()) and not made.anomaly["crop"].any()
@@ -269,7 +411,7 @@ def test_flat_films_work(level, shape, name):
 
 def test_an_empty_given_mask_is_a_named_fallback():
     film, hand, _ = draw()
-    made = Recipe(size=64).apply(film, mask=np.zeros_like(hand))
+    made = apply(Recipe(size=64), film, mask=np.zeros_like(hand))
     assert made.fallbacks == ("mask",)
     np.testing.assert_array_equal(made.masks["full"], made.masks["crop"])
 
@@ -277,15 +419,15 @@ def test_an_empty_given_mask_is_a_named_fallback():
 def test_what_cannot_be_made_is_refused():
     film, hand, _ = draw()
     with pytest.raises(InputError, match="no variant 'full-eq'; there are: raw, raw-he, crop"):
-        Recipe().apply(film, variants=("raw", "full-eq"))
+        apply(Recipe(), film, variants=("raw", "full-eq"))
     with pytest.raises(InputError, match="no variant"):
-        Recipe().apply(film, variants=())
+        apply(Recipe(), film, variants=())
     with pytest.raises(InputError, match="float32"):
-        Recipe().apply(film, dtype=np.float32)
+        apply(Recipe(), film, dtype=np.float32)
     with pytest.raises(InputError, match="mask has shape"):
-        Recipe().apply(film, mask=hand[:-1])
+        apply(Recipe(), film, mask=hand[:-1])
     with pytest.raises(InputError, match="anomaly mask has shape"):
-        Recipe().apply(film, anomaly=hand[:-1])
+        apply(Recipe(), film, anomaly=hand[:-1])
 
 
 def test_the_film_is_left_alone():
@@ -293,4 +435,4 @@ def test_the_film_is_left_alone():
     for array in (film.pixels, hand, lesion):
         array.flags.writeable = False
     for name in ("hand", "plain"):
-        Recipe(name=name, size=64).apply(film, mask=hand, anomaly=lesion)
+        apply(Recipe(name=name, size=64), film, mask=hand, anomaly=lesion)
