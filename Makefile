@@ -1,9 +1,9 @@
-# Six words. Everything runs in .venv, made by `make setup` from pyproject.toml and remade when that file changes.
+# Seven words. Everything runs in .venv, made by `make setup` from pyproject.toml and remade when that file changes.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo models test check bench clean
 
 setup: $(STAMP)
 
@@ -14,6 +14,9 @@ $(STAMP): pyproject.toml
 
 demo: setup
 	$(BIN)/anomaly demo
+
+models: setup
+	$(BIN)/anomaly models --make
 
 test: setup check
 	$(BIN)/python -m pytest

@@ -11,7 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-AugmentationName = Literal["none", "flips", "advanced"]
+AugmentationName = Literal["none", "flips", "advanced", "upright"]
+LEFT_OF_A_BOX = 0.5
+"""A box of which less than this share is left on the film is no target any more."""
 
 
 def _augmenters() -> Any:
@@ -31,6 +33,11 @@ def _augmenters() -> Any:
 
 def _pipeline(name: AugmentationName) -> Any:
     iaa = _augmenters()
+    if name == "upright":
+        zoomed = iaa.Affine(
+            scale={"x": (0.8, 1.15), "y": (0.8, 1.15)}, translate_percent={"x": (-0.1, 0.1), "y": (-0.1, 0.1)}
+        )
+        return iaa.Sequential([iaa.Sometimes(0.5, iaa.Multiply((0.8, 1.2))), iaa.Sometimes(0.7, zoomed)])
     flips = [iaa.Fliplr(0.5), iaa.Flipud(0.5)]
     if name == "flips":
         return iaa.Sequential(flips)
@@ -48,7 +55,10 @@ def _pipeline(name: AugmentationName) -> Any:
 
 
 class Augmentation:
-    """A named set of random transforms: `none`, `flips` or `advanced` (flips, brightness, zoom, rotation).
+    """A named set of random transforms: `none`, `flips`, `advanced` (flips, brightness, zoom, rotation) or `upright`.
+
+    `upright` (brightness, zoom, shift) keeps what tells left from right: a mirrored right hand is a left one, with an R
+    that is no letter. Nor does it rotate, which would make boxes wider than what is in them.
 
     What it draws depends on the seed of the call alone, so a batch comes out the same in any worker and after any
     resume.
@@ -64,14 +74,37 @@ class Augmentation:
         return Augmentation, (self.name,)
 
     def __call__(
-        self, films: NDArray[Any], masks: NDArray[np.bool_], seed: int
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Transform a batch: films (N, S, S) uint8 or uint16, masks (N, S, S) bool; returns the same shapes and types.
+        self,
+        films: NDArray[Any],
+        masks: NDArray[np.bool_],
+        seed: int,
+        boxes: NDArray[np.float32] | None = None,
+        foreground: NDArray[np.bool_] | None = None,
+    ) -> tuple[NDArray[Any], NDArray[np.bool_], NDArray[np.float32] | None, NDArray[np.bool_] | None]:
+        """Transform a batch: films (N, S, S) uint8 or uint16, masks (N, S, S) bool, boxes (N, K, 5), foreground
+        (N, S, S) bool; returns the same shapes and types.
 
-        What comes in from outside a film is level 0 and outside its mask.
+        What comes in from outside a film is level 0 and outside its mask. Boxes are cut off at the film's rim; of which
+        too little is left, they are none (class 0).
         """
         if self._pipeline is None:
-            return films, masks
+            return films, masks, boxes, foreground
         self._pipeline.seed_(seed)  # a seed given to Sequential does not reach its children; this one does
-        out, turned = self._pipeline(images=films[..., None], segmentation_maps=masks[..., None])
-        return np.asarray(out)[..., 0], np.asarray(turned)[..., 0]
+        layers = [masks] if foreground is None else [masks, foreground]
+        given: dict[str, Any] = {"images": films[..., None], "segmentation_maps": np.stack(layers, axis=-1)}
+        if boxes is None:
+            out, turned = self._pipeline(**given)
+        else:
+            out, turned, moved = self._pipeline(**given, bounding_boxes=[[tuple(b[:4]) for b in one] for one in boxes])
+            boxes = _cut(boxes, np.asarray(moved, np.float32).reshape(*boxes.shape[:2], 4), films.shape[1])
+        turned = np.asarray(turned)
+        inside = None if foreground is None else turned[..., 1]
+        return np.asarray(out)[..., 0], turned[..., 0], boxes, inside
+
+
+def _cut(boxes: NDArray[np.float32], moved: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Return boxes where they have moved to, within the film: (N, K, 5), (N, K, 4) -> (N, K, 5)."""
+    seen = np.clip(moved, 0, size)
+    area, left = ((b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1]) for b in (moved, seen))
+    there = (boxes[..., 4] > 0) & (left > 0) & (left >= LEFT_OF_A_BOX * area)
+    return np.where(there[..., None], np.concatenate([seen, boxes[..., 4:]], axis=-1), 0).astype(np.float32)

@@ -72,11 +72,24 @@ def preprocess(
     ] = None,
     recipe: Annotated[str, typer.Option(help="hand; or plain for films that fill the frame, such as chests.")] = "hand",
     size: Annotated[
-        int, typer.Option(min=16, max=2048, help="Side of the prepared films in pixels; the paper takes 512.")
-    ] = 128,
+        int | None,
+        typer.Option(min=16, max=2048, help="Side of the prepared films in pixels; the paper: 512.  [default: 128]"),
+    ] = None,
     variants: Annotated[
-        str, typer.Option(help="Comma list of raw, crop, full, alone or with -he or -contrast; or all.")
-    ] = "full-he",
+        str | None,
+        typer.Option(
+            help="Comma list of raw, crop, full, alone or with -he, -clahe or -contrast; or all.  [default: full-he]"
+        ),
+    ] = None,
+    localizer: Annotated[
+        str | None, typer.Option(help="How hands are found: classical, none, ssd or ssd:RUN.  [default: the recipe's]")
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option(help="The foreground: grabcut, otsu, none, unet or unet:RUN.  [default: the recipe's]")
+    ] = None,
+    net: Annotated[
+        str | None, typer.Option("--for", metavar="NET", help="Make films to train ssd, unet or dense with.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe; repeatable.")
     ] = None,
@@ -85,6 +98,9 @@ def preprocess(
     ] = None,
     compression: Annotated[str, typer.Option(help="none: fastest, and resumes surely; lzf or gzip: smaller.")] = "none",
     workers: Workers = 0,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, such as tcp://host:8786, to prepare on.")
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a cache of other content under the same name.")
     ] = False,
@@ -92,7 +108,9 @@ def preprocess(
     """Prepare films: crop, localise, mask, equalise, into one HDF5 cache. The same command goes on after a stop."""
     from anomaly import commands
 
-    commands.preprocess(source, recipe, size, variants, set_ or [], out, compression, workers, force)
+    commands.preprocess(
+        source, recipe, size, variants, set_ or [], out, compression, workers, force, localizer, mask, net, cluster
+    )
 
 
 @app.command()
@@ -117,7 +135,7 @@ def train(
     model: Annotated[str, typer.Argument(help="Which model; `anomaly models` lists them.")],
     cache: CacheFile = None,
     variant: Annotated[
-        str | None, typer.Option(help="Variant of the films.  [default: the cache's last but -contrast]")
+        str | None, typer.Option(help="Variant of the films.  [default: the cache's last, but -clahe and -contrast]")
     ] = None,
     preset: Annotated[str, typer.Option(help="standard, paper or fast.")] = "standard",
     set_: Annotated[
@@ -135,10 +153,69 @@ def train(
         int, typer.Option(min=0, max=MOST_WORKERS, help="Processes that prepare batches beside the training one.")
     ] = 0,
 ) -> None:
-    """Train a model on the normal films of a cache."""
+    """Train a detector on the normal films of a cache, or a net that prepares films on those with boxes or masks."""
     from anomaly import commands
 
     commands.train(model, cache, variant, preset, set_ or [], seed, split_seed, out, resume, device, precision, workers)
+
+
+@app.command()
+def tune(
+    model: Annotated[str, typer.Argument(help="Which model; `anomaly models` lists them.")],
+    cache: CacheFile = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Variant of the films.  [default: the cache's last, but -clahe and -contrast]")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="standard, paper or fast.")] = "standard",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting to fix, not search; repeatable.")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Finished trials of the study in all, stopped ones too.")] = 30,
+    jobs: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Processes that share study and cores.")] = 1,
+    objective: Annotated[
+        str, typer.Option(help="loss: of validation normals; auc: ROC-AUC on labelled validation films.")
+    ] = "loss",
+    by: Annotated[
+        str | None, typer.Option("--by", help="Score of --objective auc.  [default: the model's first]")
+    ] = None,
+    least_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs for every trial.  [default: a 27th of all]")
+    ] = None,
+    study: Annotated[str | None, typer.Option(help="Name of the study.  [default: <model>-<n>]")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="postgresql://..., sqlite:///... or a journal file, for several machines; with --study."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder.  [default: tune/<study>]")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Decides the draws, and each training.")] = 0,
+    split_seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, help="Decides the splits where the source gives none.")
+    ] = 0,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+) -> None:
+    """Search the settings of a model by Hyperband, on the validation split. The same command goes on after a stop."""
+    from anomaly import commands
+
+    commands.tune(
+        model,
+        cache,
+        variant,
+        preset,
+        set_ or [],
+        trials,
+        jobs,
+        objective,
+        by,
+        least_epochs,
+        study,
+        storage,
+        out,
+        seed,
+        split_seed,
+        device,
+        precision,
+    )
 
 
 @app.command()
@@ -171,7 +248,10 @@ def score(
     device: Device = "auto",
     workers: Workers = 0,
 ) -> None:
-    """Score films, studies and patients; with labels: ROC-AUC and AP with intervals, a table, a page."""
+    """Score films, studies and patients; with labels: ROC-AUC and AP with intervals, a table, a page.
+
+    Of a run of ssd, unet or dense: how well it finds hands, markers or the foreground.
+    """
     from anomaly import commands
 
     commands.score(run, paths or [], split, aggregate, cache, out, device, workers, by)
@@ -205,11 +285,16 @@ def heatmap(
 @app.command()
 def models(
     name: Annotated[str | None, typer.Argument(help="One model: all its settings and presets.")] = None,
+    make: Annotated[
+        bool,
+        typer.Option("--make", help="Train ssd and unet on built-in films, for `preprocess` to take."),
+    ] = False,
+    workers: Workers = 0,
 ) -> None:
-    """List the models; or everything that one of them can be told."""
+    """List the models; or everything that one of them can be told; or make the nets that prepare films."""
     from anomaly import commands
 
-    commands.models(name)
+    commands.models(name, make, workers)
 
 
 @app.command()
@@ -237,7 +322,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
-        resumes = {"preprocess", "train", "phantom", "demo"} & set(sys.argv[1:3])
+        resumes = {"preprocess", "train", "tune", "phantom", "demo"} & set(sys.argv[1:3])
         fail(
             f"interrupted; {'the same command goes on where it stopped' if resumes else 'nothing is lost'}", INTERRUPTED
         )

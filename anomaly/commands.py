@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from anomaly.detector import Detector
+    from anomaly.finder import Finder
     from anomaly.metrics import Pooling
     from anomaly.runs import Run
     from anomaly.score import View
@@ -28,6 +29,8 @@ PHANTOMS = CACHES / "phantoms"
 SYNTHETIC = (
     "SYNTHETIC FILMS: drawn by this program, not taken from patients; figures from them say nothing about patients"
 )
+USES = {"ssd": "--localizer ssd", "unet": "--mask unet"}
+"""What preprocessing takes the nets for."""
 FEW = 16
 """Up to this many new films are prepared in this process: starting others would take longer."""
 
@@ -50,21 +53,31 @@ def phantom(out: Path, seed: int, patients: int | None, size: int) -> None:
 def preprocess(
     source: Path | None,
     recipe: str,
-    size: int,
-    variants: str,
+    size: int | None,
+    variants: str | None,
     settings: list[str],
     out: Path | None,
     compression: str,
     workers: int,
     force: bool,
-) -> None:
+    localizer: str | None = None,
+    mask: str | None = None,
+    net: str | None = None,
+    cluster: str | None = None,
+) -> "BuildReport":
     """Prepare a source into a cache."""
+    from preprocessing.annotations import annotate
     from preprocessing.recipe import VARIANTS, Recipe
     from preprocessing.sources import open_source
 
     if out and out.is_dir():
         raise InputError(f"{out}: is a folder; name a file")
-    chosen = Recipe(name=recipe, size=size, **_pairs(settings))
+    finder = _finder(net) if net else None
+    given: dict[str, Any] = {"size": size or 128} | (dict(finder.recipe) if finder else {})
+    given |= {"size": size} if size else {}
+    ways, nets = _ways(localizer, mask)
+    chosen = Recipe(**(given | {"name": recipe} | _pairs(settings) | ways))
+    variants = variants or (",".join(finder.variants) if finder else "full-he")
     wanted = VARIANTS if variants == "all" else tuple(dict.fromkeys(variants.replace(" ", "").split(",")))
     if compression not in ("none", "lzf", "gzip"):
         raise InputError(f"no compression {compression!r}; there are: gzip, lzf, none")
@@ -73,21 +86,23 @@ def preprocess(
         phantom(PHANTOMS, 0, None, 512)
         source = PHANTOMS
     opened = open_source(source)
-    words = [
-        "anomaly",
-        "preprocess",
-        str(source.absolute()),
-        "--recipe",
-        recipe,
-        "--size",
-        str(size),
-        "--variants",
-        variants,
-    ]
-    words += [word for setting in settings for word in ("--set", setting)] + (
-        ["--out", str(out.absolute())] if out else []
-    )
-    words += ["--compression", compression] if compression != "none" else []
+    if finder:
+        films = len(opened.records)
+        opened = annotate(opened, finder.learns)
+        say(f"{source}: {len(opened.records)} of {films} films have {finder.learns} beside them")
+    told = {
+        "--recipe": recipe,
+        "--size": str(chosen.size),
+        "--variants": variants,
+        "--for": net,
+        "--localizer": f"{nets['localizer'].name}:{nets['localizer'].run}" if "localizer" in nets else localizer,
+        "--mask": f"{nets['segmenter'].name}:{nets['segmenter'].run}" if "segmenter" in nets else mask,
+        "--out": out and str(out.absolute()),
+        "--compression": compression if compression != "none" else None,
+    }
+    words = ["anomaly", "preprocess", str(source.absolute())]
+    words += [word for flag, value in told.items() if value for word in (flag, value)]
+    words += [word for setting in settings for word in ("--set", setting)]
     report = _build(
         opened,
         chosen,
@@ -97,9 +112,60 @@ def preprocess(
         workers=workers,
         compression=None if compression == "none" else compression,
         force=force,
+        cluster=cluster,
+        **nets,
     )
     _describe(report, opened)
-    say(f"next: anomaly train cae --cache {report.path}")
+    say(f"next: anomaly train {net or 'cae'} --cache {report.path}")
+    return report
+
+
+def _finder(name: str) -> "type[Finder]":
+    """Return the class of a net that prepares films."""
+    from anomaly.finder import Finder
+    from anomaly.models import TOOLS, find_model
+
+    if name not in TOOLS:
+        raise InputError(f"no net {name!r} that prepares films; there are: {', '.join(TOOLS)}")
+    kind = find_model(name)
+    assert issubclass(kind, Finder)
+    return kind
+
+
+def _ways(localizer: str | None, mask: str | None) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return how hands and masks are found: settings of the recipe, and trained nets as `build` takes them.
+
+    `ssd` and `unet` alone are those that `anomaly models --make` made. Where there are none, one sentence says so and
+    the classical way is taken; a run that is named must be there.
+    """
+    settings: dict[str, str] = {}
+    nets: dict[str, Any] = {}
+    for flag, value, setting, plain_ways, net in (
+        ("localizer", localizer, "hand", ("classical", "none"), "ssd"),
+        ("mask", mask, "mask", ("grabcut", "otsu", "none"), "unet"),
+    ):
+        if value is None:
+            continue
+        name, named, run = value.partition(":")
+        if value in plain_ways:
+            settings[setting] = value
+        elif name != net or (named and not run):
+            allowed = ", ".join((*plain_ways, net, f"{net}:RUN"))
+            raise InputError(f"no --{flag} {value!r}; there are: {allowed}")
+        else:
+            from anomaly.finding import load_localizer, load_segmenter, made_nets
+
+            path = Path(run) if named else made_nets() / net
+            if not named and not (path / "calibration.json").is_file():
+                warn(
+                    f"there is no trained {net} in {path}; `anomaly models --make` makes one (20 minutes). "
+                    "The classical way is taken"
+                )
+            elif net == "ssd":
+                nets["localizer"] = load_localizer(path)
+            else:
+                nets["segmenter"] = load_segmenter(path)
+    return settings, nets
 
 
 def _pairs(settings: list[str]) -> dict[str, Any]:
@@ -116,7 +182,8 @@ def _build(
 ) -> "BuildReport":
     from preprocessing.build import build, cache_path
 
-    path = out or cache_path(source, recipe, variants, CACHES)
+    nets = {name: options.get(name) for name in ("localizer", "segmenter")}
+    path = out or cache_path(source, recipe, variants, CACHES, **nets)
     with progress("preparing", len(source.records), "films") as advance:
         done = 0
 
@@ -242,10 +309,51 @@ def train(
     )
     for text in run.warnings():
         warn(text)
-    pictures = ("learning_curve.png", "reconstructions.png", "samples.png")
+    pictures = ("learning_curve.png", "reconstructions.png", "samples.png", "finds.png")
     say(f"{run.path}: {', '.join(name for name in pictures if (run.path / name).is_file())} show how")
     say(f"next: anomaly score {run.path}")
+    if model in USES:
+        say(f"next: anomaly preprocess FILMS {USES[model]}:{run.path}")
     return run.path
+
+
+def tune(
+    model: str,
+    cache: Path | None,
+    variant: str | None,
+    preset: str,
+    settings: list[str],
+    trials: int,
+    jobs: int,
+    objective: str,
+    by: str | None,
+    least_epochs: int | None,
+    study: str | None,
+    storage: str | None,
+    out: Path | None,
+    seed: int,
+    split_seed: int,
+    device: str,
+    precision: str,
+) -> None:
+    """Search the settings of one model."""
+    from anomaly.models import find_model
+
+    kind = find_model(model)  # a wrong name is answered before the cache is looked for
+    from anomaly import tune as tuning
+    from anomaly.fit import Plan
+    from preprocessing.schema import newest_cache
+
+    path = cache or newest_cache(CACHES)
+    plan = Plan(model, path, variant, preset, tuple(settings), seed, split_seed, device, precision)
+    how = {"trials": trials, "jobs": jobs, "objective": objective, "by": by, "least_epochs": least_epochs}
+    outcome = tuning.tune(kind, plan, out=out, name=study, storage=storage, **how)  # type: ignore[arg-type]
+    for line in tuning.summary(outcome):
+        say(line)
+    if outcome.synthetic:
+        say(SYNTHETIC)
+    if outcome.best:
+        say(f"next: anomaly score {outcome.folder / 'trials' / str(outcome.best.number)}")
 
 
 def _loss(figures: dict[str, float]) -> float:
@@ -273,6 +381,7 @@ def _view(run: "Run", paths: list[Path], split: str | None, cache: Path | None, 
 
     from anomaly.data import SPLITS
     from anomaly.score import View, run_view
+    from preprocessing.build import made_digest
     from preprocessing.recipe import Recipe
     from preprocessing.schema import Cache
     from preprocessing.sources import open_films
@@ -291,8 +400,8 @@ def _view(run: "Run", paths: list[Path], split: str | None, cache: Path | None, 
     if split or cache:
         raise InputError("--split and --cache go with the run's own films; leave them out, or the PATHS")
     films = open_films(paths)
-    recipe = Recipe.from_json(recorded["recipe"])
-    if recipe.digest() != recorded["recipe_digest"]:
+    recipe, nets = Recipe.from_json(recorded["recipe"]), _recorded_nets(run, recorded["nets"])
+    if made_digest(recipe, **nets) != recorded["recipe_digest"]:
         raise InputError(
             f"{run.path} was trained on films prepared by another version of the recipe {recipe.name}; "
             f"prepare them again with `{recorded['command']}`, and train again"
@@ -305,10 +414,30 @@ def _view(run: "Run", paths: list[Path], split: str | None, cache: Path | None, 
             (variant,),
             workers=workers or (1 if len(films.records) <= FEW else 0),
             dtype=recorded["dtype"],  # a film's levels must not depend on the depth of the films beside it
+            **nets,
         )
         opened = Cache(report.path)
         view = View(opened, variant, np.arange(len(opened)), size)
         yield _Seen(view, np.full(len(opened), "new", dtype=object), "new", films, report.failures)
+
+
+def _recorded_nets(run: "Run", recorded: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """Return the nets that prepared a run's films, to prepare new ones in the same way."""
+    if not recorded:
+        return {}
+    from anomaly.finding import load_localizer, load_segmenter
+
+    nets: dict[str, Any] = {}
+    for part, load in (("localizer", load_localizer), ("segmenter", load_segmenter)):
+        if part in recorded:
+            told = recorded[part]
+            nets[part] = load(Path(told["run"]))
+            if nets[part].digest != told["digest"]:
+                raise InputError(
+                    f"{told['run']} is not the {told['name']} that prepared the films of {run.path}: it has other "
+                    "weights; put the run back there, or prepare the films again and train again"
+                )
+    return nets
 
 
 @dataclass(frozen=True)
@@ -352,6 +481,7 @@ def score(
 ) -> None:
     """Score films; with labels, measure."""
     from anomaly.evaluation import score_films
+    from anomaly.models import TOOLS
     from anomaly.runs import Run
     from anomaly.score import open_model
     from anomaly.train import choose_device
@@ -361,6 +491,11 @@ def score(
     how: Pooling = "max" if aggregate == "max" else "mean"
     run = Run(run_path)
     place = choose_device(device)
+    if run.config["model"] in TOOLS:
+        if paths or by or out:
+            raise InputError(f"{run_path} prepares films: it is measured on its cache's; leave PATHS, --by, --out out")
+        _measure(run, split or "test", cache, place)
+        return
     model = open_model(run, place)
     words = ["anomaly", "score", str(run_path), *map(str, paths), "--aggregate", how]
     main = _main_score(model, by, run)
@@ -383,6 +518,20 @@ def score(
         for line in lines:
             say(line)
         seen.complain()
+
+
+def _measure(run: "Run", split: str, cache: Path | None, device: Any) -> None:
+    """Say how good a net that prepares films is."""
+    from anomaly.data import SPLITS
+    from anomaly.finding import check_split, load_finder, measure
+    from anomaly.score import run_cache
+
+    if split not in SPLITS:
+        raise InputError(f"no split {split!r} to measure on; there are: {', '.join(SPLITS)}")
+    opened = run_cache(run, cache)
+    check_split(run, opened)
+    for line in measure(run, load_finder(run, device), opened, device, split):
+        say(line)
 
 
 def heatmap(
@@ -441,24 +590,39 @@ def heatmap(
 # --- what there is --------------------------------------------------------------------------------------------------
 
 
-def models(name: str | None) -> None:
-    """List the zoo, or one model's settings."""
-    from anomaly.models import find_model, headline, zoo
+def models(name: str | None, make: bool = False, workers: int = 0) -> None:
+    """List the zoo, or one model's settings; or make the nets that prepare films."""
+    from anomaly.models import TOOLS, find_model, headline, zoo
 
+    if make:
+        if name not in (None, *MADE):
+            raise InputError(f"{name!r} is not made this way; there are: {', '.join(MADE)}, or both without a name")
+        _make_nets(MADE if name is None else (name,), workers)
+        return
     there = zoo()
     if name is None:
-        width = max(map(len, there))
+        width = max(map(len, [*there, *TOOLS]))
         for key, entry in sorted(there.items()):
             origin = f"(of the package {entry.package})" if entry.package else ""
             say(f"{key:<{width}} {headline(entry.where)} {origin}".rstrip())
+        say()
+        say("nets that prepare films")
+        for key, where in TOOLS.items():
+            say(f"{key:<{width}} {headline(where)}")
+        say()
         say("`anomaly models NAME` lists the settings and presets of one")
         return
     kind = find_model(name)
+    from anomaly.detector import Detector
     from anomaly.train import TrainConfig
 
-    package, about = there[name].package, (kind.__doc__ or "").strip().splitlines()
+    package = there[name].package if name in there else None
+    about = (kind.__doc__ or "").strip().splitlines()
     say(f"{name}{f' (of the package {package})' if package else ''}: {about[0] if about else ''}")
-    say(f"scores: {', '.join(kind.score_names)}; trains on {'labelled' if kind.supervised else 'normal'} films")
+    if issubclass(kind, Detector):
+        say(f"scores: {', '.join(kind.score_names)}; trains on {'labelled' if kind.supervised else 'normal'} films")
+    else:
+        say(f"trains on films with {_finder(name).learns}: `anomaly preprocess FILMS --for {name}`")
     wide = max(map(len, (*kind.Config.model_fields, *TrainConfig.model_fields)))
     for title, config in (("model", kind.Config), ("training", TrainConfig)):
         say()
@@ -470,6 +634,33 @@ def models(name: str | None) -> None:
     say("presets (--preset name)")
     for key, values in kind.presets.items():
         say(f"  {key:<{wide}} {', '.join(f'{k}={v}' for k, v in values.items())}")
+
+
+MADE = ("ssd", "unet")
+"""The nets that `anomaly models --make` makes."""
+MADE_OF = {"seed": 1, "patients": 400, "size": 512}
+"""The built-in films they learn from: others than those of `anomaly preprocess` without a source, which have seed 0."""
+
+
+def _make_nets(names: tuple[str, ...], workers: int) -> None:
+    """Train nets on built-in films, in the user's own folder, where `--localizer ssd --mask unet` find them."""
+    import time
+
+    from anomaly.finding import made_nets
+    from anomaly.runs import Run
+
+    start, films = time.monotonic(), CACHES / "nets" / "films"
+    for name in names:
+        out = made_nets() / name
+        if (out / "run.json").is_file() and Run(out).finished:
+            say(f"{out}: is there already; delete it to make it anew")
+            continue
+        phantom(films, **MADE_OF)
+        cache = CACHES / "nets" / f"{name}.h5"
+        preprocess(films, "hand", None, None, [], cache, "none", workers, False, net=name)
+        train(name, cache, None, "fast", [], 0, 0, out, (out / "run.json").is_file(), "auto", "auto", 0)
+        score(out, [], None, "mean", None, None, "auto", workers)
+    say(f"made in {clock(time.monotonic() - start)}; `anomaly preprocess FILMS --localizer ssd --mask unet` takes them")
 
 
 def _allowed(field: Any) -> str:

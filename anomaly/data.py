@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -18,6 +18,9 @@ from preprocessing import InputError
 from preprocessing.schema import Cache
 
 SPLITS = ("train", "val", "test")
+FOREGROUND = "full"
+"""The stage whose mask is the foreground."""
+Learns = Literal["boxes", "masks"]
 LABELS = {0: "normal", 1: "abnormal", -1: "unknown"}
 LEAST_TRAINING_FILMS = 8
 """Fewer films than this are no training set: a mistake in the source is the likelier explanation."""
@@ -88,20 +91,31 @@ class Films:
     film: NDArray[Any]  # (n, S, S) uint8 or uint16
     mask: NDArray[np.bool_]  # (n, S, S)
     label: NDArray[np.int8]  # (n,)
+    boxes: NDArray[np.float32] | None = None  # (n, K, 5), where a net learns boxes
+    foreground: NDArray[np.bool_] | None = None  # (n, S, S), where a net learns masks
 
     def __len__(self) -> int:
         return len(self.film)
+
+    def part(self, rows: NDArray[Any] | slice) -> "Films":
+        """Return some of the films."""
+        return Films(*(None if own is None else own[rows] for own in self._arrays()))  # type: ignore[arg-type]
+
+    def _arrays(self) -> tuple[NDArray[Any] | None, ...]:
+        return self.film, self.mask, self.label, self.boxes, self.foreground
 
     def unit(self) -> NDArray[np.float32]:
         """Return the films in the models' range: (n, S, S) float32 in [0, 1]."""
         return self.film.astype(np.float32) / np.float32(np.iinfo(self.film.dtype).max)
 
 
-def load_films(cache: Cache, variant: str, rows: NDArray[np.int64], size: int | None = None) -> Films:
+def load_films(
+    cache: Cache, variant: str, rows: NDArray[np.int64], size: int | None = None, *, learns: Learns | None = None
+) -> Films:
     """Read `rows` of the cache, brought to `size` x `size` by an area filter where the cache holds larger films.
 
     A mask pixel is set where at least half of its area was. A size beyond the cache's own is refused: it would invent
-    detail.
+    detail. With `learns` the films bring their boxes, or the foreground of their stage "full", along.
     """
     if size is not None and size > cache.size:
         raise InputError(
@@ -109,15 +123,22 @@ def load_films(cache: Cache, variant: str, rows: NDArray[np.int64], size: int | 
             f"run `anomaly preprocess ... --size {size}` or take `--set size={cache.size}`"
         )
     label = cache.index["label"][rows]
+    boxes = cache.boxes(rows) if learns == "boxes" else None
     if size is None or size == cache.size:
-        return Films(cache.films(variant, rows), cache.masks(variant, rows), label)
+        foreground = cache.masks(FOREGROUND, rows) if learns == "masks" else None
+        return Films(cache.films(variant, rows), cache.masks(variant, rows), label, boxes, foreground)
     film = np.empty((len(rows), size, size), cache.dtype)
     mask = np.empty(film.shape, np.bool_)
+    foreground = np.empty(film.shape, np.bool_) if learns == "masks" else None
     for i, row in enumerate(rows):  # one at a time: the films at the cache's size may not fit into memory
-        large, inside = cache.films(variant, np.array([row]))[0], cache.masks(variant, np.array([row]))[0]
-        mask[i] = brought_to(inside, size)
-        film[i] = cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA) * mask[i]
-    return Films(film, mask, label)
+        one = np.array([row])
+        mask[i] = brought_to(cache.masks(variant, one)[0], size)
+        film[i] = cv2.resize(cache.films(variant, one)[0], (size, size), interpolation=cv2.INTER_AREA) * mask[i]
+        if foreground is not None:
+            foreground[i] = brought_to(cache.masks(FOREGROUND, one)[0], size)
+    if boxes is not None:
+        boxes[..., :4] *= size / cache.size
+    return Films(film, mask, label, boxes, foreground)
 
 
 def brought_to(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
@@ -135,35 +156,44 @@ def chunks(cache: Cache, variant: str, rows: NDArray[np.int64], size: int, count
         yield part, load_films(cache, variant, part, size)
 
 
-def to_batch(film: torch.Tensor, mask: torch.Tensor, label: torch.Tensor, device: torch.device) -> Batch:
-    """Return a Batch on `device` from stored levels: film (N, S, S) uint8 | uint16, mask (N, S, S) bool, label (N,)."""
-    greatest = torch.iinfo(film.dtype).max
-    inside = mask.to(device, non_blocking=True)[:, None]
+Tensors = tuple[torch.Tensor | None, ...]  # the arrays of Films, in their order
+
+
+def to_batch(tensors: Tensors, device: torch.device) -> Batch:
+    """Return a Batch on `device` from the arrays of `Films`: film (N, S, S) in stored levels, mask, label, ..."""
+    film, mask, label, boxes, foreground = (t if t is None else t.to(device, non_blocking=True) for t in tensors)
+    assert film is not None and mask is not None and label is not None
+    inside = mask[:, None]
     # What lies off the mask is not part of the film, whatever a cache says of it: no score may see it.
-    unit = film.to(device, non_blocking=True).to(torch.float32).div_(greatest)[:, None] * inside
-    return Batch(unit, inside, label.to(device, non_blocking=True).long())
+    unit = film.to(torch.float32).div_(torch.iinfo(film.dtype).max)[:, None] * inside
+    target = None if foreground is None else foreground[:, None]
+    return Batch(unit, inside, label.long(), boxes=boxes, foreground=target)
 
 
 def as_batch(films: Films, device: torch.device) -> Batch:
     """Return all of `films` as one Batch."""
-    return to_batch(torch.from_numpy(films.film), torch.from_numpy(films.mask), torch.from_numpy(films.label), device)
+    return to_batch(_tensors(films), device)
+
+
+def _tensors(films: Films) -> Tensors:
+    return tuple(own if own is None else torch.from_numpy(np.ascontiguousarray(own)) for own in films._arrays())
 
 
 # --- the order of training ------------------------------------------------------------------------------------------
 
 
-class _Augmented(Dataset[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]):
+class _Augmented(Dataset[Tensors]):
     """Batches by `(rows, seed)`; imgaug works on whole batches at half the cost of single films."""
 
     def __init__(self, films: Films, augmentation: AugmentationName) -> None:
         self.films = films
         self.augmentation = Augmentation(augmentation)
 
-    def __getitem__(self, key: tuple[NDArray[np.int64], int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def __getitem__(self, key: tuple[NDArray[np.int64], int]) -> Tensors:
         rows, seed = key
-        film, mask = self.augmentation(self.films.film[rows], self.films.mask[rows], seed)
-        film, mask = np.ascontiguousarray(film), np.ascontiguousarray(mask)
-        return torch.from_numpy(film), torch.from_numpy(mask), torch.from_numpy(self.films.label[rows])
+        some = self.films.part(rows)
+        film, mask, boxes, foreground = self.augmentation(some.film, some.mask, seed, some.boxes, some.foreground)
+        return _tensors(Films(film, mask, some.label, boxes, foreground))
 
 
 class _Order(Sampler[tuple[NDArray[np.int64], int]]):
@@ -216,5 +246,5 @@ class TrainingBatches:
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of epoch `number` on the device."""
         self._order.epoch = number
-        for film, mask, label in self._loader:
-            yield to_batch(film, mask, label, self.device)
+        for tensors in self._loader:
+            yield to_batch(tensors, self.device)

@@ -28,6 +28,8 @@ class Batch:
     mask: Tensor  # (N, 1, S, S) bool: where loss, score and map look
     label: Tensor  # (N,) int64: 0 normal, 1 abnormal, -1 unknown
     damaged: Tensor | None = None  # (N, 1, S, S): the film as a denoising training shows it; none shows `film`
+    boxes: Tensor | None = None  # (N, K, 5): x0, y0, x1, y1, pixels from the film's edge, class (0: no box)
+    foreground: Tensor | None = None  # (N, 1, S, S) bool: what a net is to learn of the film
 
     @property
     def shown(self) -> Tensor:
@@ -58,6 +60,58 @@ class Step:
         return torch.stack([term.float() for term in self.terms.values()]).sum()
 
 
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included, that `anomaly tune` may give a setting.
+
+    >>> Range(1e-4, 1e-2, log=True).bounds()
+    (0.0001, 0.01)
+    >>> Range(3, 1)
+    Traceback (most recent call last):
+    ValueError: no range from 3 to 1
+    """
+
+    low: float
+    high: float
+    log: bool = False  # whether each power of ten is as likely as the next; needs low > 0
+    integer: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"no range from {self.low} to {self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"no logarithm of {self.low}, where a range begins")
+        if self.integer and not (isinstance(self.low, int) and isinstance(self.high, int)):
+            raise ValueError(f"{self.low} and {self.high} bound a range of integers, and are not both one")
+
+    def bounds(self) -> tuple[float, float]:
+        """Return the lowest and the highest value."""
+        return self.low, self.high
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Values of which `anomaly tune` may give a setting any one.
+
+    >>> Choice(("none", "flips")).bounds()
+    ('none', 'flips')
+    """
+
+    options: tuple[str | int | float | bool, ...]
+
+    def __post_init__(self) -> None:
+        if len(set(self.options)) != len(self.options) or len(self.options) < 2:
+            raise ValueError(f"{self.options} is no choice: it takes two options or more, all different")
+
+    def bounds(self) -> tuple[str | int | float | bool, ...]:
+        """Return all values."""
+        return self.options
+
+
+Space = Mapping[str, Range | Choice]
+"""Name of a setting, of the model or of the training -> the values to search."""
+
+
 class Model(nn.Module, ABC):
     """A network that can be trained. Knows no optimiser, device, precision, file or flag.
 
@@ -67,6 +121,9 @@ class Model(nn.Module, ABC):
     Config: ClassVar[type[Settings]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     """Named settings, model and training together, over the defaults; `standard` is the one taken unasked."""
+    space: ClassVar[Space] = {}
+    """What `anomaly tune` searches, where a model has something to search. Only settings that leave `validation_loss`
+    the same yardstick: a weight within that loss would be chosen for making it small, not for a better model."""
     low_precision: ClassVar[bool] = False
     """Whether bfloat16 autocast is known to pay on a processor with AVX512-bf16 (see docs/performance.md)."""
 

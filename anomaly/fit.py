@@ -15,9 +15,12 @@ from safetensors.torch import save
 
 from anomaly import runs
 from anomaly.data import LABELS, LEAST_TRAINING_FILMS, Films, as_batch, assign_splits, load_films, split_hash
-from anomaly.detector import Batch, Detector, Settings
+from anomaly.detector import Batch, Detector, Model, Settings
+from anomaly.finder import Finder
+from anomaly.finding import calibrate as threshold_of
+from anomaly.finding import pictured, rows_of, splits_of
 from anomaly.heatmap import blend, map_scale, png, titled
-from anomaly.models import find_model, zoo
+from anomaly.models import TOOLS, find_model, zoo
 from anomaly.models.ensemble import Ensemble, EnsembleConfig
 from anomaly.reconstructor import Reconstructor
 from anomaly.score import View, calibrate, make_repeatable, maps, open_model, read_calibration, run_view
@@ -56,7 +59,7 @@ class Plan:
 # --- settings -------------------------------------------------------------------------------------------------------
 
 
-def settings_of(model: type[Detector]) -> dict[str, Literal["training", "model"]]:
+def settings_of(model: type[Model]) -> dict[str, Literal["training", "model"]]:
     """Return the names of all settings of a model and its training, and whose they are."""
     names: dict[str, Literal["training", "model"]] = dict.fromkeys(TrainConfig.model_fields, "training")
     return names | dict.fromkeys(model.Config.model_fields, "model")
@@ -104,15 +107,29 @@ class Prepared:
     config: dict[str, Any]  # becomes run.json
 
     @property
-    def model(self) -> type[Detector]:
+    def model(self) -> type[Model]:
         """The class of the model."""
         return find_model(self.plan.model)
 
     def rows(self, split: str) -> NDArray[np.int64]:
-        """Return the rows of a split that the model may learn from: normal films only, unless it is supervised."""
-        label = self.cache.index["label"]
-        usable = (label >= 0) if self.model.supervised else (label == 0)
-        return np.flatnonzero((self.split == split) & usable)
+        """Return the rows of a split that the model may learn from.
+
+        A detector: normal films only, unless it is supervised. A net that prepares films: those with what it is to
+        find, whatever their label.
+        """
+        if issubclass(self.model, Finder):
+            usable = rows_of(self.cache, self.model.learns)
+        else:
+            label = self.cache.index["label"]
+            supervised = issubclass(self.model, Detector) and self.model.supervised
+            usable = np.flatnonzero((label >= 0) if supervised else (label == 0))
+        chosen: NDArray[np.int64] = usable[self.split[usable] == split]
+        return chosen
+
+    def films(self, split: str) -> Films:
+        """Read those rows, with what is to be found where the model finds something."""
+        learns = self.model.learns if issubclass(self.model, Finder) else None
+        return load_films(self.cache, self.config["variant"], self.rows(split), self.config["size"], learns=learns)
 
 
 def prepare(plan: Plan) -> Prepared:
@@ -122,7 +139,7 @@ def prepare(plan: Plan) -> Prepared:
     if (training.noise or training.erase) and not issubclass(kind, Reconstructor):
         raise InputError(f"{plan.model} doesn't reconstruct, so there is nothing to mend: leave out noise and erase")
     cache = Cache(plan.cache)
-    variant = plan.variant or default_variant(cache.variants)
+    variant = plan.variant or (kind.variant if issubclass(kind, Finder) else default_variant(cache.variants))
     cache.films(variant, np.arange(0))  # an unknown variant is refused, with those there are
     size = training.size or cache.size
     if size > cache.size:
@@ -135,7 +152,12 @@ def prepare(plan: Plan) -> Prepared:
             f"{plan.model} {reason}; {cache.path} has {cache.size} px: take --set size= or another `preprocess --size`"
         )
     index = cache.index
-    split = assign_splits(index["patient"], index["label"], index["split"], seed=plan.split_seed)
+    if issubclass(kind, Finder):
+        if variant != kind.variant:
+            raise InputError(f"{plan.model} finds things on films of variant {kind.variant}; leave --variant out")
+        split = splits_of(cache, plan.split_seed)
+    else:
+        split = assign_splits(index["patient"], index["label"], index["split"], seed=plan.split_seed)
     config = {
         "model": plan.model,
         "preset": plan.preset,
@@ -152,16 +174,20 @@ def prepare(plan: Plan) -> Prepared:
             "content_hash": cache.content_hash,
             "recipe": cache.recipe_json,
             "recipe_digest": cache.recipe_digest,
+            "nets": cache.nets,
             "dtype": cache.dtype.name,
             "source": cache.source,
             "synthetic": cache.synthetic,
             "command": cache.command,
         },
-        "versions": runs.versions(zoo()[plan.model].package),
+        "versions": runs.versions(None if plan.model in TOOLS else zoo()[plan.model].package),
     }
     prepared = Prepared(plan, cache, split, config)
     counts = {name: len(prepared.rows(name)) for name in ("train", "val")}
-    which = "labelled" if kind.supervised else "normal"
+    if issubclass(kind, Finder):
+        which = "annotated"
+    else:
+        which = "labelled" if issubclass(kind, Detector) and kind.supervised else "normal"
     labels = index["label"]
     if counts["train"] < LEAST_TRAINING_FILMS or counts["val"] < 1:
         there = ", ".join(f"{int((labels == value).sum())} {name}" for value, name in LABELS.items())
@@ -174,13 +200,13 @@ def prepare(plan: Plan) -> Prepared:
 
 
 def default_variant(variants: Sequence[str]) -> str:
-    """Return the variant of a cache that is taken unasked: the last of grey levels, or of local contrast if all are.
+    """Return the variant of a cache that is taken unasked: the last of the paper's, or the last where it has none.
 
-    >>> default_variant(["raw", "full-he", "full-contrast"])
+    >>> default_variant(["raw", "full-he", "full-contrast", "full-clahe"])
     'full-he'
     """
-    grey = [variant for variant in variants if split_variant(variant)[1] != "contrast"]
-    return (grey or list(variants))[-1]
+    papers = [variant for variant in variants if split_variant(variant)[1] in ("", "he")]
+    return (papers or list(variants))[-1]
 
 
 def continue_or_create(prepared: Prepared, out: Path | None, *, resume: bool) -> runs.Run:
@@ -240,9 +266,7 @@ def fit(prepared: Prepared, run: runs.Run, *, workers: int, on_epoch: Callable[[
         torch.manual_seed(plan.seed)
         model_config, training = resolve(plan.model, plan.preset, plan.settings)
         model = prepared.model(model_config, config["size"])
-        films = {
-            s: load_films(prepared.cache, config["variant"], prepared.rows(s), config["size"]) for s in ("train", "val")
-        }
+        films = {s: prepared.films(s) for s in ("train", "val")}
         trainer = Trainer(
             model,
             training,
@@ -256,18 +280,42 @@ def fit(prepared: Prepared, run: runs.Run, *, workers: int, on_epoch: Callable[[
         checkpoint = run.path / "checkpoint.safetensors"
         if checkpoint.is_file():
             trainer.restore(checkpoint)
-        view = _validation(prepared)
-        draw = (lambda: _pictures(model, view, run, device, None)) if model.players() else (lambda: None)
+        draw, end = _closing(model, prepared, films["val"], run, device)
         model.load_state_dict(trainer.run(run, on_epoch, draw))
         model.eval()
-        with torch.inference_mode():
-            model.remember(batches(films["train"], device))
+        if isinstance(model, Detector):
+            with torch.inference_mode():
+                model.remember(batches(films["train"], device))
         run.write("weights.safetensors", save({k: v.contiguous() for k, v in model.state_dict().items()}))
         run.write("history.csv", history_csv(trainer.state.history))
         run.write("warnings.json", runs.to_json({"warnings": trainer.state.warnings}))
-        finish(model, view, run, device, trainer.state.history)
+        if model.players():
+            curve = learning_curve(trainer.state.history, synthetic=prepared.cache.synthetic)
+            run.write("learning_curve.png", curve)
+        end()
         checkpoint.unlink(missing_ok=True)
     return run
+
+
+def _closing(
+    model: Model, prepared: Prepared, validation: Films, run: runs.Run, device: torch.device
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return what is done at every checkpoint, and what in the end, by what the model is for."""
+    if isinstance(model, Finder):
+        synthetic = prepared.cache.synthetic
+
+        def draw_finds() -> None:
+            run.write("finds.png", finds_picture(model, validation, None, device, synthetic=synthetic))
+
+        return draw_finds, lambda: finish_finder(model, validation, run, device, synthetic=synthetic)
+    assert isinstance(model, Detector)
+    view = _validation(prepared)
+
+    def draw() -> None:
+        if model.players():
+            _pictures(model, view, run, device, None)
+
+    return draw, lambda: finish(model, view, run, device)
 
 
 def combine(members: Sequence[runs.Run], out: Path | None, cache: Path | None, device: torch.device) -> runs.Run:
@@ -314,27 +362,29 @@ def combine(members: Sequence[runs.Run], out: Path | None, cache: Path | None, d
     }
     run = runs.create(out or runs.next_path("ensemble"), config | {"created": _now()})
     run.write("weights.safetensors", save({k: v.contiguous().cpu() for k, v in made.state_dict().items()}))
-    finish(made, view, run, device, [])
+    finish(made, view, run, device)
     return run
 
 
-def finish(
-    model: Detector, view: View, run: runs.Run, device: torch.device, history: Sequence[dict[str, float]]
-) -> None:
+def finish(model: Detector, view: View, run: runs.Run, device: torch.device) -> None:
     """Write the pictures and, last, calibration.json, whose presence says that the run is whole."""
     calibration = calibrate(model, view, device)
-    if model.players():
-        run.write("learning_curve.png", learning_curve(history, synthetic=view.cache.synthetic))
     _pictures(model, view, run, device, calibration.map_scale)
     run.write("calibration.json", runs.to_json(calibration.to_dict()))
+
+
+def finish_finder(model: Finder, validation: Films, run: runs.Run, device: torch.device, *, synthetic: bool) -> None:
+    """Write the picture of its finds and, last, calibration.json: from how sure on something counts as found."""
+    threshold = threshold_of(model, validation, device)
+    run.write("finds.png", finds_picture(model, validation, threshold, device, synthetic=synthetic))
+    run.write("calibration.json", runs.to_json({"threshold": threshold, "films": len(validation)}))
 
 
 def batches(films: Films, device: torch.device) -> Iterator[Batch]:
     """Yield films as they are, in their order, some at a time."""
     count = max(1, min(64, 2**22 // films.film.shape[1] ** 2))
     for start in range(0, len(films), count):
-        part = slice(start, start + count)
-        yield as_batch(Films(films.film[part], films.mask[part], films.label[part]), device)
+        yield as_batch(films.part(slice(start, start + count)), device)
 
 
 def _validation(prepared: Prepared) -> View:
@@ -410,6 +460,18 @@ def picture(model: Detector, view: View, scale: float | None, device: torch.devi
     shown = "film, error" if made is None else "film, reconstruction, error"
     sheet = _enlarged(np.concatenate(rows, axis=0), view.size)
     return png(titled(sheet, f"{'SYNTHETIC films: ' if view.cache.synthetic else ''}{shown}"))
+
+
+def finds_picture(
+    model: Finder, films: Films, threshold: float | None, device: torch.device, *, synthetic: bool
+) -> bytes:
+    """Return a PNG of some films with what is there (white) and what the model finds (coloured), surer than .5 or the
+    threshold.
+    """
+    model.eval()
+    some = films.part(np.arange(0, len(films), max(1, len(films) // PICTURED))[:PICTURED])
+    sheet = pictured(model, some, 0.5 if threshold is None else threshold, device)
+    return png(titled(sheet, f"{'SYNTHETIC films: ' if synthetic else ''}white: there, coloured: found"))
 
 
 def _enlarged(sheet: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

@@ -125,6 +125,29 @@ def interval(
     return draws.interval(_ESTIMATE[metric](truth, score), draws.figures(score, metric), level)
 
 
+def mean_interval(values: ArrayLike, patients: ArrayLike, *, level: float = 0.95) -> tuple[float, tuple[float, float]]:
+    """The mean over films and its interval over patients; (nan, nan) with fewer than two patients.
+
+    values  (N,) finite.    patients  (N,) whose film it is.    The films of a patient vary together: the variance is
+    that of the patients' summed residuals (Liang and Zeger 1986), the quantile Student's with one degree of freedom
+    less than there are patients.
+
+    >>> mean_interval([1.0, 3.0], ["a", "b"])[0]
+    2.0
+    """
+    value = np.asarray(values, np.float64)
+    _, whose = np.unique(np.asarray(patients), return_inverse=True)
+    mean, count = float(value.mean()), int(whose.max()) + 1
+    if count < 2:
+        return mean, (math.nan, math.nan)
+    from scipy.special import stdtrit
+
+    residual = np.bincount(whose, weights=value - mean)  # (patients,)
+    deviation = math.sqrt(count / (count - 1) * float(np.square(residual).sum())) / len(value)
+    reach = float(stdtrit(count - 1, 0.5 + level / 2)) * deviation
+    return mean, (mean - reach, mean + reach)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A difference of two ROC-AUCs on the same films, its interval, and the two-sided p-value of no difference.

@@ -8,7 +8,7 @@ split, moves them.
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from anomaly.data import Films, as_batch, assign_splits, chunks, split_hash
-from anomaly.detector import Detector
+from anomaly.detector import Detector, Model
 from anomaly.heatmap import map_scale, smooth
 from anomaly.metrics import POOLINGS, aggregate
-from anomaly.models import find_model
+from anomaly.models import find_detector
 from anomaly.runs import Run
 from preprocessing import InputError
 from preprocessing.schema import STAGES, Cache, stage_of
 
+M = TypeVar("M", bound=Model)
 LEVELS = ("film", "study", "patient")
 QUANTILE = 0.95
 """A threshold flags the 5 % of validation normals that score highest."""
@@ -73,13 +74,17 @@ class View:
 
 
 def open_model(run: Run, device: torch.device) -> Detector:
-    """Return the trained model of a run on `device`, ready to score."""
+    """Return the trained detector of a run on `device`, ready to score."""
+    return load_weights(run, find_detector(run.config["model"]), device)
+
+
+def load_weights(run: Run, kind: type[M], device: torch.device) -> M:
+    """Return the trained model of a finished run, of its class, on `device`."""
     if not run.finished:
         raise InputError(
             f"{run.path} is unfinished; `anomaly train {run.config['model']} --out {run.path} --resume` goes on with it"
         )
     make_repeatable(device)
-    kind = find_model(run.config["model"])
     model = kind(kind.Config(**run.config["settings"]["model"]), run.config["size"])
     path = run.path / "weights.safetensors"
     if not path.is_file():
@@ -176,6 +181,16 @@ def run_view(run: Run, cache_path: Path | None = None) -> tuple[Cache, NDArray[A
 
     A cache that has moved is named by `cache_path`; one of other content is refused.
     """
+    cache = run_cache(run, cache_path)
+    index = cache.index
+    split = assign_splits(index["patient"], index["label"], index["split"], seed=run.config["split_seed"])
+    if split_hash(index["path"], split) != run.config["split_hash"]:
+        raise InputError(f"the splits of {cache.path} are not those of {run.path}; train again")
+    return cache, split
+
+
+def run_cache(run: Run, cache_path: Path | None = None) -> Cache:
+    """Return the cache that a run was trained on; `cache_path` says where it is now, if not where it was."""
     recorded = run.config["cache"]
     if cache_path is None and not Path(recorded["path"]).is_file():
         raise InputError(f"the cache {recorded['path']} of {run.path} is gone; say with --cache where it is now")
@@ -185,8 +200,4 @@ def run_view(run: Run, cache_path: Path | None = None) -> tuple[Cache, NDArray[A
             f"{cache.path} is not the cache that {run.path} was trained on (content {cache.content_hash[:12]}, "
             f"not {recorded['content_hash'][:12]}); make it again with `{recorded['command']}`, or name films to score"
         )
-    index = cache.index
-    split = assign_splits(index["patient"], index["label"], index["split"], seed=run.config["split_seed"])
-    if split_hash(index["path"], split) != run.config["split_hash"]:
-        raise InputError(f"the splits of {cache.path} are not those of {run.path}; train again")
-    return cache, split
+    return cache

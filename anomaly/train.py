@@ -48,6 +48,9 @@ class TrainConfig(Settings):
     """Films a step at most; the batches of an epoch differ by one film."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Step size of Adam."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """How the step size goes on: as it is, or down to nothing along half a cosine, epoch by epoch (Loshchilov and
+    Hutter 2017, without restarts)."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Adam's decay of the mean gradient."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -57,7 +60,7 @@ class TrainConfig(Settings):
     clip: float = Field(default=0.0, ge=0)
     """Greatest norm of a player's gradient; 0 doesn't clip."""
     augmentation: AugmentationName = "advanced"
-    """none, flips, or advanced: flips, brightness, zoom, rotation."""
+    """none, flips, advanced (flips, brightness, zoom, rotation), or upright (brightness, zoom, shift)."""
     noise: float = Field(default=0.0, ge=0, le=1)
     """Gaussian noise of this standard deviation on the film that is shown, the plain one to be drawn (models that
     reconstruct only: a denoising autoencoder, Vincent et al. 2008)."""
@@ -160,11 +163,10 @@ class Trainer:
             player: [p for module in modules for p in module.parameters()]
             for player, modules in model.players().items()
         }
-        rates = model.rates()
         self.optimisers = {
             player: torch.optim.Adam(
                 parameters,
-                lr=config.learning_rate * rates.get(player, 1.0),
+                lr=config.learning_rate,
                 betas=(config.beta1, config.beta2),
                 weight_decay=config.weight_decay,
                 fused=True,
@@ -208,6 +210,7 @@ class Trainer:
         # Each epoch draws from numbers of its own, so that resuming needs no state of the generators.
         torch.manual_seed(int(np.random.SeedSequence([self.seed, number]).generate_state(1, np.uint64)[0]))
         self.model.train()
+        self._set_rates(number)
         terms: dict[str, list[Tensor]] = {}
         for batch in self.batches.epoch(number):
             for step in self._steps(damage(batch, self.config)):
@@ -228,6 +231,15 @@ class Trainer:
             raise InputError(f"the validation loss is not finite after epoch {number}; {AFTER_DIVERGING}")
         seconds = time.monotonic() - start
         return {"seconds": seconds, "films_per_second": self.films / seconds, **figures, "validation": validation}
+
+    def _set_rates(self, number: int) -> None:
+        """Set the step sizes of epoch `number`, from 1 on."""
+        config, shares = self.config, self.model.rates()
+        done = (number - 1) / config.epochs
+        factor = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1.0
+        for player, optimiser in self.optimisers.items():
+            for group in optimiser.param_groups:
+                group["lr"] = config.learning_rate * shares.get(player, 1.0) * factor
 
     def _steps(self, batch: Batch) -> Iterator[Step]:
         """Apply the model's steps one by one."""
@@ -252,8 +264,7 @@ class Trainer:
         self.model.eval()
         losses = []
         for start in range(0, len(self.validation), self.config.batch_size):
-            part = slice(start, start + self.config.batch_size)
-            films = Films(self.validation.film[part], self.validation.mask[part], self.validation.label[part])
+            films = self.validation.part(slice(start, start + self.config.batch_size))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 losses.append(self.model.validation_loss(as_batch(films, self.device)))
         return float(torch.cat(losses).mean())

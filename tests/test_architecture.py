@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anomaly.models import ZOO
+from anomaly.models import TOOLS, ZOO
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "torchvision", "imgaug", "cv2", "sklearn", "skimage", "matplotlib", "h5py", "numpy"}
@@ -16,10 +16,13 @@ HEAVY = {"torch", "torchvision", "imgaug", "cv2", "sklearn", "skimage", "matplot
 LAYERS = [
     {"console", "runs", "augment", "metrics", "detector"},
     {"nn.adversarial", "nn.blocks", "nn.filters", "nn.losses", "nn.typicality", "heatmap", "models", "data"},
-    {"reconstructor"},
+    {"finder", "reconstructor"},
+    {"segmenter"},
     {"models.ensemble", "report", "score", "train"}
-    | {where.partition(":")[0].removeprefix("anomaly.") for where in ZOO.values()},
+    | {where.partition(":")[0].removeprefix("anomaly.") for where in (ZOO | TOOLS).values()},
+    {"finding"},
     {"fit", "evaluation"},
+    {"tune"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -106,6 +106,68 @@ def test_models_are_listed_and_explained(capsys: pytest.CaptureFixture[str]) -> 
     assert "no model 'vqvae'; there are: alphagan, " in refused(capsys, "train", "vqvae")
 
 
+def test_films_are_prepared_by_nets_of_ones_own(
+    capsys: pytest.CaptureFixture[str], films: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Boxes and masks beside films -> nets -> another cache -> a detector -> a new film, through the same nets."""
+    for net, size, settings in (("unet", 32, ("width=2",)), ("ssd", 96, ("size=none",))):
+        words = [word for one in (*settings, "epochs=1", "batch_size=16") for word in ("--set", one)]
+        status, out, _ = typed(capsys, "preprocess", films, "--for", net, "--size", size, "--out", f"{net}.h5")
+        assert status == 0 and f"next: anomaly train {net} --cache {net}.h5" in out
+        status, out, _ = typed(capsys, "train", net, "--preset", "fast", "--cache", f"{net}.h5", *words)
+        assert status == 0 and f"next: anomaly preprocess FILMS --{'mask' if net == 'unet' else 'localizer'}" in out
+        status, out, _ = typed(capsys, "score", f"runs/{net}-1")
+        assert status == 0 and "SYNTHETIC test films" in out and Path(f"runs/{net}-1/films.csv").is_file()
+    nets = ("--localizer", "ssd:runs/ssd-1", "--mask", "unet:runs/unet-1")
+    status, out, _ = typed(capsys, "preprocess", films, "--size", 64, "--workers", 2, "--out", "nets.h5", *nets)
+    assert status == 0 and set(Cache(Path("nets.h5")).nets) == {"localizer", "segmenter"}
+    assert "ssd" in typed(capsys, "inspect", "nets.h5")[1]
+    tiny = [word for setting in TINY for word in ("--set", setting)]
+    assert typed(capsys, "train", "cae", "--cache", "nets.h5", *tiny)[0] == 0
+    film = next(films.rglob("image1.png"))
+    status, out, _ = typed(capsys, "score", "runs/cae-1", film)
+    assert status == 0 and film.name in out
+    assert "is a run of unet, which" not in refused(capsys, "score", "runs/unet-1", film)
+    assert "unet prepares films and scores none" in refused(capsys, "heatmap", "runs/unet-1")
+    Path("runs/unet-1/calibration.json").write_text('{"threshold": 0.9}')
+    assert "it has other weights" in refused(capsys, "score", "runs/cae-1", film)
+
+
+def test_without_nets_the_classical_way_is_taken_and_said(
+    capsys: pytest.CaptureFixture[str], films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    plain = ("preprocess", films, "--size", 32, "--workers", 1)
+    status, _, err = typed(capsys, *plain, "--localizer", "ssd", "--mask", "unet", "--out", "a.h5")
+    assert status == 0 and err.count("The classical way is taken") == 2 and "anomaly models --make" in err
+    typed(capsys, *plain, "--out", "b.h5")
+    assert Cache(Path("a.h5")).content_hash == Cache(Path("b.h5")).content_hash
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--mask", "unit"), "no --mask 'unit'; there are: grabcut, otsu, none, unet, unet:RUN"),
+        (("--localizer", "unet"), "no --localizer 'unet'; there are: classical, none, ssd, ssd:RUN"),
+        (("--localizer", "ssd:"), "there are: classical, none, ssd, ssd:RUN"),
+        (("--localizer", "ssd:nowhere"), "nowhere is not a run folder"),
+        (("--for", "cae"), "no net 'cae' that prepares films; there are: dense, ssd, unet"),
+        (("--cluster", "tcp://127.0.0.1:1"), "no Dask scheduler answered"),
+    ],
+)
+def test_wrong_ways_are_refused(
+    capsys: pytest.CaptureFixture[str], films: Path, words: tuple[str, ...], message: str
+) -> None:
+    assert message in refused(capsys, "preprocess", films, *words)
+
+
+def test_a_detectors_cache_teaches_no_net(capsys: pytest.CaptureFixture[str], cache: Cache) -> None:
+    assert "has no boxes; `anomaly preprocess FILMS --for ssd`" in refused(
+        capsys, "train", "ssd", "--cache", cache.path
+    )
+    assert "'cae' is not made this way; there are: ssd, unet" in refused(capsys, "models", "cae", "--make")
+
+
 def write(path: Path, data: bytes | str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
@@ -194,7 +256,7 @@ def test_an_error_of_ours_is_one_line_unless_debugging(
 ) -> None:
     from anomaly import commands
 
-    def broken(name: str | None) -> None:
+    def broken(name: str | None, make: bool, workers: int) -> None:
         raise ZeroDivisionError("a <b>\nc")
 
     monkeypatch.setattr(commands, "models", broken)
@@ -208,7 +270,7 @@ def test_an_error_of_ours_is_one_line_unless_debugging(
 def test_an_interruption_is_said_kindly(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from anomaly import commands
 
-    def stopped(name: str | None) -> None:
+    def stopped(name: str | None, make: bool, workers: int) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(commands, "models", stopped)

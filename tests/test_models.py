@@ -289,6 +289,7 @@ def test_the_paper_preset_is_the_papers() -> None:
         "beta1": 0.9,
         "beta2": 0.999,
         "weight_decay": 0.0,
+        "schedule": "constant",
         "clip": 0.0,
         "augmentation": "advanced",
         "noise": 0.0,

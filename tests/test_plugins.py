@@ -163,7 +163,7 @@ def test_a_name_that_is_taken_is_left_out_with_a_note(site: Path, capsys: pytest
         "note: model 'cae' of the package another is left out: anomaly itself has one of that name",
         "note: model 'toy' of the package toy-package is left out: the package another has one of that name",
     ]
-    with pytest.raises(InputError, match=r"no model 'tyo'; there are: .*cae, .*toy, vae"):
+    with pytest.raises(InputError, match=r"no model 'tyo'; there are: .*cae, .*toy, unet, vae"):
         find_model("tyo")
 
 

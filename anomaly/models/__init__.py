@@ -17,7 +17,7 @@ from anomaly.console import warn
 from preprocessing import InputError
 
 if TYPE_CHECKING:
-    from anomaly.detector import Detector
+    from anomaly.detector import Detector, Model
 
 ZOO = {
     "alphagan": "anomaly.models.alphagan:AlphaGAN",
@@ -27,6 +27,12 @@ ZOO = {
     "dcgan": "anomaly.models.dcgan:DCGAN",
     "vae": "anomaly.models.vae:VAE",
 }
+TOOLS = {
+    "dense": "anomaly.models.dense:Dense",
+    "ssd": "anomaly.models.ssd:SSD",
+    "unet": "anomaly.models.unet:UNet",
+}
+"""Nets that prepare films: trained like the others, on films with boxes or masks."""
 COMPOSED = {"ensemble": "anomaly.models.ensemble:Ensemble"}
 """Made of trained models, not trained."""
 
@@ -52,7 +58,7 @@ def _others() -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     points = [(point.dist.name, point) for point in entry_points(group="anomaly.models") if point.dist]
     for package, point in sorted(points, key=lambda pair: (pair[0], pair[1].name)):
-        own = point.name in ZOO or point.name in COMPOSED
+        own = point.name in ZOO | TOOLS | COMPOSED
         if own or point.name in found:
             other = "anomaly itself" if own else f"the package {found[point.name].package}"
             warn(f"model {point.name!r} of the package {package} is left out: {other} has one of that name")
@@ -61,19 +67,19 @@ def _others() -> dict[str, Entry]:
     return found
 
 
-def find_model(name: str) -> "type[Detector]":
+def find_model(name: str) -> "type[Model]":
     """Return the class of `name`; an unknown one is answered with those there are.
 
     >>> find_model("vqvae")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     preprocessing.InputError: no model 'vqvae'; there are: ..., cae, ...
     """
-    there = zoo() | {composed: Entry(where) for composed, where in COMPOSED.items()}
+    there = zoo() | {own: Entry(where) for own, where in (TOOLS | COMPOSED).items()}
     if name not in there:
-        raise InputError(f"no model {name!r}; there are: {', '.join(sorted(zoo()))}")
+        raise InputError(f"no model {name!r}; there are: {', '.join(sorted([*zoo(), *TOOLS]))}")
     entry = there[name]
     if entry.package is None:
-        built_in: type[Detector] = _load(entry.where)
+        built_in: type[Model] = _load(entry.where)
         return built_in
     try:
         found = _load(entry.where)
@@ -86,8 +92,23 @@ def find_model(name: str) -> "type[Detector]":
             f"model {name!r} of the package {entry.package} {reason}; update the package, or remove it: "
             f"pip uninstall {entry.package}"
         )
-    fit: type[Detector] = found
+    fit: type[Model] = found
     return fit
+
+
+def find_detector(name: str) -> "type[Detector]":
+    """Return the class of the detector `name`; a net that prepares films is none.
+
+    >>> find_detector("ssd")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    preprocessing.InputError: ssd prepares films and scores none; the detectors are: ..., cae, ...
+    """
+    from anomaly.detector import Detector
+
+    kind = find_model(name)
+    if not issubclass(kind, Detector):
+        raise InputError(f"{name} prepares films and scores none; the detectors are: {', '.join(sorted(zoo()))}")
+    return kind
 
 
 def _load(where: str) -> Any:

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from anomaly.detector import Batch, Settings, Step
+from anomaly.detector import Batch, Choice, Range, Settings, Step
 from anomaly.nn.adversarial import (
     Attention,
     Generator,
@@ -155,6 +155,15 @@ class AlphaGAN(Reconstructor):
             "augmentation": "flips",
             "patience": 0,
         },
+    }
+    # Not `l1_weight`: the reconstruction's weight lowers its error, whatever becomes of the games beside it.
+    space: ClassVar = {
+        "learning_rate": Range(5e-5, 2e-3, log=True),
+        "beta1": Range(0.0, 0.9),
+        "batch_size": Choice((8, 16, 32)),
+        "augmentation": Choice(("none", "flips", "advanced")),
+        "discriminator_rate": Range(0.1, 10.0, log=True),
+        "code_rate": Range(0.1, 10.0, log=True),
     }
     score_names = (*Reconstructor.score_names, "discriminator", "code", "discriminator_code")
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from anomaly.detector import Batch, Settings, Step
+from anomaly.detector import Batch, Choice, Range, Settings, Step
 from anomaly.nn.adversarial import (
     Attention,
     Generator,
@@ -143,6 +143,14 @@ class BiGAN(Reconstructor):
             "augmentation": "flips",
             "patience": 0,
         },
+    }
+    # Not `cycle`: the reconstruction's weight lowers its error, whatever becomes of the game beside it.
+    space: ClassVar = {
+        "learning_rate": Range(5e-5, 2e-3, log=True),
+        "beta1": Range(0.0, 0.9),
+        "batch_size": Choice((8, 16, 32)),
+        "augmentation": Choice(("none", "flips", "advanced")),
+        "discriminator_rate": Range(0.1, 10.0, log=True),
     }
     score_names = (*Reconstructor.score_names, "discriminator")
 

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from anomaly.detector import Batch, Settings, Step
+from anomaly.detector import Batch, Choice, Range, Settings, Step
 from anomaly.nn.blocks import convolution, upconvolution
 from anomaly.nn.losses import masked_mean, squared_error
 from anomaly.reconstructor import Reconstructor
@@ -62,6 +62,14 @@ class CAE(Reconstructor):
             "augmentation": "flips",
             "patience": 10,
         },
+    }
+    # Not `width` and `code_channels`: the wider the code, the lower the loss, up to a copy that has no anomalies.
+    space: ClassVar = {
+        "learning_rate": Range(1e-4, 1e-2, log=True),
+        "beta1": Range(0.5, 0.95),
+        "batch_size": Choice((8, 16, 32)),
+        "augmentation": Choice(("none", "flips", "advanced")),
+        "weigh": Choice(("film", "pixel")),
     }
     low_precision = True
 

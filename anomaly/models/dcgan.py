@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits
 
-from anomaly.detector import Batch, Detector, Settings, Step
+from anomaly.detector import Batch, Choice, Detector, Range, Settings, Step
 from anomaly.nn.adversarial import (
     MinibatchDiscrimination,
     as_real,
@@ -153,6 +153,15 @@ class DCGAN(Detector):
             "augmentation": "flips",
             "patience": 0,
         },
+    }
+    space: ClassVar = {
+        "learning_rate": Range(5e-5, 2e-3, log=True),
+        "beta1": Range(0.0, 0.9),
+        "batch_size": Choice((8, 16, 32)),
+        "augmentation": Choice(("none", "flips", "advanced")),
+        "discriminator_rate": Range(0.1, 10.0, log=True),
+        "soft_labels": Range(0.0, 0.1),
+        "latent": Range(64, 2048, log=True, integer=True),
     }
     score_names = ("discriminator",)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly.detector import Batch, Detector, Settings, Step
-from anomaly.models import find_model
+from anomaly.models import find_detector
 
 
 class EnsembleConfig(Settings):
@@ -36,7 +36,7 @@ class Ensemble(Detector):
     def __init__(self, config: EnsembleConfig, size: int) -> None:
         """Build the members; every film has `size` x `size` pixels for all of them."""
         super().__init__()
-        kinds = [find_model(member["model"]) for member in config.members]
+        kinds = [find_detector(member["model"]) for member in config.members]
         self.members = nn.ModuleList(
             kind(kind.Config(**member["settings"]), size) for kind, member in zip(kinds, config.members, strict=True)
         )
@@ -52,7 +52,7 @@ class Ensemble(Detector):
     def check_size(cls, config: EnsembleConfig, size: int) -> str | None:
         """What its members say."""
         for member in config.members:
-            kind = find_model(member["model"])
+            kind = find_detector(member["model"])
             if reason := kind.check_size(kind.Config(**member["settings"]), size):
                 return reason
         return None

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from anomaly.detector import Batch, Settings, Step
+from anomaly.detector import Batch, Choice, Range, Settings, Step
 from anomaly.nn.losses import gaussian_kl, masked_mean, squared_error, topk_mean
 from anomaly.reconstructor import Reconstructor
 
@@ -58,6 +58,15 @@ class VAE(Reconstructor):
             "augmentation": "flips",
             "patience": 10,
         },
+    }
+    # Not `beta`, which weighs the loss itself. A wider code pays for itself there, so `latent` can be chosen by it.
+    space: ClassVar = {
+        "learning_rate": Range(1e-4, 1e-2, log=True),
+        "beta1": Range(0.5, 0.95),
+        "batch_size": Choice((8, 16, 32)),
+        "augmentation": Choice(("none", "flips", "advanced")),
+        "width": Choice((4, 8, 16)),
+        "latent": Range(64, 2048, log=True, integer=True),
     }
     low_precision = True
     score_names = (*Reconstructor.score_names, "mse_kld", "l1", "l1_kld", "l1_topk", "kld")

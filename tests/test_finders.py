@@ -1,0 +1,405 @@
+"""The nets that prepare films: one contract suite over them, their figures, and what preprocessing asks of them."""
+
+import math
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+from torch import Tensor
+
+from anomaly import finding
+from anomaly.data import Films, as_batch
+from anomaly.detector import Batch
+from anomaly.finder import Finder, Found
+from anomaly.finding import (
+    Localizer,
+    Matches,
+    calibrate,
+    iou,
+    load_localizer,
+    load_segmenter,
+    measure,
+    rows_of,
+    splits_of,
+)
+from anomaly.fit import Plan, continue_or_create, fit, prepare, resolve
+from anomaly.models import TOOLS, ZOO, find_model
+from anomaly.models.ssd import SSD
+from anomaly.models.unet import UNet
+from anomaly.nn.losses import soft_dice
+from anomaly.runs import Run
+from anomaly.train import TrainConfig, Trainer
+from preprocessing import InputError
+from preprocessing.annotations import annotate
+from preprocessing.build import build
+from preprocessing.readers import Film
+from preprocessing.recipe import Recipe
+from preprocessing.schema import BOX_CLASSES, Cache
+from preprocessing.sources import open_source
+
+CPU = torch.device("cpu")
+SIZE = 96
+NARROW = {"ssd": ["size=none"], "unet": ["width=4"], "dense": ["hidden=16"]}
+
+
+def annotated_cache(films: Path, name: str, out: Path) -> Cache:
+    kind = find_model(name)
+    assert issubclass(kind, Finder)
+    recipe = Recipe(**(dict(kind.recipe) | {"size": SIZE}))
+    build(annotate(open_source(films), kind.learns), recipe, out, variants=kind.variants, workers=1)
+    return Cache(out)
+
+
+@pytest.fixture(scope="module")
+def caches(films: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cache]:
+    folder = tmp_path_factory.mktemp("annotated")
+    return {name: annotated_cache(films, name, folder / f"{name}.h5") for name in TOOLS}
+
+
+@pytest.fixture(params=sorted(TOOLS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def made(name: str) -> Finder:
+    torch.manual_seed(0)
+    kind = find_model(name)
+    model = kind(resolve(name, "fast", NARROW[name])[0], SIZE)  # type: ignore[call-arg]
+    assert isinstance(model, Finder)
+    return model
+
+
+def some(caches: dict[str, Cache], name: str, count: int = 6) -> Films:
+    from anomaly.data import load_films
+
+    kind = type(made(name))
+    rows = rows_of(caches[name], kind.learns)[:count]
+    return load_films(caches[name], "crop", rows, SIZE, learns=kind.learns)
+
+
+def trained(caches: dict[str, Cache], name: str, out: Path, *settings: str) -> Run:
+    plan = Plan(name, caches[name].path, preset="fast", settings=(*NARROW[name], "epochs=2", *settings), device="cpu")
+    prepared = prepare(plan)
+    return fit(prepared, continue_or_create(prepared, out, resume=False), workers=0, on_epoch=lambda report: None)
+
+
+@pytest.fixture(scope="module")
+def runs(caches: dict[str, Cache], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    return {name: trained(caches, name, tmp_path_factory.mktemp("nets") / name) for name in TOOLS}
+
+
+# --- the contract ---------------------------------------------------------------------------------------------------
+
+
+def test_names_are_apart() -> None:
+    assert not set(TOOLS) & set(ZOO)
+
+
+def test_presets_and_thresholds_are_valid(name: str) -> None:
+    kind = find_model(name)
+    assert issubclass(kind, Finder) and {"standard", "fast"} <= set(kind.presets)
+    for preset in kind.presets:
+        resolve(name, preset, [])
+    assert list(kind.thresholds) == sorted(set(kind.thresholds)) and 0 < kind.thresholds[0] < kind.thresholds[-1] < 1
+    Recipe(**dict(kind.recipe))
+    assert kind.variant in kind.variants
+    assert any(kind.check_size(resolve(name, "standard", [])[0], size) is None for size in (96, 128, 320))
+
+
+def test_every_parameter_has_one_owner_and_learns(name: str, caches: dict[str, Cache]) -> None:
+    model = made(name)
+    owned = [id(p) for modules in model.players().values() for module in modules for p in module.parameters()]
+    assert len(owned) == len(set(owned)) and set(owned) == {id(p) for p in model.parameters()}
+    films = some(caches, name)
+    loop = trainer(model, films)
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    first = loop._epoch(1)
+    assert all(math.isfinite(value) for value in first.values())
+    moved = [not torch.equal(before[key], value) for key, value in model.named_parameters()]
+    assert np.mean(moved) > 0.9  # of heads on a single cell no box may have been matched
+
+
+def trainer(model: Finder, films: Films, **settings: object) -> Trainer:
+    config = TrainConfig.model_validate({"batch_size": 3, "augmentation": "none", "patience": 0} | settings)
+    return Trainer(model, config, films, films, seed=0, device=CPU, precision="float32", workers=0)
+
+
+def test_a_few_films_are_learnt(name: str, caches: dict[str, Cache]) -> None:
+    films = some(caches, name, 4)
+    model = made(name)
+    loop = trainer(model, films, learning_rate=3e-3)
+    first = loop._epoch(1)
+    for number in range(2, 13):
+        last = loop._epoch(number)
+    total = [sum(value for key, value in figures.items() if "." in key) for figures in (first, last)]
+    assert total[1] < 0.8 * total[0]
+
+
+@torch.inference_mode()
+def test_finds_depend_on_the_film_alone(name: str, caches: dict[str, Cache]) -> None:
+    films, model = some(caches, name, 3), made(name).eval()
+    together = model.find(as_batch(films, CPU))
+    for i, one in enumerate(together):
+        (alone,) = model.find(as_batch(films.part(slice(i, i + 1)), CPU))
+        for ours, theirs in ((one.foreground, alone.foreground), (one.boxes, alone.boxes), (one.scores, alone.scores)):
+            assert (ours is None) == (theirs is None)
+            if ours is not None and theirs is not None:
+                np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+        if one.foreground is not None:
+            assert one.foreground.shape == (SIZE, SIZE) and (one.foreground[~films.mask[i]] == 0).all()
+            assert one.foreground.min() >= 0 and one.foreground.max() <= 1
+        if one.boxes is not None and one.scores is not None:
+            assert (np.diff(one.scores) <= 0).all() and ((one.boxes[:, :4] >= 0) & (one.boxes[:, :4] <= SIZE)).all()
+
+
+@torch.inference_mode()
+def test_what_is_saved_finds_the_same_when_reopened(name: str, caches: dict[str, Cache]) -> None:
+    batch, model, again = as_batch(some(caches, name, 2), CPU), made(name).eval(), made(name).eval()
+    again.load_state_dict(load(save({k: v.contiguous() for k, v in model.state_dict().items()})))
+    torch.testing.assert_close(model.validation_loss(batch), again.validation_loss(batch))
+    assert model.validation_loss(batch).shape == (2,)
+
+
+# --- training by the one loop ---------------------------------------------------------------------------------------
+
+
+def test_a_run_is_whole_measured_and_says_what_it_prepares(
+    name: str, runs: dict[str, Run], caches: dict[str, Cache]
+) -> None:
+    run = runs[name]
+    assert run.finished and (run.path / "finds.png").is_file() and (run.path / "learning_curve.png").is_file()
+    model = find_model(name)(resolve(name, "fast", NARROW[name])[0], SIZE)  # type: ignore[call-arg]
+    assert isinstance(model, Finder)
+    assert run.read_json("calibration.json")["threshold"] in model.thresholds
+    lines = measure(run, model.eval(), caches[name], CPU, "test")
+    figures = run.read_json("metrics.json")
+    assert "SYNTHETIC" in lines[0] and figures["films"] == len((run.path / "films.csv").read_text().splitlines()) - 1
+    if model.learns == "masks":
+        assert 0 <= figures["iou"]["mean"] <= figures["dice"]["mean"] <= 1
+    else:
+        assert set(figures["classes"]) == {*BOX_CLASSES, "hand, either side", "marker, either side"}
+
+
+def test_splits_part_patients_and_hold_films_of_either_label(caches: dict[str, Cache]) -> None:
+    cache = caches["unet"]
+    split = splits_of(cache, 0)
+    homes = {(patient, place) for patient, place in zip(cache.index["patient"], split, strict=True)}
+    assert len(homes) == len(set(cache.index["patient"]))
+    assert {"train", "val", "test"} == set(split)
+    assert set(cache.index["label"][split == "train"]) == {0, 1}
+
+
+def test_a_mask_is_learnt_from_the_classical_steps_where_none_came_with_the_films(films: Path, tmp_path: Path) -> None:
+    build(open_source(films), Recipe(size=32), tmp_path / "c.h5", variants=("crop", "full"), workers=1)
+    cache = Cache(tmp_path / "c.h5")
+    assert not cache.index["given"].any() and len(rows_of(cache, "masks")) > 0.8 * len(cache)
+    with pytest.raises(InputError, match=r"has no boxes; `anomaly preprocess FILMS --for ssd`"):
+        rows_of(cache, "boxes")
+    build(open_source(films), Recipe(size=32), tmp_path / "d.h5", variants=("full",), workers=1)
+    with pytest.raises(InputError, match=r"lacks crop or full films"):
+        rows_of(Cache(tmp_path / "d.h5"), "masks")
+
+
+def test_another_variant_is_refused(caches: dict[str, Cache]) -> None:
+    with pytest.raises(InputError, match="on films of variant crop"):
+        prepare(Plan("unet", caches["unet"].path, "full", settings=("width=4",)))
+
+
+# --- the losses -----------------------------------------------------------------------------------------------------
+
+
+def test_soft_dice_is_dice_on_hard_masks_and_ignores_what_is_off_the_mask() -> None:
+    draw = torch.Generator().manual_seed(0)
+    found, truth, mask = (torch.rand(3, 1, 16, 16, generator=draw) > 0.5 for _ in range(3))
+    loss = soft_dice(found.float(), truth.float(), mask)
+    both = (found & truth & mask).sum(dim=(1, 2, 3))
+    whole = (found & mask).sum(dim=(1, 2, 3)) + (truth & mask).sum(dim=(1, 2, 3))
+    torch.testing.assert_close(loss, 1 - (2 * both + 1) / (whole + 1))
+    other = torch.where(mask, found, ~found).float()
+    torch.testing.assert_close(soft_dice(other, truth.float(), mask), loss)
+
+
+def test_a_net_that_finds_nothing_any_more_is_told() -> None:
+    for loss, word in (("dice", "loss=dice+bce"), ("dice+bce", "learning_rate")):
+        model = UNet(UNet.Config(width=1, loss=loss), 16)
+        assert not model.warnings({"foreground_found": 0.3, "foreground_there": 0.3})
+        (text,) = model.warnings({"foreground_found": 0.001, "foreground_there": 0.3})
+        assert word in text
+
+
+def test_the_unet_is_the_sources() -> None:
+    """Bruhn and Mahmood's layers, counted by hand: nine weights and a bias a filter, concatenations as wide as both."""
+    pairs = [(1, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 128), (128, 128), (128, 128)]
+    pairs += [(256, 64), (64, 64), (128, 64), (64, 64), (96, 32), (32, 32)]
+    wanted = sum(9 * i * o + o for i, o in pairs) + 33
+    assert sum(p.numel() for p in UNet(UNet.Config(), 64).parameters()) == wanted
+
+
+def test_ssd_has_a_default_box_for_every_prediction() -> None:
+    for size in (96, 224, 320):
+        model = SSD(SSD.Config(), size).eval()
+        with torch.inference_mode():
+            offsets, logits = model(torch.zeros(1, 1, size, size))
+        assert offsets.shape == (1, len(model.anchors), 4) and logits.shape == (
+            1,
+            len(model.anchors),
+            1 + len(BOX_CLASSES),
+        )
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def films_with(boxes: list[list[list[float]]]) -> Films:
+    grid = np.zeros((len(boxes), 16, 5), np.float32)
+    for i, rows in enumerate(boxes):
+        grid[i, : len(rows)] = np.array(rows, np.float32).reshape(-1, 5)
+    blank = np.zeros((len(boxes), 32, 32), np.uint8)
+    return Films(blank, blank == 0, np.zeros(len(boxes), np.int8), boxes=grid)
+
+
+def found(rows: list[list[float]], scores: list[float]) -> Found:
+    return Found(np.array(rows, np.float32).reshape(-1, 5), np.array(scores, np.float32))
+
+
+def test_matches_by_hand() -> None:
+    truth = films_with([[[0, 0, 10, 10, 1], [20, 20, 30, 30, 3]], [[0, 0, 10, 10, 2]]])
+    finds = [
+        found([[0, 0, 10, 9, 1], [0, 0, 10, 10, 1], [20, 20, 30, 30, 3], [0, 20, 5, 25, 4]], [0.9, 0.8, 0.7, 0.4]),
+        found([[0, 0, 10, 10, 1]], [0.9]),
+    ]
+    every = Matches.of(finds, truth, 0.5)
+    assert (every.right, every.wrong, every.missed) == (2, 2, 1)  # a box found twice, a wrong side
+    assert every.overlap == pytest.approx([0.9, 1.0])
+    either = Matches.of(finds, truth, 0.5, (1, 2), named=False)
+    assert (either.right, either.wrong, either.missed, either.named) == (2, 1, 0, 1)
+    assert either.figures()["recall"] == 1 and either.figures()["named"] == 0.5
+    assert Matches.of(finds, truth, 0.1, (4,)).figures() == {
+        "boxes": 0,
+        "recall": None,
+        "precision": 0.0,
+        "iou": None,
+        "named": None,
+    }
+
+
+@given(st.lists(st.tuples(*[st.floats(0, 20)] * 2, *[st.floats(0.5, 9)] * 2), min_size=1, max_size=6))
+def test_every_box_overlaps_itself_wholly(corners: list[tuple[float, float, float, float]]) -> None:
+    boxes = np.array([[x, y, x + w, y + h] for x, y, w, h in corners])
+    overlap = iou(boxes, boxes)
+    assert np.allclose(np.diag(overlap), 1) and np.allclose(overlap, overlap.T) and (overlap <= 1 + 1e-9).all()
+
+
+class _Sure(UNet):
+    """Finds a disc with a sureness that falls from its middle."""
+
+    def forward(self, film: Tensor) -> Tensor:
+        y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+        sure = 1 - ((x - 16) ** 2 + (y - 16) ** 2).sqrt() / 16
+        return torch.logit(sure.clamp(0.01, 0.99)).expand(len(film), 1, 32, 32)
+
+
+def test_the_threshold_is_the_one_of_the_highest_dice() -> None:
+    y, x = np.mgrid[:32, :32]
+    truth = (x - 16) ** 2 + (y - 16) ** 2 < (16 * 0.6) ** 2  # where it is surer than .4
+    blank = np.zeros((2, 32, 32), np.uint8)
+    films = Films(blank, blank == 0, np.zeros(2, np.int8), foreground=np.stack([truth] * 2))
+    assert calibrate(_Sure(UNet.Config(width=1), 32), films, CPU) == pytest.approx(0.4, abs=0.051)
+
+
+# --- at work --------------------------------------------------------------------------------------------------------
+
+
+def test_nets_travel_to_other_processes_and_name_their_weights(runs: dict[str, Run], tmp_path: Path) -> None:
+    localizer, segmenter = load_localizer(runs["ssd"].path), load_segmenter(runs["unet"].path)
+    assert len(localizer.digest) == 12 and localizer.digest != segmenter.digest
+    assert (localizer.name, segmenter.name) == ("ssd", "unet") and Path(localizer.run).is_absolute()
+    draw = np.random.default_rng(0)
+    film = draw.integers(0, 255, (150, 90)).astype(np.uint8)
+    first = segmenter(film)
+    again = pickle.loads(pickle.dumps(segmenter))(film)
+    assert (first is None) == (again is None) and (first is None or again is None or (first == again).all())
+    assert first is None or (first.shape == film.shape and first.dtype == np.bool_)
+
+
+def test_a_net_that_was_replaced_meanwhile_is_refused(runs: dict[str, Run], tmp_path: Path) -> None:
+    shutil.copytree(runs["unet"].path, tmp_path / "net")
+    segmenter = load_segmenter(tmp_path / "net")
+    (tmp_path / "net" / "calibration.json").write_text('{"threshold": 0.3}')
+    with pytest.raises(InputError, match="has changed while films were prepared"):
+        segmenter(np.zeros((40, 40), np.uint8))
+
+
+def test_turned_films_lose_their_hands_and_keep_their_markers() -> None:
+    torch.manual_seed(0)
+    model = SSD(SSD.Config(turned=0.9), SIZE)
+    film, boxes = torch.zeros(12, 1, SIZE, SIZE), torch.zeros(12, 3, 5)
+    film[:, :, 10:20, 30:50] = 1
+    boxes[:, 0], boxes[:, 1] = torch.tensor([30.0, 10, 50, 20, 3]), torch.tensor([0.0, 0, 90, 90, 1])
+    made_of = model._some_turned(Batch(film, film >= 0, torch.zeros(12), boxes=boxes))
+    assert made_of.boxes is not None
+    kept = 0
+    for one, found in zip(made_of.film[:, 0], made_of.boxes, strict=True):
+        y, x = one.nonzero().unbind(1)
+        assert found[0].tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1, 3]
+        same = torch.equal(one, film[0, 0])
+        assert (found[1, 4] == 1) == same and (found[2] == 0).all()
+        kept += int(same)
+    assert 0 < kept < 6
+
+
+def test_wrong_runs_are_refused(runs: dict[str, Run], run: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is a run of unet, not of a net that finds hands"):
+        load_localizer(runs["unet"].path)
+    with pytest.raises(InputError, match=r"is a run of cae, which prepares no films"):
+        load_segmenter(run.path)
+    with pytest.raises(InputError, match="not a run folder"):
+        load_segmenter(tmp_path)
+
+
+def test_a_cache_made_with_nets_names_them_and_is_another(runs: dict[str, Run], films: Path, tmp_path: Path) -> None:
+    source, recipe = open_source(films), Recipe(size=32)
+    segmenter = load_segmenter(runs["unet"].path)
+    build(source, recipe, tmp_path / "net.h5", variants=("full",), workers=1, segmenter=segmenter)
+    build(source, recipe, tmp_path / "plain.h5", variants=("full",), workers=1)
+    net, plain = Cache(tmp_path / "net.h5"), Cache(tmp_path / "plain.h5")
+    assert net.nets["segmenter"]["digest"] == segmenter.digest and plain.nets == {}
+    assert net.recipe_digest != plain.recipe_digest
+
+
+class _Stub(SSD):
+    """Finds a hand where the film is brightest, a marker in the corner; a turned film it likes better."""
+
+    def find(self, batch: object) -> list[Found]:
+        boxes = np.array([[24, 48, 72, 96, 2], [0, 0, 12, 12, 4]], np.float32)
+        return [Found(boxes, np.array([score, 0.9], np.float32)) for score in (0.6, 0.95, 0.3)]
+
+
+@pytest.fixture
+def stubbed(runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> Localizer:
+    stub = _Stub(SSD.Config(), SIZE).eval(), SIZE, 0.5
+    monkeypatch.setattr(finding, "_opened", lambda folder, digest: stub)
+    return load_localizer(runs["ssd"].path)
+
+
+def test_boxes_come_back_in_the_films_pixels_and_the_better_turn_is_taken(stubbed: Localizer) -> None:
+    film = np.zeros((60, 120), np.uint8)  # turned by a quarter it is 120 high and 60 wide
+    found = stubbed(film)
+    assert found is not None and found.turns == 1 and found.hands[0][0] == "left"
+    scale = 120 / SIZE  # the turned film lies 48 px wide in the middle of the 96: 24..72
+    assert found.hands[0][1] == pytest.approx((0, 48 * scale, 60, 96 * scale))
+    assert len(found.markers) == 1 and found.markers[0][0] == "left"
+
+
+def test_a_turned_film_comes_out_upright(stubbed: Localizer) -> None:
+    film = np.random.default_rng(0).integers(60, 200, (60, 120)).astype(np.uint8)
+    recipe = Recipe(size=64, invert="never", carrier="none", margin=0.0)
+    (made_of,) = recipe.apply(Film(film, 8), variants=("crop",), localizer=stubbed)
+    assert made_of.turns == 1 and made_of.side == "left"
+    assert made_of.box == (0, 60, 60, 120)
