@@ -1,0 +1,561 @@
+"""Hyper-parameter search: the least loss wins, whoever dies loses nothing, and all workers share one study."""
+
+import csv
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+import torch
+
+from anomaly import tune as tuning
+from anomaly.data import as_batch, load_films
+from anomaly.detector import Choice, Detector, Range
+from anomaly.evaluation import score_films
+from anomaly.fit import Plan, continue_or_create, fit, prepare, resolve, settings_of
+from anomaly.models import TOOLS, ZOO, find_model
+from anomaly.runs import Run, to_json
+from anomaly.score import View, open_model, run_view
+from anomaly.train import EpochReport, history_csv
+from anomaly.tune import Outcome, Training, summary, tune
+from preprocessing import InputError
+from preprocessing.build import build
+from preprocessing.recipe import Recipe
+from preprocessing.schema import Cache
+from preprocessing.sources import open_source
+
+SPACE = {"learning_rate": Range(1e-4, 1e-2, log=True), "augmentation": Choice(("none", "flips"))}
+
+
+def plan(cache: Cache, *settings: str, epochs: int = 2, **more: Any) -> Plan:
+    told = ("width=2", f"epochs={epochs}", "batch_size=12", *settings)
+    return Plan("cae", cache.path, "full-he", settings=told, device="cpu", **more)
+
+
+def searched(cache: Cache, *settings: str, epochs: int = 2, **more: Any) -> Outcome:
+    return tune(find_model("cae"), plan(cache, *settings, epochs=epochs), **{"space": SPACE} | more)
+
+
+UNJUDGED = {"least_epochs": 2}
+"""Every trial comes to its end."""
+
+
+def history(outcome: Outcome, number: int) -> list[float]:
+    with (outcome.folder / f"trials/{number}/history.csv").open() as file:
+        return [float(line["validation"]) for line in csv.DictReader(file)]
+
+
+def stored(outcome: Outcome) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name=outcome.name, storage=f"sqlite:///{outcome.folder}/study.sqlite3").trials
+
+
+# --- a training that takes no time: a known loss of the settings ---
+
+
+def valley(prepared: Any, run: Run, *, workers: int, on_epoch: Callable[[EpochReport], None]) -> Run:
+    """The loss is least at a learning rate of .001, and falls with the epochs."""
+    told = prepared.config["settings"]["training"]
+    off = (math.log10(told["learning_rate"]) + 3) ** 2
+    lines: list[dict[str, float]] = []
+    for epoch in range(1, told["epochs"] + 1):
+        lines.append({"epoch": epoch, "seconds": 0.1, "validation": off + 1 / epoch})
+        figures = {name: value for name, value in lines[-1].items() if name != "epoch"}
+        on_epoch(EpochReport(epoch, told["epochs"], figures, epoch, 0.0, []))
+    run.write("history.csv", history_csv(lines))
+    run.write("calibration.json", "{}")
+    return run
+
+
+def dies_once(prepared: Any, run: Run, *, workers: int, on_epoch: Callable[[EpochReport], None]) -> Run:
+    """Like `valley`, but the first process of all to end its first epoch is killed."""
+
+    def deadly(report: EpochReport) -> None:
+        on_epoch(report)
+        try:
+            os.close(os.open(Path(prepared.plan.cache.parent / "died"), os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            time.sleep(0.05)
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return valley(prepared, run, workers=workers, on_epoch=deadly)
+
+
+def dies(prepared: Any, run: Run, *, workers: int, on_epoch: Callable[[EpochReport], None]) -> Run:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def never(prepared: Any, run: Run, *, workers: int, on_epoch: Callable[[EpochReport], None]) -> Run:
+    raise AssertionError("nothing was to be trained")
+
+
+VALLEY = Training(fit=valley)
+
+
+# --- studies ---
+
+
+def test_the_least_loss_wins_and_its_run_is_one_like_any_other(
+    cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = searched(cache, trials=3)
+    assert outcome.folder == Path("tune/cae-1") and outcome.synthetic
+    done = [t for t in outcome.trials if t.state == "complete"]
+    best = outcome.best
+    assert len(outcome.trials) == 3 and best and best.value == min(t.value or 9 for t in done)
+    for trial, frozen in zip(outcome.trials, stored(outcome), strict=True):
+        assert trial.value == frozen.value == min(history(outcome, trial.number)) and trial.epochs == len(
+            history(outcome, trial.number)
+        )
+        run = Run(outcome.folder / f"trials/{trial.number}")
+        assert run.finished == (trial.state == "complete")
+        assert not (run.path / "checkpoint.safetensors").exists()
+        told = run.config["settings"]["training"]
+        assert {key: told[key] for key in SPACE} == trial.parameters == frozen.params
+    open_model(Run(outcome.folder / f"trials/{best.number}"), torch.device("cpu"))
+
+    said = json.loads((outcome.folder / "best.json").read_text())
+    assert said["value"] == best.value and said["synthetic"] and said["parameters"] == best.parameters
+    lines = (outcome.folder / "trials.csv").read_text().splitlines()
+    assert len(lines) == 4 and all(line.endswith(",1") for line in lines[1:])
+    assert (outcome.folder / "tune.png").stat().st_size > 10_000
+    text = "\n".join(summary(outcome))
+    assert text.startswith("SYNTHETIC films") and f"trials/{best.number}: the best run" in text
+
+    command = outcome.command()
+    assert command and command in text
+    words = shlex.split(command)
+    chosen = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    again = replace(plan(cache), settings=chosen)
+    assert words[:5] == ["anomaly", "train", "cae", "--cache", str(cache.path)]
+    prepared = prepare(again)
+    run = fit(prepared, continue_or_create(prepared, Path("again"), resume=False), workers=0, on_epoch=lambda _: None)
+    assert min(float(line["validation"]) for line in run.history()) == best.value
+
+    capsys.readouterr()
+    same = searched(cache, trials=3, training=Training(fit=never))
+    assert same.folder == outcome.folder and same.trials == outcome.trials and "tuning" not in capsys.readouterr().err
+
+
+def test_hyperband_stops_what_falls_behind_and_tpe_finds_the_valley(cache: Cache) -> None:
+    outcome = searched(cache, trials=24, epochs=9, training=VALLEY)
+    cut = [t for t in outcome.trials if t.state == "pruned"]
+    assert len(outcome.trials) == 24 and 5 <= len(cut) < 24 and all(1 <= t.epochs < 9 for t in cut)
+    for trial in cut:
+        assert history(outcome, trial.number)[-1] == trial.value and len(history(outcome, trial.number)) == trial.epochs
+    assert outcome.best and 7e-4 < outcome.best.parameters["learning_rate"] < 1.4e-3
+    assert outcome.importance["learning_rate"] > 0.8
+    table = [line for line in summary(outcome) if line.startswith("| ")]
+    assert len(table) == 2 + tuning.SHOWN and table[2].startswith(f"| {outcome.best.number} ")
+
+
+def test_more_trials_go_on_and_a_study_in_two_goes_draws_what_one_draws(cache: Cache) -> None:
+    whole = searched(cache, trials=12, training=VALLEY, out=Path("whole"), name="same")
+    searched(cache, trials=11, training=VALLEY, out=Path("parts"), name="same")
+    parts = searched(cache, trials=12, training=VALLEY, out=Path("parts"))
+    assert [t.parameters for t in parts.trials] == [t.parameters for t in whole.trials]
+    assert [t.state for t in parts.trials] == [t.state for t in whole.trials]
+    seeds = [searched(cache, trials=2, training=VALLEY, out=Path(f"seed{n}"), space=SPACE) for n in (1, 2)]
+    assert seeds[0].trials[0].parameters == seeds[1].trials[0].parameters
+    other = tune(find_model("cae"), plan(cache, seed=5), trials=2, space=SPACE, training=VALLEY)
+    assert other.trials[0].parameters != seeds[0].trials[0].parameters
+
+
+# --- nothing is lost ---
+
+
+def test_a_killed_process_loses_nothing(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = f"""
+import os, signal
+from tests.test_tune import *
+def deadly(prepared, run, *, workers, on_epoch):
+    def see(report):
+        on_epoch(report)
+        if run.path.name == "1" and report.epoch == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return fit(prepared, run, workers=workers, on_epoch=see)
+searched(Cache(Path({str(cache.path)!r})), trials=2, epochs=3, least_epochs=3, training=Training(fit=deadly))
+"""
+    root = str(Path(__file__).parent.parent)
+    killed = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": root}, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    left = Path("tune/cae-1/trials/1/history.csv").read_text()
+
+    outcome = searched(cache, trials=2, epochs=3, least_epochs=3)
+    assert [t.state for t in outcome.trials] == ["complete", "failed", "complete"]
+    assert outcome.trials[1].parameters == outcome.trials[2].parameters
+    went_on = Path("tune/cae-1/trials/2/history.csv").read_text()
+    assert went_on.startswith(left) and len(left.splitlines()) == 2  # the first epoch was not trained again
+    assert len(went_on.splitlines()) == 4 and outcome.trials[2].value == min(history(outcome, 2))
+    assert not Path("tune/cae-1/trials/1").exists() and not list(Path("tune/cae-1/workers").iterdir())
+
+
+def test_a_trial_that_nobody_is_at_is_failed_and_queued_again(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    first = searched(cache, trials=1, **UNJUDGED, training=VALLEY)
+    study = optuna.load_study(study_name=first.name, storage=f"sqlite:///{first.folder}/study.sqlite3")
+    lost = study.ask()
+    lost.suggest_float("learning_rate", 1e-4, 1e-2, log=True)
+    lost.suggest_categorical("augmentation", ("none", "flips"))
+    outcome = searched(cache, trials=2, **UNJUDGED, training=VALLEY)
+    assert [t.state for t in outcome.trials] == ["complete", "failed", "complete"]
+    assert outcome.trials[2].parameters == lost.params
+    assert "trial 1 was interrupted; its settings are queued again" in capsys.readouterr().err
+
+
+def test_an_interruption_gives_its_trial_back_at_once(cache: Cache) -> None:
+    def interrupted(prepared: Any, run: Run, **how: Any) -> Run:
+        if run.path.name == "1":
+            raise KeyboardInterrupt
+        return valley(prepared, run, **how)
+
+    with pytest.raises(KeyboardInterrupt):
+        searched(cache, trials=2, **UNJUDGED, training=Training(fit=interrupted))
+    names = [
+        t.state.name for t in optuna.load_study(study_name=None, storage="sqlite:///tune/cae-1/study.sqlite3").trials
+    ]
+    assert names == ["COMPLETE", "FAIL", "WAITING"]
+    outcome = searched(cache, trials=2, **UNJUDGED, training=VALLEY)
+    assert [t.state for t in outcome.trials] == ["complete", "failed", "complete"]
+    assert outcome.trials[1].parameters == outcome.trials[2].parameters
+
+
+def test_a_trial_of_another_machine_is_left_alone_while_its_heart_beats(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "LOST_SECONDS", 3.0)
+    where = f"sqlite:///{Path.cwd()}/shared.db"
+    shared: dict[str, Any] = {"training": VALLEY, "storage": where, "name": "shared", **UNJUDGED}
+    searched(cache, trials=1, **shared)
+    study = optuna.load_study(study_name="shared", storage=where)
+    theirs = study.ask()
+    theirs.suggest_float("learning_rate", 1e-4, 1e-2, log=True)
+    theirs.suggest_categorical("augmentation", ("none", "flips"))
+    theirs.set_user_attr("worker", "elsewhere-1-a")
+    theirs.set_user_attr("seen", time.time())
+    began = time.time()
+    outcome = searched(cache, trials=3, **shared)
+    assert [t.state for t in outcome.trials] == ["complete", "failed", "complete", "complete"]
+    assert outcome.trials[3].parameters == outcome.trials[1].parameters
+    ended = [t.datetime_complete for t in study.trials]
+    assert ended[2] and ended[1] and ended[3] and ended[2] < ended[1] < ended[3]  # one's own first, then theirs
+    assert ended[1].timestamp() >= began + 2.5
+
+
+def test_a_trial_that_was_taken_away_is_dropped(cache: Cache) -> None:
+    taken: list[int] = []
+
+    def slept(prepared: Any, run: Run, **how: Any) -> Run:
+        if not taken:
+            taken.append(1)
+            study = optuna.load_study(study_name=None, storage="sqlite:///tune/cae-1/study.sqlite3")
+            study.tell(0, state=optuna.trial.TrialState.FAIL)
+        return valley(prepared, run, **how)
+
+    outcome = searched(cache, trials=2, **UNJUDGED, training=Training(fit=slept))
+    assert [t.state for t in outcome.trials] == ["failed", "complete", "complete"]
+    assert not (outcome.folder / "trials/0").exists()
+
+
+def test_no_more_trials_than_asked_for(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two machines that both see room for one more both begin one: the later one steps back, and keeps its settings."""
+    workers: list[Any] = []
+    work = tuning._Worker.work
+    monkeypatch.setattr(tuning._Worker, "work", lambda self: (workers.append(self), work(self))[1])
+    searched(cache, trials=2, **UNJUDGED, training=VALLEY)
+    assert workers[0]._ask(2) is None
+    outcome = searched(cache, trials=3, **UNJUDGED, training=VALLEY)
+    assert [t.state for t in outcome.trials] == ["complete", "complete", "failed", "complete"]
+    assert outcome.trials[3].parameters == outcome.trials[2].parameters
+
+
+def test_two_jobs_share_a_study_and_a_death_loses_no_trial(
+    cache: Cache, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "films.h5").symlink_to(cache.path)
+    moved = replace(plan(cache, epochs=3), cache=own / "films.h5")
+    threads = os.environ.get("OMP_NUM_THREADS")
+    outcome = tune(
+        find_model("cae"), moved, trials=8, jobs=2, space=SPACE, least_epochs=3, training=Training(fit=dies_once)
+    )
+    assert (own / "died").exists() and "a worker died by signal 9" in capfd.readouterr().err
+    assert sum(t.state == "complete" for t in outcome.trials) == 8
+    (dead,) = [t for t in outcome.trials if t.state == "failed"]
+    assert sum(t.parameters == dead.parameters for t in outcome.trials) == 2
+    assert len({t.user_attrs["worker"] for t in stored(outcome)}) >= 2
+    assert os.environ.get("OMP_NUM_THREADS") == threads
+    assert len({json.dumps(t.parameters) for t in outcome.trials}) == 8  # no two workers drew the same
+
+
+def test_workers_that_die_and_die_end_the_search(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "MOST_DEATHS", 1)
+    with pytest.raises(InputError, match=r"1 workers died one after another, the last by signal 9; if memory is short"):
+        searched(cache, trials=1, jobs=2, training=Training(fit=dies))
+
+
+# --- outcomes of single trials ---
+
+
+def test_a_training_that_diverges_is_an_outcome(cache: Cache) -> None:
+    space = {"learning_rate": Range(1e28, 1e30)}
+    outcome = searched(cache, "batch_norm=false", trials=1, space=space)
+    assert [(t.state, t.note) for t in outcome.trials] == [("pruned", "diverged")]
+    assert outcome.best is None and outcome.command() is None and not (outcome.folder / "best.json").exists()
+    assert any("no trial has come to its end" in line for line in summary(outcome))
+
+
+def test_settings_that_need_too_much_memory_are_not_tried_for_ever(cache: Cache) -> None:
+    def short(prepared: Any, run: Run, **how: Any) -> Run:
+        if run.path.name == "0":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return valley(prepared, run, **how)
+
+    outcome = searched(cache, trials=2, **UNJUDGED, training=Training(fit=short))
+    assert [(t.state, t.note) for t in outcome.trials] == [("pruned", "not enough memory"), ("complete", "")]
+
+
+def test_a_fault_of_ours_ends_the_search_and_the_trial_stays_queued(cache: Cache) -> None:
+    def broken(prepared: Any, run: Run, **how: Any) -> Run:
+        raise ZeroDivisionError("ours")
+
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        searched(cache, trials=1, training=Training(fit=broken))
+    outcome = searched(cache, trials=1, training=VALLEY)
+    assert [t.state for t in outcome.trials] == ["failed", "complete"]
+
+
+# --- one study, the same for all ---
+
+
+def test_other_settings_are_refused_by_name(cache: Cache, films: Path, tmp_path: Path) -> None:
+    told: dict[str, Any] = {"trials": 1, "training": VALLEY, "name": "mine"}
+    searched(cache, **told)
+    other = {**SPACE, "learning_rate": Range(1e-4, 1e-1, log=True)}
+    build(open_source(films), Recipe(name="hand", size=32), tmp_path / "other.h5", variants=("full-he",), workers=1)
+    trials: list[tuple[str, Callable[[], object]]] = [
+        (r"settings\.training\.epochs: 2 -> 3", lambda: searched(cache, epochs=3, **told)),
+        (r"space\.learning_rate\.high: 0\.01 -> 0\.1", lambda: searched(cache, **told | {"space": other})),
+        (r"objective: loss -> auc by ssim", lambda: searched(cache, **told, objective="auc", by="ssim")),
+        (r"settings\.model\.topk: 200\S* -> 50", lambda: searched(cache, "topk=50", **told)),
+        (r"least_epochs: 1 -> 2", lambda: searched(cache, **told, least_epochs=2)),
+        (r"cache\.content_hash: ", lambda: searched(Cache(tmp_path / "other.h5"), **told)),
+        (r"storage: own -> given", lambda: searched(cache, **told, storage=str(tmp_path / "journal"))),
+    ]
+    for what, call in trials:
+        with pytest.raises(InputError, match=rf"tune/mine was started with other settings: .*{what}") as refusal:
+            call()
+        assert "\n" not in str(refusal.value)
+    assert searched(cache, **told | {"name": None}, epochs=3).folder == Path("tune/cae-1")
+
+
+@pytest.mark.parametrize("kind", ["sqlite:///{}/shared.db", "{}/shared.journal"])
+def test_machines_share_a_study_by_its_storage(cache: Cache, tmp_path: Path, kind: str) -> None:
+    shared: dict[str, Any] = {"storage": kind.format(tmp_path), "name": "ours", "training": VALLEY}
+    searched(cache, trials=2, out=Path("here"), **shared)
+    there = searched(cache, trials=4, out=Path("there"), **shared)
+    assert [t.state in ("complete", "pruned") for t in there.trials] == [True] * 4
+    assert len({json.dumps(t.parameters) for t in there.trials}) == 4
+    assert {p.name for p in Path("here/trials").iterdir()} == {"0", "1"}
+    assert {p.name for p in Path("there/trials").iterdir()} == {"2", "3"}
+    with pytest.raises(InputError, match=r"other settings: .*epochs: 2 -> 3"):
+        searched(cache, epochs=3, trials=2, out=Path("elsewhere"), **shared)
+
+
+def test_storages_that_cannot_be_taken(cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--storage goes with --study NAME"):
+        searched(cache, storage="sqlite:///x.db")
+    for address in ("nosuch://user:secret@host/db", "sqlite:////nowhere/at/all.db", "://"):
+        with pytest.raises(InputError, match=r"^--storage can't be opened \(") as refusal:
+            searched(cache, storage=address, name=f"a{len(address)}")
+        assert "secret" not in str(refusal.value) and "\n" not in str(refusal.value)
+    optuna.create_study(study_name="theirs", storage=f"sqlite:///{tmp_path}/theirs.db").ask()
+    with pytest.raises(InputError, match="theirs of --storage is not one of `anomaly tune`"):
+        searched(cache, storage=f"sqlite:///{tmp_path}/theirs.db", name="theirs")
+    for name in ("../up", "", "a b", "/x"):
+        with pytest.raises(InputError, match="--study"):
+            searched(cache, name=name)
+    Path("full").mkdir()
+    Path("full/file").touch()
+    with pytest.raises(InputError, match="full exists and is no study"):
+        searched(cache, out=Path("full"))
+    Path("full/study.json").write_text("[")
+    with pytest.raises(InputError, match=r"full/study\.json is damaged"):
+        searched(cache, out=Path("full"))
+    odd = searched(cache, out=Path("a b %41 #?"), name="odd", trials=1, training=VALLEY)
+    assert (odd.folder / "study.sqlite3").is_file()
+
+
+# --- the objective ---
+
+
+def test_the_roc_auc_is_that_of_the_validation_split(cache: Cache) -> None:
+    outcome = searched(cache, trials=1, objective="auc", by="mse_topk")
+    assert outcome.objective == "auc by mse_topk" and outcome.trials[0].epochs == 2
+    run = Run(outcome.folder / "trials/0")
+    opened, split = run_view(run)
+    rows = (split == "val").nonzero()[0]
+    model, device = open_model(run, torch.device("cpu")), torch.device("cpu")
+    view = View(opened, run.config["variant"], rows, run.config["size"])
+    told = {"main": "mse_topk", "command": "", "on_films": lambda count: None}
+    score_films(run, model, view, device, Path("val"), split=split[rows], how="mean", **told)  # type: ignore[arg-type]
+    figures = json.loads(Path("val/metrics.json").read_text())
+    assert figures["film"]["mse_topk"]["roc_auc"] == pytest.approx(outcome.trials[0].value)
+    assert "validation ROC-AUC by mse_topk" in summary(outcome)[0]
+
+
+def test_the_greatest_roc_auc_wins(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_roc_auc", lambda run, by, device: [0.4, 0.9, 0.7][int(run.path.name)])
+    outcome = searched(cache, trials=3, objective="auc", training=VALLEY)
+    assert outcome.best and outcome.best.number == 1 and [t.number for t in outcome.ranked()] == [1, 2, 0]
+    assert all(t.state == "complete" for t in outcome.trials), "a loss on the way says nothing of a ROC-AUC"
+
+
+def test_what_has_no_roc_auc_is_refused(cache: Cache) -> None:
+    def normal_only(told: Plan) -> Any:
+        prepared = prepare(told)
+        label = cache.index["label"].copy()
+        label[prepared.split == "val"] = 0
+        there = SimpleNamespace(index={"label": label}, path=cache.path, content_hash="")
+        return SimpleNamespace(config=prepared.config, cache=there, split=prepared.split)
+
+    with pytest.raises(InputError, match=r"validation split of .* has \d+ normal, 0 abnormal films"):
+        searched(cache, objective="auc", training=Training(prepare=normal_only))
+    with pytest.raises(InputError, match="no score 'mes' of cae; there are: mse, "):
+        searched(cache, objective="auc", by="mes")
+    with pytest.raises(InputError, match="--by goes with --objective auc"):
+        searched(cache, by="mse")
+    with pytest.raises(InputError, match="no objective 'accuracy'; there are: auc, loss"):
+        searched(cache, objective="accuracy")
+    assert not Path("tune").exists()
+
+
+def test_with_keep_last_the_last_epoch_counts(cache: Cache) -> None:
+    assert tuning._worth([{"validation": 2.0}, {"validation": 1.0}, {"validation": 3.0}], keeps_best=True) == 1.0
+    assert tuning._worth([{"validation": 2.0}, {"validation": 1.0}, {"validation": 3.0}], keeps_best=False) == 3.0
+
+
+# --- spaces ---
+
+
+@pytest.mark.parametrize("name", sorted(ZOO | TOOLS))
+def test_a_space_has_settings_of_the_model_and_values_they_take(name: str) -> None:
+    kind = find_model(name)
+    assert set(kind.space) <= set(settings_of(kind))
+    for key, how in kind.space.items():
+        assert not {"epochs", "size", "patience", "keep"} & {key}, "these are what a study fixes"
+        for value in how.bounds():
+            for preset in kind.presets:
+                config, training = resolve(name, preset, [f"{key}={value}"])
+                assert (config.model_dump() | training.model_dump())[key] == value
+
+
+@pytest.mark.parametrize("name", sorted(ZOO))
+def test_a_space_leaves_the_validation_loss_the_same_yardstick(name: str, cache: Cache) -> None:
+    """The same weights have the same validation loss, whatever value a searched setting of the model has."""
+    kind = find_model(name)
+    batch = as_batch(
+        load_films(cache, "full-he", (cache.index["label"] == 0).nonzero()[0][:4], 64), torch.device("cpu")
+    )
+    narrow = ["width=4"] if "width" in kind.Config.model_fields else []
+
+    def made(*settings: str) -> Detector:
+        torch.manual_seed(0)
+        built = kind(resolve(name, "fast", [*narrow, *settings])[0], 64).eval()
+        assert isinstance(built, Detector)
+        return built
+
+    plain = made()
+    for key, how in kind.space.items():
+        if key not in kind.Config.model_fields:
+            continue
+        for value in how.bounds():
+            other = made(f"{key}={value}")
+            if {k: v.shape for k, v in other.state_dict().items()} == {
+                k: v.shape for k, v in plain.state_dict().items()
+            }:
+                with torch.inference_mode():
+                    assert torch.equal(other.validation_loss(batch), plain.validation_loss(batch)), key
+
+
+def test_what_cannot_be_searched_is_refused(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = replace(plan(cache), model="contrast_density", settings=())
+    there = "alphagan, bigan, cae, dcgan, "
+    with pytest.raises(InputError, match=rf"^contrast_density has nothing to search; there are: {there}.*vae"):
+        tune(find_model("contrast_density"), told)
+    with pytest.raises(InputError, match="fixed by --set"):
+        searched(cache, "learning_rate=.1", "augmentation=none")
+    with pytest.raises(InputError, match="greater than 0"):
+        searched(cache, space={"learning_rate": Range(-1, 1)})
+    with pytest.raises(InputError, match="no setting 'rate'"):
+        searched(cache, space={"rate": Range(0.1, 1)})
+    with pytest.raises(InputError, match="--least-epochs 5 is more than the 2 epochs"):
+        searched(cache, least_epochs=5)
+    with pytest.raises(InputError, match="--trials 0 --jobs 1"):
+        searched(cache, trials=0)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(InputError, match=r"needs optuna: pip install 'xray-anomaly\[tune\]'"):
+        searched(cache)
+    assert not Path("tune").exists()
+
+
+def test_settings_that_the_user_fixes_are_not_searched(cache: Cache) -> None:
+    outcome = searched(cache, "augmentation=none", trials=1, training=VALLEY)
+    assert set(outcome.trials[0].parameters) == {"learning_rate"}
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (lambda: Range(2, 1), "no range from 2 to 1"),
+        (lambda: Range(0.0, 1.0, log=True), "no logarithm of 0"),
+        (lambda: Range(1, 2.5, integer=True), "not both one"),
+        (lambda: Choice(("a",)), "is no choice"),
+        (lambda: Choice(("a", "a")), "is no choice"),
+    ],
+)
+def test_what_is_no_space(how: Callable[[], object], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        how()
+
+
+def test_the_time_left_is_that_of_the_trials_so_far() -> None:
+    now = datetime(2024, 1, 1, 12)
+
+    def trial(state: str, began: float, ended: float | None, epochs: int = 0) -> Any:
+        end = None if ended is None else now - timedelta(seconds=ended)
+        return SimpleNamespace(
+            state=SimpleNamespace(name=state),
+            user_attrs={},
+            last_step=epochs,
+            datetime_start=now - timedelta(seconds=began),
+            datetime_complete=end,
+        )
+
+    task: Any = SimpleNamespace(trials=5, epochs=10)
+    assert tuning._seconds_left([trial("RUNNING", 3, None)], task, now) is None
+    assert tuning._seconds_left([trial("RUNNING", 3, None, 1)], task, now) == 5 * 30 - 3
+    known = [trial("COMPLETE", 60, 40), trial("PRUNED", 40, 30), trial("FAIL", 90, 0)]
+    assert tuning._seconds_left([*known, trial("RUNNING", 5, None)], task, now) == 3 * 15 - 5
+    assert tuning._seconds_left([*known, *[trial("RUNNING", 20, None)] * 3], task, now) == 0
+
+
+def test_a_study_whose_trials_are_read_by_a_person(cache: Cache) -> None:
+    outcome = searched(cache, trials=2, training=VALLEY)
+    with (outcome.folder / "trials.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [float(line["learning_rate"]) for line in lines] == [t.parameters["learning_rate"] for t in outcome.trials]
+    assert json.loads(to_json(json.loads((outcome.folder / "study.json").read_text())["settings"]))["model"] == "cae"
