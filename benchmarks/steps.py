@@ -46,6 +46,7 @@ def calls(film: Film, size: int) -> dict[str, Callable[[], object]]:
         "fit": lambda: steps.fit(crop, mask, size),
         "equalize": lambda: steps.equalize(small, small_mask),
         "recipe hand, full-he": lambda: hand.apply(film, variants=("full-he",)),
+        "clahe": lambda: steps.clahe(small, small_mask),
         "local_contrast": lambda: steps.local_contrast(small, small_mask),
         "recipe hand, six variants": lambda: hand.apply(film, variants=VARIANTS[:6]),  # the paper's
         "recipe plain, full-he": lambda: Recipe(name="plain", size=size).apply(film, variants=("full-he",)),

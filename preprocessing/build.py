@@ -194,7 +194,7 @@ def build(
         seconds = time.monotonic() - begun
         return BuildReport(path, len(cache), cache.failures, reused=True, kept=0, seconds=seconds, notes=())
 
-    with _interruptible(on_progress) as report, _crew(cluster, workers, source) as crew:
+    with _interruptible(on_progress) as report, _crew(cluster, workers, source, localizer, segmenter) as crew:
         header = Header(
             variants=variants,
             size=recipe.size,
@@ -378,7 +378,9 @@ class _Crew:
 
 
 @contextmanager
-def _crew(cluster: str | None, workers: int, source: Source) -> Iterator[_Crew]:
+def _crew(
+    cluster: str | None, workers: int, source: Source, localizer: Localizer | None, segmenter: Segmenter | None
+) -> Iterator[_Crew]:
     """Call up who is to prepare the films."""
     workers = min(workers or joblib.cpu_count(), len(source.records))
     if cluster is not None:
@@ -387,7 +389,13 @@ def _crew(cluster: str | None, workers: int, source: Source) -> Iterator[_Crew]:
     elif workers == 1:
         yield _Crew(1)
     else:  # with one process, joblib would work in this one, which a film can end
-        settings = {"inner_max_num_threads": 1, "initializer": _begin, "initargs": (os.getpid(),)}
+        # The nets are named at the start, so that processes of an earlier build that had none are not taken again: one
+        # that grows by a net's libraries, hundreds of megabytes, is taken for a leak by loky, and never comes back.
+        settings = {
+            "inner_max_num_threads": 1,
+            "initializer": _begin,
+            "initargs": (os.getpid(), localizer, segmenter),
+        }
         yield _Crew(workers, partial(joblib.parallel_config, backend="loky", **settings))
 
 
@@ -530,8 +538,8 @@ def _deaf() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(parent: int) -> None:
-    """Set up a worker process of this machine."""
+def _begin(parent: int, *nets: Localizer | Segmenter | None) -> None:
+    """Set up a worker process of this machine; the nets need only be sent to it."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
