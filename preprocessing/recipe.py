@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import cv2
 import numpy as np
 from numpy.typing import DTypeLike
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -62,6 +63,7 @@ SPREADS: dict[str, Callable[[steps.Pixels, steps.Mask], steps.Pixels]] = {  # by
 
 HANDS = 2  # at most, of one film
 RING = 0.25  # width of what is looked at around a marker, as a share of the longer side of its box
+CLOSE = 0.015  # to the hand, as a share of the crop's longer side: there nothing is covered
 COVER = 0.02  # share of a marker's box that may lie on what stands out as the hand: more, and it stays
 
 Side = Literal["left", "right", ""]
@@ -401,13 +403,16 @@ def _blanked(crop: steps.Pixels, markers: Sequence[Box4]) -> tuple[steps.Pixels,
     """Cover side markers by the median level around them; the crop, and how many of them were covered.
 
     A marker that lies on the hand, by as little as COVER of its box, stays: what is blank cannot be fractured. So does
-    one on a crop in which no hand stands out, for then there is no telling.
+    one on a crop in which no hand stands out, for then there is no telling. Of one that is covered, what lies close to
+    the hand stays as it is: fingertips are fainter than what stands out.
     """
     boxes = [box for marker in markers if (box := _clipped(marker, crop.shape)) is not None]
     hand = steps.foreground(crop, method="otsu") if boxes else None
     if hand is None:
         return crop, 0
     blank, count = crop.copy(), 0
+    wide = 2 * max(1, round(CLOSE * max(crop.shape))) + 1
+    far = cv2.dilate(hand.astype(np.uint8), np.ones((wide, wide), np.uint8)) == 0
     for x0, y0, x1, y1 in boxes:
         reach = max(2, round(RING * max(x1 - x0, y1 - y0)))
         around = slice(max(0, y0 - reach), y1 + reach), slice(max(0, x0 - reach), x1 + reach)
@@ -415,7 +420,7 @@ def _blanked(crop: steps.Pixels, markers: Sequence[Box4]) -> tuple[steps.Pixels,
         ring[y0:y1, x0:x1] = False
         levels = crop[around][ring[around]]
         if levels.size and hand[y0:y1, x0:x1].mean() <= COVER:
-            blank[y0:y1, x0:x1] = np.median(levels)
+            blank[y0:y1, x0:x1][far[y0:y1, x0:x1]] = np.median(levels)
             count += 1
     return blank, count
 

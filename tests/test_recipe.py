@@ -361,6 +361,20 @@ def test_two_hands_become_two_films_from_left_to_right():
     assert [one.box for one in recipe.apply(film, localizer=finding(LEFT, RIGHT, third))] == [one.box for one in made]
 
 
+def test_what_is_close_to_the_hand_is_never_blanked():
+    """A marker's box whose corner reaches onto a fingertip: the tip stays, the rest of the box goes."""
+    film = np.full((300, 200), 20, np.uint8)
+    film[60:, 60:140] = 150  # the hand
+    film[30:46, 20:44] = 240  # the marker
+    box = ("left", (18.0, 28.0, 62.0, 62.0))
+    localizer = finding(("left", (0.0, 0.0, 200.0, 300.0)), markers=(box,))
+    recipe = Recipe(size=300, carrier="none", invert="never", margin=0.0)
+    (made,) = recipe.apply(Film(film, 8), variants=("crop",), localizer=localizer)
+    shown = made.films["crop"][:, 50:250]  # beside it is padding
+    assert made.markers == 1 and (shown[60:, 60:140] == shown[200, 100]).all()
+    assert shown[30:46, 20:44].max() == shown[10, 190] < shown[200, 100]
+
+
 def test_markers_are_blanked_beside_the_hand_alone():
     pixels = pair()
     pixels[20:40, 10:34] = 255
