@@ -30,8 +30,10 @@ from preprocessing.schema import BOX_CLASSES, Cache
 
 MATCHED = 0.5
 """IoU from which on a find is right."""
-TURNED = 0.1
-"""By so much surer a hand must be on the turned film for the film to be turned."""
+SURE, TWICE = 0.5, 2
+"""A film is turned where a hand on the turned film is as sure as this, and by this factor surer than on the film."""
+REACH = 0.2
+"""A lone hand's box is widened to what stands out there by so much of its longer side at most."""
 MOST_HANDS = 2
 CHUNK = 16
 """Films that a net sees at a time."""
@@ -308,17 +310,16 @@ def _digest(run: Run) -> str:
 
 
 class Localizer(_Net):
-    """Finds hands and markers on an upright carrier, turned either way if that shows the hand better."""
+    """Finds hands and markers on an upright carrier, or on one that lies on a side or upside down."""
 
     def __call__(self, film: steps.Pixels) -> Localization | None:
         """Return what is found, in pixels of the film as turned; None where no hand is."""
         model, size, threshold = self.opened()
-        ways = (0, 1, 3)
-        shown = [np.ascontiguousarray(np.rot90(film, way)) for way in ways]
+        shown = [np.ascontiguousarray(np.rot90(film, turns)) for turns in range(4)]
         found = _asked(model, _films(shown, size))
         surest = [max((float(s) for b, s in _pairs(one) if b[4] <= HANDS), default=0.0) for one in found]
-        turned = max((1, 2), key=lambda i: surest[i])
-        best = turned if surest[turned] >= max(threshold, surest[0] + TURNED) else 0
+        turned = max((1, 2, 3), key=lambda turns: surest[turns])
+        best = turned if surest[turned] >= max(SURE, TWICE * surest[0]) else 0
         back = steps.fit_matrix(shown[best].shape, size)
         hands: list[tuple[Side, Box]] = []
         markers: list[tuple[Side, Box]] = []
@@ -329,7 +330,9 @@ class Localizer(_Net):
             side: Side = "right" if BOX_CLASSES[int(box[4]) - 1].startswith("right") else "left"
             place = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
             (hands if box[4] <= HANDS else markers).append((side, place))
-        return Localization(tuple(hands[:MOST_HANDS]), tuple(markers), ways[best]) if hands else None
+        if len(hands) == 1:
+            hands = [(side, _reaching(box, steps.find_hand(shown[best], margin=0))) for side, box in hands]
+        return Localization(tuple(hands[:MOST_HANDS]), tuple(markers), best) if hands else None
 
 
 Box = tuple[float, float, float, float]
@@ -349,6 +352,19 @@ class Segmenter(_Net):
             found.foreground, matrix, film.shape[1::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE
         )
         return steps.largest(np.asarray(shares) >= threshold)
+
+
+def _reaching(box: Box, seen: steps.Box | None) -> Box:
+    """Widen a net's box to the box of what stands out: a net's boxes are often short of a thumb's tip.
+
+    >>> _reaching((10, 10, 110, 110), (2, 12, 160, 112))
+    (2, 10, 110, 112)
+    """
+    if seen is None:
+        return box
+    most = REACH * max(box[2] - box[0], box[3] - box[1])
+    x0, y0, x1, y1 = (own if abs(own - other) > most else other for own, other in zip(box, seen, strict=True))
+    return min(box[0], x0), min(box[1], y0), max(box[2], x1), max(box[3], y1)
 
 
 def _asked(model: Finder, films: Films) -> list[Found]:

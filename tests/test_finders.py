@@ -378,7 +378,7 @@ class _Stub(SSD):
 
     def find(self, batch: object) -> list[Found]:
         boxes = np.array([[24, 48, 72, 96, 2], [0, 0, 12, 12, 4]], np.float32)
-        return [Found(boxes, np.array([score, 0.9], np.float32)) for score in (0.6, 0.95, 0.3)]
+        return [Found(boxes, np.array([score, 0.9], np.float32)) for score in (0.4, 0.95, 0.3, 0.2)]
 
 
 @pytest.fixture
@@ -397,8 +397,19 @@ def test_boxes_come_back_in_the_films_pixels_and_the_better_turn_is_taken(stubbe
     assert len(found.markers) == 1 and found.markers[0][0] == "left"
 
 
+def test_a_lone_hand_is_widened_to_what_stands_out(stubbed: Localizer) -> None:
+    """A thumb that reaches past the net's box is in; what is far from the box is not."""
+    film = np.full((120, 60), 20, np.uint8)
+    film[50:118, 20:40] = 200
+    film[70:80, 6:20] = 200  # the thumb
+    found = stubbed(np.rot90(film, -1))
+    assert found is not None and found.turns == 1
+    ((_, (x0, y0, x1, y1)),) = found.hands
+    assert (x0, x1) == pytest.approx((0, 60)) and 48 <= y0 <= 60 and y1 == pytest.approx(120, abs=1)
+
+
 def test_a_turned_film_comes_out_upright(stubbed: Localizer) -> None:
-    film = np.random.default_rng(0).integers(60, 200, (60, 120)).astype(np.uint8)
+    film = np.full((60, 120), 90, np.uint8)
     recipe = Recipe(size=64, invert="never", carrier="none", margin=0.0)
     (made_of,) = recipe.apply(Film(film, 8), variants=("crop",), localizer=stubbed)
     assert made_of.turns == 1 and made_of.side == "left"
