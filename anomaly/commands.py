@@ -66,7 +66,7 @@ def preprocess(
     cluster: str | None = None,
 ) -> "BuildReport":
     """Prepare a source into a cache."""
-    from preprocessing.annotations import annotate
+    from preprocessing.annotations import annotate, films
     from preprocessing.recipe import VARIANTS, Recipe
     from preprocessing.sources import open_source
 
@@ -87,9 +87,9 @@ def preprocess(
         source = PHANTOMS
     opened = open_source(source)
     if finder:
-        films = len(opened.records)
+        there = len(films(opened))  # a folder's listing has masks in it
         opened = annotate(opened, finder.learns)
-        say(f"{source}: {len(opened.records)} of {films} films have {finder.learns} beside them")
+        say(f"{source}: {len(opened.records)} of {there} films have {finder.learns} beside them")
     told = {
         "--recipe": recipe,
         "--size": str(chosen.size),
