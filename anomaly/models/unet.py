@@ -44,10 +44,10 @@ class UNet(Segmenter):
     Config = UNetConfig
     presets: ClassVar = {
         "standard": {
-            "epochs": 60,
+            "epochs": 40,
             "batch_size": 8,
             "learning_rate": 1e-3,
-            "augmentation": "advanced",
+            "augmentation": "flips",
             "schedule": "cosine",
             "patience": 0,
         },
