@@ -322,7 +322,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
-        resumes = {"preprocess", "train", "tune", "phantom", "demo"} & set(sys.argv[1:3])
+        resumes = {"preprocess", "train", "tune", "phantom", "demo", "models"} & set(sys.argv[1:3])
         fail(
             f"interrupted; {'the same command goes on where it stopped' if resumes else 'nothing is lost'}", INTERRUPTED
         )

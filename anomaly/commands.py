@@ -95,8 +95,8 @@ def preprocess(
         "--size": str(chosen.size),
         "--variants": variants,
         "--for": net,
-        "--localizer": f"{nets['localizer'].name}:{nets['localizer'].run}" if "localizer" in nets else localizer,
-        "--mask": f"{nets['segmenter'].name}:{nets['segmenter'].run}" if "segmenter" in nets else mask,
+        "--localizer": f"{nets['localizer'].name}:{nets['localizer'].run}" if "localizer" in nets else ways.get("hand"),
+        "--mask": f"{nets['segmenter'].name}:{nets['segmenter'].run}" if "segmenter" in nets else ways.get("mask"),
         "--out": out and str(out.absolute()),
         "--compression": compression if compression != "none" else None,
     }
@@ -400,7 +400,7 @@ def _view(run: "Run", paths: list[Path], split: str | None, cache: Path | None, 
     if split or cache:
         raise InputError("--split and --cache go with the run's own films; leave them out, or the PATHS")
     films = open_films(paths)
-    recipe, nets = Recipe.from_json(recorded["recipe"]), _recorded_nets(run, recorded["nets"])
+    recipe, nets = Recipe.from_json(recorded["recipe"]), _recorded_nets(run, recorded.get("nets", {}))
     if made_digest(recipe, **nets) != recorded["recipe_digest"]:
         raise InputError(
             f"{run.path} was trained on films prepared by another version of the recipe {recipe.name}; "
@@ -654,13 +654,16 @@ def _make_nets(names: tuple[str, ...], workers: int) -> None:
         out = made_nets() / name
         if (out / "run.json").is_file() and Run(out).finished:
             say(f"{out}: is there already; delete it to make it anew")
+            if not (out / "metrics.json").is_file():
+                score(out, [], None, "mean", None, None, "auto", workers)
             continue
         phantom(films, **MADE_OF)
         cache = CACHES / "nets" / f"{name}.h5"
         preprocess(films, "hand", None, None, [], cache, "none", workers, False, net=name)
         train(name, cache, None, "fast", [], 0, 0, out, (out / "run.json").is_file(), "auto", "auto", 0)
-        score(out, [], None, "mean", None, None, "auto", workers)
-    say(f"made in {clock(time.monotonic() - start)}; `anomaly preprocess FILMS --localizer ssd --mask unet` takes them")
+        score(out, [], None, "mean", cache, None, "auto", workers)
+    flags = " ".join(USES[name] for name in names)
+    say(f"made in {clock(time.monotonic() - start)}; `anomaly preprocess FILMS {flags}` takes what was made")
 
 
 def _allowed(field: Any) -> str:

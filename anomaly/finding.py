@@ -5,6 +5,8 @@ once (Everingham et al. 2010). Thresholds are chosen on validation films, figure
 """
 
 import hashlib
+import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -62,6 +64,11 @@ def rows_of(cache: Cache, learns: Literal["boxes", "masks"]) -> NDArray[np.int64
     given = cache.index["given"]
     if given.any():
         return np.flatnonzero(given)
+    if json.loads(cache.recipe_json)["mask"] == "none":
+        raise InputError(
+            f"{cache.path} has no masks: its recipe takes the whole film as foreground; `anomaly preprocess FILMS "
+            "--for unet` takes masks from beside the films, `--mask grabcut` makes some"
+        )
     found = ["mask" not in text.split(",") for text in cache.index["fallbacks"]]
     return np.flatnonzero(found)
 
@@ -203,7 +210,7 @@ def measure(run: Run, model: Finder, cache: Cache, device: torch.device, split: 
         for i, name in enumerate(("dice", "iou")):
             columns[name] = overlaps[:, i].tolist()
             mean, limits = mean_interval(overlaps[:, i], patient)
-            figures[name] = {"mean": mean, "interval": limits}
+            figures[name] = {"mean": mean, "interval": None if math.isnan(limits[0]) else limits}
         table = markdown(
             ("mean over films", "value [95 %]"),
             [(name, with_interval(figures[name]["mean"], figures[name]["interval"])) for name in ("dice", "iou")],
@@ -214,6 +221,8 @@ def measure(run: Run, model: Finder, cache: Cache, device: torch.device, split: 
         groups["hand, either side"] = Matches.of(found, films, threshold, hands, named=False)
         groups["marker, either side"] = Matches.of(found, films, threshold, markers, named=False)
         figures["classes"] = {name: one.figures() for name, one in groups.items()}
+        for name in BOX_CLASSES:  # a find of another side is a wrong one there
+            figures["classes"][name]["named"] = None
         each = [Matches.of([one], films.part(slice(i, i + 1)), threshold) for i, one in enumerate(found)]
         columns |= {name: [getattr(one, name) for one in each] for name in ("right", "wrong", "missed")}
         head = ("class", "boxes", "recall", "precision", "mean IoU", "side named right")

@@ -139,6 +139,11 @@ def prepare(plan: Plan) -> Prepared:
     if (training.noise or training.erase) and not issubclass(kind, Reconstructor):
         raise InputError(f"{plan.model} doesn't reconstruct, so there is nothing to mend: leave out noise and erase")
     cache = Cache(plan.cache)
+    if issubclass(kind, Finder) and kind.learns == "boxes" and training.augmentation not in ("none", "upright"):
+        raise InputError(
+            f"augmentation {training.augmentation} mirrors films, which makes right hands left ones; "
+            f"{plan.model} takes none or upright"
+        )
     if issubclass(kind, Finder):
         rows_of(cache, kind.learns)  # a cache without what is to be learnt is answered before its size
     variant = plan.variant or (kind.variant if issubclass(kind, Finder) else default_variant(cache.variants))

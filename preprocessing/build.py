@@ -123,6 +123,8 @@ def cache_path(
 ) -> Path:
     """Name the cache of a source, recipe and variants: `cache/<source>-<recipe>-<size>-<8 hex digits>.h5`."""
     made = f"{made_digest(recipe, localizer=localizer, segmenter=segmenter)} {','.join(_ordered(variants))}"
+    given = {"boxes": any(record.boxes for record in source.records), "masks": any(r.mask for r in source.records)}
+    made += "".join(f" {name}" for name, there in given.items() if there)  # other content than without
     return folder / f"{source.name}-{recipe.name}-{recipe.size}-{hashlib.sha256(made.encode()).hexdigest()[:8]}.h5"
 
 
@@ -476,6 +478,7 @@ def _outcomes(job: _Job, records: Sequence[Record], crew: _Crew, header: Header)
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)  # as in a worker: results must not depend on how many there are
         try:
+            _open_nets(job)
             yield from (_prepare(job, record) for record in records)
         finally:
             cv2.setNumThreads(threads)
@@ -553,7 +556,16 @@ def _end_with(parent: int) -> None:
 def _work(job: _Job) -> list[_Outcome]:
     """Prepare a part of the source, in a worker process."""
     cv2.setNumThreads(1)
+    _open_nets(job)
     return [_prepare(job, record) for record in job.source.records]
+
+
+def _open_nets(job: _Job) -> None:
+    """See that the nets are there: one that is not is no fault of the films, and ends the build."""
+    for net in (job.localizer, job.segmenter):
+        opened = getattr(net, "opened", None)
+        if opened is not None:
+            opened()
 
 
 def _prepare(job: _Job, record: Record) -> _Outcome:

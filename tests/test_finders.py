@@ -414,3 +414,47 @@ def test_a_turned_film_comes_out_upright(stubbed: Localizer) -> None:
     (made_of,) = recipe.apply(Film(film, 8), variants=("crop",), localizer=stubbed)
     assert made_of.turns == 1 and made_of.side == "left"
     assert made_of.box == (0, 60, 60, 120)
+
+
+# --- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+def test_one_patient_has_no_interval_and_is_measured(runs: dict[str, Run], caches: dict[str, Cache]) -> None:
+    """Few patients leave one to test on: the mean stands, its interval cannot be told."""
+    model = finding.load_finder(runs["unet"], CPU)
+    one = caches["unet"].index["patient"][0]
+    split = np.where(caches["unet"].index["patient"] == one, "test", "train")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finding, "splits_of", lambda cache, seed: split)
+        measure(runs["unet"], model, caches["unet"], CPU, "test")
+    figures = runs["unet"].read_json("metrics.json")
+    assert figures["patients"] == 1 and figures["dice"]["interval"] is None
+
+
+def test_a_cache_without_masks_teaches_no_segmenter(films: Path, tmp_path: Path) -> None:
+    build(open_source(films), Recipe(name="plain", size=32), tmp_path / "p.h5", variants=("crop", "full"), workers=1)
+    with pytest.raises(InputError, match="takes the whole film as foreground"):
+        rows_of(Cache(tmp_path / "p.h5"), "masks")
+
+
+def test_boxes_are_not_learnt_from_mirrored_films(caches: dict[str, Cache]) -> None:
+    with pytest.raises(InputError, match="augmentation flips mirrors films"):
+        prepare(Plan("ssd", caches["ssd"].path, settings=("augmentation=flips", "size=none")))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_net_that_is_gone_ends_the_build(runs: dict[str, Run], films: Path, tmp_path: Path, workers: int) -> None:
+    """It is no fault of the films: they must not become failures of a finished cache."""
+    shutil.copytree(runs["unet"].path, tmp_path / "net")
+    segmenter = load_segmenter(tmp_path / "net")
+    (tmp_path / "net" / "calibration.json").write_text('{"threshold": 0.35}')
+    with pytest.raises(InputError, match="has changed while films were prepared"):
+        build(
+            open_source(films),
+            Recipe(size=32),
+            tmp_path / "c.h5",
+            variants=("full",),
+            workers=workers,
+            segmenter=segmenter,
+        )
+    assert not (tmp_path / "c.h5").exists()
