@@ -520,7 +520,8 @@ def _parallel(job: _Job, records: Sequence[Record], crew: _Crew) -> Generator[_O
 def _alone(job: _Job, record: Record, crew: _Crew) -> _Outcome:
     for _ in range(crew.tries):
         try:
-            return next(_parallel(job, [record], crew))
+            (outcome,) = _parallel(job, [record], crew)  # to its end: left early, it would kill its workers each time
+            return outcome
         except crew.broken:
             continue
     reason = "each time it was prepared, the worker process ended; it may need more memory than there is"
