@@ -28,6 +28,7 @@ from typing import Any, Literal
 import cv2
 import joblib
 import numpy as np
+from joblib.externals.loky import reusable_executor
 from numpy.typing import NDArray
 
 from preprocessing import InputError
@@ -50,6 +51,7 @@ from preprocessing.sources import Record, Source
 TASK_FILMS = 4  # given to a worker at a time
 ROUND_BYTES = 2**30  # of prepared films that may wait for a slow disk
 WATCH_SECONDS = 1.0  # between two looks of a worker process for its parent
+TORN_SECONDS = 5.0  # that a lost worker may stay unnoticed by its pool
 CLUSTER_SECONDS = 10  # for a cluster's scheduler, and its workers, to answer
 
 
@@ -508,13 +510,43 @@ def _parallel(job: _Job, records: Sequence[Record], crew: _Crew) -> Generator[_O
         parallel = joblib.Parallel(n_jobs=crew.workers, batch_size=1, return_as="generator")
     with _deaf():
         results = parallel(tasks)
+    ended = threading.Event()
+    threading.Thread(target=_end_torn, args=(ended,), daemon=True).start()
     try:
         for outcomes in results:
             yield from outcomes
     finally:
+        ended.set()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"\d+ tasks")  # that an interrupted build leaves work undone is no news
             results.close()
+
+
+def _end_torn(ended: threading.Event) -> None:
+    """End a pool that waits for the rest of what a lost worker was saying, so that it is known as broken.
+
+    A worker that is killed while it sends a result leaves half of it in the pipe. loky then reads on for ever: the
+    other workers, and this process, hold the pipe open. When none does it reads the end, and says so.
+    """
+    lost = 0
+    while not ended.wait(WATCH_SECONDS):
+        pool = reusable_executor._executor
+        processes = [] if pool is None or pool._flags.broken else list(pool._processes)
+        lost = lost + 1 if any(map(_has_ended, processes)) else 0
+        if lost * WATCH_SECONDS >= TORN_SECONDS:  # loky itself takes note of a lost worker at once
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            pool._result_queue._writer.close()
+            return
+
+
+def _has_ended(process: int) -> bool:
+    """Tell whether a child has ended and nobody has taken note; nor is note taken here."""
+    try:
+        return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
 
 
 def _alone(job: _Job, record: Record, crew: _Crew) -> _Outcome:

@@ -9,6 +9,7 @@ import time
 import zipfile
 from collections import namedtuple
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -694,6 +695,35 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path):
     assert report.failures == [] and report.rows == whole.rows > 60
     assert Cache(report.path).content_hash == Cache(whole.path).content_hash
     assert Cache(report.path).verify() == []
+
+
+class Torn(Net):
+    """A localiser, once of which the worker dies with half of its next result in the pipe."""
+
+    def __init__(self, mark=None):
+        self.mark = mark
+
+    def __call__(self, film):
+        if self.mark is not None and not self.mark.exists():
+            self.mark.touch()
+
+            def send(connection, data, write=os.write):
+                write(connection.fileno(), bytes(data)[: len(data) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+
+            Connection._send = send
+        return
+
+
+def test_a_worker_that_dies_in_the_middle_of_a_result_is_noticed(tmp_path, monkeypatch):
+    """loky reads on for the rest of the result for as long as another worker holds the pipe open."""
+    monkeypatch.setattr(build_module, "WATCH_SECONDS", 0.2)
+    monkeypatch.setattr(build_module, "TORN_SECONDS", 0.6)
+    films = tree(tmp_path / "films", 24)
+    report = make(films, tmp_path / "t.h5", workers=2, localizer=Torn(tmp_path / "mark"))
+    whole = make(films, tmp_path / "whole.h5", localizer=Torn())
+    assert (tmp_path / "mark").exists() and report.failures == []
+    assert Cache(report.path).content_hash == Cache(whole.path).content_hash
 
 
 # A cluster

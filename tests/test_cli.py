@@ -275,7 +275,7 @@ def test_an_interruption_is_said_kindly(capsys: pytest.CaptureFixture[str], monk
 
     monkeypatch.setattr(commands, "models", stopped)
     status, _, err = typed(capsys, "models")
-    assert status == 130 and err == "error: interrupted; nothing is lost\n"
+    assert status == 130 and err == "error: interrupted; the same command goes on where it stopped\n"
 
 
 def test_scores_of_hostile_names_stay_text(capsys: pytest.CaptureFixture[str], run: Run, films: Path) -> None:
