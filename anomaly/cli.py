@@ -34,6 +34,12 @@ By = Annotated[
     str | None, typer.Option("--by", help="Score that flags, ranks and comes first.  [default: the model's first]")
 ]
 RunCache = Annotated[Path | None, typer.Option("--cache", help="Where the run's cache is now, if not where it was.")]
+Variant = Annotated[
+    str | None, typer.Option(help="Variant of the films.  [default: the cache's last, but -clahe and -contrast]")
+]
+SplitSeed = Annotated[
+    int, typer.Option(min=0, max=LARGEST_SEED, help="Decides the splits where the source gives none.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, such as runs/cae-1.")]
 Films = Annotated[
     list[Path] | None, typer.Argument(metavar="[PATHS]...", help="New films, files or folders; none: the run's cache.")
@@ -134,17 +140,13 @@ def inspect(
 def train(
     model: Annotated[str, typer.Argument(help="Which model; `anomaly models` lists them.")],
     cache: CacheFile = None,
-    variant: Annotated[
-        str | None, typer.Option(help="Variant of the films.  [default: the cache's last, but -clahe and -contrast]")
-    ] = None,
+    variant: Variant = None,
     preset: Annotated[str, typer.Option(help="standard, paper or fast.")] = "standard",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of model or training; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Decides weights, order, augmentation.")] = 0,
-    split_seed: Annotated[
-        int, typer.Option(min=0, max=LARGEST_SEED, help="Decides the splits where the source gives none.")
-    ] = 0,
+    split_seed: SplitSeed = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/<model>-<n>]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     device: Device = "auto",
@@ -163,9 +165,7 @@ def train(
 def tune(
     model: Annotated[str, typer.Argument(help="Which model; `anomaly models` lists them.")],
     cache: CacheFile = None,
-    variant: Annotated[
-        str | None, typer.Option(help="Variant of the films.  [default: the cache's last, but -clahe and -contrast]")
-    ] = None,
+    variant: Variant = None,
     preset: Annotated[str, typer.Option(help="standard, paper or fast.")] = "standard",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting to fix, not search; repeatable.")
@@ -188,9 +188,7 @@ def tune(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder.  [default: tune/<study>]")] = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Decides the draws, and each training.")] = 0,
-    split_seed: Annotated[
-        int, typer.Option(min=0, max=LARGEST_SEED, help="Decides the splits where the source gives none.")
-    ] = 0,
+    split_seed: SplitSeed = 0,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
 ) -> None:
