@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from anomaly.console import warn
 from anomaly.data import Films, as_batch, assign_splits, load_films, split_hash
 from anomaly.finder import Finder, Found
 from anomaly.metrics import markdown, mean_interval, number, with_interval
@@ -36,7 +37,6 @@ SURE, TWICE = 0.5, 2
 """A film is turned where a hand on the turned film is as sure as this, and by this factor surer than on the film."""
 REACH = 0.2
 """A lone hand's box is widened to what stands out there by so much of its longer side at most."""
-MOST_HANDS = 2
 CHUNK = 16
 """Films that a net sees at a time."""
 
@@ -101,6 +101,8 @@ def calibrate(model: Finder, films: Films, device: torch.device) -> float:
     else:
         matches = [Matches.of(found, films, t) for t in model.thresholds]
         values = [2 * m.right / max(1, 2 * m.right + m.wrong + m.missed) for m in matches]
+    if max(values) == 0:
+        warn("nothing on the validation films is found right, however unsure it may be: train longer, or on more films")
     best = np.flatnonzero(np.asarray(values) >= max(values) - 1e-9)
     return float(model.thresholds[best[len(best) // 2]])  # the middle of those that are as good
 
@@ -341,7 +343,7 @@ class Localizer(_Net):
             (hands if box[4] <= HANDS else markers).append((side, place))
         if len(hands) == 1:
             hands = [(side, _reaching(box, steps.find_hand(shown[best], margin=0))) for side, box in hands]
-        return Localization(tuple(hands[:MOST_HANDS]), tuple(markers), best) if hands else None
+        return Localization(tuple(hands), tuple(markers), best) if hands else None
 
 
 Box = tuple[float, float, float, float]

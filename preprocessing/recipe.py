@@ -74,7 +74,7 @@ Box4 = tuple[float, float, float, float]  # x0, y0, x1, y1
 class Localization:
     """What a localizer found on the upright carrier that it was shown.
 
-    hands     side and box (x0, y0, x1, y1) of each hand, best first, at most two; in pixels of the film as turned,
+    hands     side and box (x0, y0, x1, y1) of each hand, best first: two are taken; in pixels of the film as turned,
               whose edges are at 0 and its width or height
     markers   side and box of each side marker, likewise
     turns     quarter turns counter-clockwise, as of np.rot90(film, turns), that bring the film upright

@@ -419,6 +419,15 @@ def test_a_turned_film_comes_out_upright(stubbed: Localizer) -> None:
 # --- what goes wrong ------------------------------------------------------------------------------------------------
 
 
+def test_a_net_that_finds_nothing_right_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    class Blind(SSD):
+        def find(self, batch: Batch) -> list[Found]:
+            return [found([], []) for _ in batch.film]
+
+    calibrate(Blind(SSD.Config(), 96).eval(), films_with([[[0, 0, 10, 10, 1]]]), CPU)
+    assert "nothing on the validation films is found right" in capsys.readouterr().err
+
+
 def test_one_patient_has_no_interval_and_is_measured(runs: dict[str, Run], caches: dict[str, Cache]) -> None:
     """Few patients leave one to test on: the mean stands, its interval cannot be told."""
     model = finding.load_finder(runs["unet"], CPU)
