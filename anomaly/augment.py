@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-AugmentationName = Literal["none", "flips", "advanced", "upright"]
+AugmentationName = Literal["none", "flips", "advanced", "upright", "mirrored"]
 LEFT_OF_A_BOX = 0.5
 """A box of which less than this share is left on the film is no target any more."""
 
@@ -38,6 +38,8 @@ def _pipeline(name: AugmentationName) -> Any:
             scale={"x": (0.8, 1.15), "y": (0.8, 1.15)}, translate_percent={"x": (-0.1, 0.1), "y": (-0.1, 0.1)}
         )
         return iaa.Sequential([iaa.Sometimes(0.5, iaa.Multiply((0.8, 1.2))), iaa.Sometimes(0.7, zoomed)])
+    if name == "mirrored":
+        return iaa.Sequential([iaa.Fliplr(0.5), iaa.Affine(rotate=(-10, 10))])
     flips = [iaa.Fliplr(0.5), iaa.Flipud(0.5)]
     if name == "flips":
         return iaa.Sequential(flips)
@@ -55,10 +57,12 @@ def _pipeline(name: AugmentationName) -> Any:
 
 
 class Augmentation:
-    """A named set of random transforms: `none`, `flips`, `advanced` (flips, brightness, zoom, rotation) or `upright`.
+    """A named set of random transforms: `none`, `flips`, `advanced` (flips, brightness, zoom, rotation), `upright` or
+    `mirrored`.
 
     `upright` (brightness, zoom, shift) keeps what tells left from right: a mirrored right hand is a left one, with an R
-    that is no letter. Nor does it rotate, which would make boxes wider than what is in them.
+    that is no letter. Nor does it rotate, which would make boxes wider than what is in them. `mirrored` is what MURA's
+    DenseNet was trained with: horizontal flips, rotation up to 10 degrees (Rajpurkar et al. 2017).
 
     What it draws depends on the seed of the call alone, so a batch comes out the same in any worker and after any
     resume.

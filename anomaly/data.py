@@ -21,6 +21,8 @@ SPLITS = ("train", "val", "test")
 FOREGROUND = "full"
 """The stage whose mask is the foreground."""
 Learns = Literal["boxes", "masks"]
+SplitRule = Literal["paper", "paper, labelled", "70/20/10"]
+Sample = Literal["film", "study"]
 LABELS = {0: "normal", 1: "abnormal", -1: "unknown"}
 LEAST_TRAINING_FILMS = 8
 """Fewer films than this are no training set: a mistake in the source is the likelier explanation."""
@@ -29,18 +31,25 @@ LEAST_TRAINING_FILMS = 8
 # --- splits ---------------------------------------------------------------------------------------------------------
 
 
-def assign_splits(patient: NDArray[Any], label: NDArray[Any], given: NDArray[Any], *, seed: int) -> NDArray[Any]:
+def assign_splits(
+    patient: NDArray[Any], label: NDArray[Any], given: NDArray[Any], *, seed: int, rule: SplitRule = "paper"
+) -> NDArray[Any]:
     """Return "train", "val" or "test" for every film, no patient in two of them: (N,), (N,), (N,) -> (N,).
 
-    Where the source gives no split at all, the paper's rule (section 4, its figure 10): P+ are the patients with an
-    abnormal film, P- the others; P+ is halved over val and test, as many patients of P- join each (at most a quarter
-    of P- each, at least a tenth), the rest of P- trains. A source's own splits are kept, a film without one counting
-    as "train"; where "val" is missing, a tenth of the training patients is carved off, P+ and P- alike. Patients of
-    unknown label go to "test".
+    Where the source gives no split at all, the rule decides. P+ are the patients with an abnormal film, P- the others.
+
+    `paper`            (section 4, its figure 10) P+ is halved over val and test, as many patients of P- join each (at
+                       most a quarter of P- each, at least a tenth), the rest of P- trains.
+    `paper, labelled`  the same test split, so that supervised models are tested on the same films as the others; of
+                       val's P+, half train.
+    `70/20/10`         70 % of P+ and of P- train, 20 % validate, 10 % are tested on; each at least one patient.
+
+    A source's own splits are kept, a film without one counting as "train"; where "val" is missing, a tenth of the
+    training patients is carved off, P+ and P- alike. Patients of unknown label go to "test".
     """
     split = np.array(given, dtype=object)
     if (split == "").all():
-        return _paper_splits(patient, label, seed)
+        return (_shared_out if rule == "70/20/10" else _paper_splits)(patient, label, seed, rule)
     split[split == ""] = "train"
     home: dict[str, str] = {}
     for name, place in zip(patient, split, strict=True):
@@ -65,14 +74,37 @@ def _patients_by_label(patient: NDArray[Any], label: NDArray[Any]) -> tuple[list
     return sorted(positive), sorted(negative), sorted(rest)
 
 
-def _paper_splits(patient: NDArray[Any], label: NDArray[Any], seed: int) -> NDArray[Any]:
+def _paper_splits(patient: NDArray[Any], label: NDArray[Any], seed: int, rule: SplitRule) -> NDArray[Any]:
     positive, negative, rest = _patients_by_label(patient, label)
     draw = np.random.default_rng(seed)
     p, n = list(draw.permutation(positive)), list(draw.permutation(negative))
     half = math.ceil(len(p) / 2)
     each = min(max(half, math.ceil(len(n) / 10)), len(n) // 4) if len(n) >= 4 else 0
     home = dict.fromkeys(p[:half] + n[:each], "val") | dict.fromkeys(p[half:] + n[each : 2 * each] + rest, "test")
+    if rule == "paper, labelled":
+        _enough(len(p))
+        home |= dict.fromkeys(p[: half // 2], "train")
     return np.array([home.get(name, "train") for name in patient], dtype=object)
+
+
+def _shared_out(patient: NDArray[Any], label: NDArray[Any], seed: int, rule: SplitRule) -> NDArray[Any]:
+    positive, negative, rest = _patients_by_label(patient, label)
+    draw = np.random.default_rng(seed)
+    home = dict.fromkeys(rest, "test")
+    for group in (positive, negative):
+        _enough(len(group))
+        names = list(draw.permutation(group))
+        val, test = (max(1, round(share * len(names))) for share in (0.2, 0.1))
+        home |= dict.fromkeys(names[:val], "val") | dict.fromkeys(names[val : val + test], "test")
+    return np.array([home.get(name, "train") for name in patient], dtype=object)
+
+
+def _enough(patients: int) -> None:
+    if patients < len(SPLITS):
+        raise InputError(
+            f"a class with {patients} patients can't be shared out over {', '.join(SPLITS)}: labels teach with at "
+            f"least {len(SPLITS)} patients with an abnormal film and as many without, and far more to be of use"
+        )
 
 
 def split_hash(path: NDArray[Any], split: NDArray[Any]) -> str:
@@ -93,6 +125,7 @@ class Films:
     label: NDArray[np.int8]  # (n,)
     boxes: NDArray[np.float32] | None = None  # (n, K, 5), where a net learns boxes
     foreground: NDArray[np.bool_] | None = None  # (n, S, S), where a net learns masks
+    study: NDArray[np.int64] | None = None  # (n,), the same number for films of one study; where a study is one sample
 
     def __len__(self) -> int:
         return len(self.film)
@@ -102,7 +135,14 @@ class Films:
         return Films(*(None if own is None else own[rows] for own in self._arrays()))  # type: ignore[arg-type]
 
     def _arrays(self) -> tuple[NDArray[Any] | None, ...]:
-        return self.film, self.mask, self.label, self.boxes, self.foreground
+        return self.film, self.mask, self.label, self.boxes, self.foreground, self.study
+
+    def samples(self) -> list[NDArray[np.int64]]:
+        """Return the rows of each sample: of a film, or of a study where those are the samples."""
+        if self.study is None:
+            return list(np.arange(len(self))[:, None])
+        order = np.argsort(self.study, kind="stable")
+        return np.split(order, np.flatnonzero(np.diff(self.study[order])) + 1)
 
     def unit(self) -> NDArray[np.float32]:
         """Return the films in the models' range: (n, S, S) float32 in [0, 1]."""
@@ -110,12 +150,19 @@ class Films:
 
 
 def load_films(
-    cache: Cache, variant: str, rows: NDArray[np.int64], size: int | None = None, *, learns: Learns | None = None
+    cache: Cache,
+    variant: str,
+    rows: NDArray[np.int64],
+    size: int | None = None,
+    *,
+    learns: Learns | None = None,
+    sample: Sample = "film",
 ) -> Films:
     """Read `rows` of the cache, brought to `size` x `size` by an area filter where the cache holds larger films.
 
     A mask pixel is set where at least half of its area was. A size beyond the cache's own is refused: it would invent
-    detail. With `learns` the films bring their boxes, or the foreground of their stage "full", along.
+    detail. With `learns` the films bring their boxes, or the foreground of their stage "full", along; with `sample`
+    "study" the study that each belongs to.
     """
     if size is not None and size > cache.size:
         raise InputError(
@@ -124,9 +171,10 @@ def load_films(
         )
     label = cache.index["label"][rows]
     boxes = cache.boxes(rows) if learns == "boxes" else None
+    study = np.unique(cache.index["study"][rows], return_inverse=True)[1] if sample == "study" else None
     if size is None or size == cache.size:
         foreground = cache.masks(FOREGROUND, rows) if learns == "masks" else None
-        return Films(cache.films(variant, rows), cache.masks(variant, rows), label, boxes, foreground)
+        return Films(cache.films(variant, rows), cache.masks(variant, rows), label, boxes, foreground, study)
     film = np.empty((len(rows), size, size), cache.dtype)
     mask = np.empty(film.shape, np.bool_)
     foreground = np.empty(film.shape, np.bool_) if learns == "masks" else None
@@ -138,7 +186,7 @@ def load_films(
             foreground[i] = brought_to(cache.masks(FOREGROUND, one)[0], size)
     if boxes is not None:
         boxes[..., :4] *= size / cache.size
-    return Films(film, mask, label, boxes, foreground)
+    return Films(film, mask, label, boxes, foreground, study)
 
 
 def brought_to(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
@@ -161,13 +209,18 @@ Tensors = tuple[torch.Tensor | None, ...]  # the arrays of Films, in their order
 
 def to_batch(tensors: Tensors, device: torch.device) -> Batch:
     """Return a Batch on `device` from the arrays of `Films`: film (N, S, S) in stored levels, mask, label, ..."""
-    film, mask, label, boxes, foreground = (t if t is None else t.to(device, non_blocking=True) for t in tensors)
+    *others, study = tensors
+    if study is not None:  # numbered anew before it is moved: a GPU would have to be waited for
+        study = torch.unique(study, return_inverse=True)[1]
+    film, mask, label, boxes, foreground, study = (
+        t if t is None else t.to(device, non_blocking=True) for t in (*others, study)
+    )
     assert film is not None and mask is not None and label is not None
     inside = mask[:, None]
     # What lies off the mask is not part of the film, whatever a cache says of it: no score may see it.
     unit = film.to(torch.float32).div_(torch.iinfo(film.dtype).max)[:, None] * inside
     target = None if foreground is None else foreground[:, None]
-    return Batch(unit, inside, label.long(), boxes=boxes, foreground=target)
+    return Batch(unit, inside, label.long(), boxes=boxes, foreground=target, study=study)
 
 
 def as_batch(films: Films, device: torch.device) -> Batch:
@@ -193,23 +246,23 @@ class _Augmented(Dataset[Tensors]):
         rows, seed = key
         some = self.films.part(rows)
         film, mask, boxes, foreground = self.augmentation(some.film, some.mask, seed, some.boxes, some.foreground)
-        return _tensors(Films(film, mask, some.label, boxes, foreground))
+        return _tensors(Films(film, mask, some.label, boxes, foreground, some.study))
 
 
 class _Order(Sampler[tuple[NDArray[np.int64], int]]):
-    """A fresh permutation an epoch, drawn from (seed, epoch) alone, cut into batches that differ by one film at most.
+    """A fresh permutation an epoch, drawn from (seed, epoch) alone, cut into batches that differ by one sample at most.
 
-    Equal batches lose no film and leave no last batch of one, which batch normalisation can't take.
+    Equal batches lose no sample and leave no last batch of one, which batch normalisation can't take.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        self.count, self.seed, self.epoch = count, seed, 0
-        self.batches = max(1, min(math.ceil(count / batch_size), count // 2))
+    def __init__(self, samples: list[NDArray[np.int64]], batch_size: int, seed: int) -> None:
+        self.samples, self.seed, self.epoch = samples, seed, 0
+        self.batches = max(1, min(math.ceil(len(samples) / batch_size), len(samples) // 2))
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.int64], int]]:
         draw = np.random.default_rng([self.seed, self.epoch])
-        for rows in np.array_split(draw.permutation(self.count), self.batches):
-            yield rows, int(draw.integers(2**31))
+        for some in np.array_split(draw.permutation(len(self.samples)), self.batches):
+            yield np.concatenate([self.samples[i] for i in some]), int(draw.integers(2**31))
 
     def __len__(self) -> int:
         return self.batches
@@ -230,7 +283,7 @@ class TrainingBatches:
     ) -> None:
         """`workers` processes prepare batches ahead; 0 prepares them in this one."""
         self.device = device
-        self._order = _Order(len(films), batch_size, seed)
+        self._order = _Order(films.samples(), batch_size, seed)
         self._loader: DataLoader[Any] = DataLoader(
             _Augmented(films, augmentation),
             sampler=self._order,

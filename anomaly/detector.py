@@ -7,6 +7,7 @@ A model says which player moves, and when; the training loop does everything els
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -30,6 +31,7 @@ class Batch:
     damaged: Tensor | None = None  # (N, 1, S, S): the film as a denoising training shows it; none shows `film`
     boxes: Tensor | None = None  # (N, K, 5): x0, y0, x1, y1, pixels from the film's edge, class (0: no box)
     foreground: Tensor | None = None  # (N, 1, S, S) bool: what a net is to learn of the film
+    study: Tensor | None = None  # (N,) int64: which of the batch's studies, from 0 on; where a study is one sample
 
     @property
     def shown(self) -> Tensor:
@@ -128,6 +130,11 @@ class Model(nn.Module, ABC):
     """Whether bfloat16 autocast is known to pay on a processor with AVX512-bf16 (see docs/performance.md)."""
 
     @classmethod
+    def pays_in_bfloat16(cls, config: Any) -> bool:
+        """Whether it does with these settings of the model."""
+        return cls.low_precision
+
+    @classmethod
     @abstractmethod
     def check_size(cls, config: Any, size: int) -> str | None:
         """Return why films of `size` pixels can't be taken, as the end of a sentence, or None where they can."""
@@ -142,10 +149,33 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def validation_loss(self, batch: Batch) -> Tensor:
-        """Return what checkpoints are chosen by, lower is better: (N,)."""
+        """Return what checkpoints are chosen by, lower is better: (N,), or one a study where those are the samples."""
 
     def rates(self) -> dict[str, float]:
         """Return the learning rate of players as a share of the training's, 1 where a player isn't named."""
+        return {}
+
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """Return the modules that a stage of the training can have to itself, the others frozen (`stages`)."""
+        return {}
+
+    @classmethod
+    def weights_file(cls, config: Any) -> Path | None:
+        """Return the file of the weights that training begins with, fetched if need be, or None for none.
+
+        Raises InputError where it isn't to be had.
+        """
+        return None
+
+    def begin(self, weights: Path) -> None:
+        """Take up the weights that training begins with; raises InputError where they are of another shape."""
+        raise NotImplementedError
+
+    def weigh(self, normal: int, abnormal: int) -> None:
+        """Take from the numbers of the training's films of each class what the loss weighs them by."""
+
+    def watched(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what else is seen of validation films, each (N,); its mean is a column of the history."""
         return {}
 
     def warnings(self, figures: Mapping[str, float]) -> list[str]:

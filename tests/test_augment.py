@@ -20,7 +20,7 @@ def discs(dtype: type = np.uint8, count: int = 8, size: int = 128) -> tuple[np.n
     return (masks * np.asarray(np.iinfo(dtype).max * 3 // 5)).astype(dtype), masks
 
 
-@pytest.mark.parametrize("name", ["flips", "advanced", "upright"])
+@pytest.mark.parametrize("name", ["flips", "advanced", "upright", "mirrored"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_film_and_mask_move_together(name: AugmentationName, dtype: type) -> None:
     films, masks = discs(dtype)

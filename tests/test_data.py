@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomaly.data import Films, TrainingBatches, assign_splits, brought_to, load_films, split_hash
+from anomaly.data import Films, SplitRule, TrainingBatches, assign_splits, brought_to, load_films, split_hash
 from preprocessing import InputError
 from preprocessing.schema import Cache
 
@@ -52,6 +52,42 @@ def test_the_papers_rule_on_muras_numbers() -> None:
     assert (split != assign_splits(patient, label, given_split, seed=0)).any()
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.sampled_from([0, 0, 1, -1]), min_size=1, max_size=4), min_size=1, max_size=60),
+    st.integers(0, 5),
+    st.sampled_from(["paper, labelled", "70/20/10"]),
+)
+def test_splits_for_labels_part_patients_and_give_every_split_both_classes(
+    labels: list[list[int]], seed: int, rule: SplitRule
+) -> None:
+    patient, label, given_split = arrays(labels)
+    positive, known = set(patient[label == 1]), set(patient[label >= 0])
+    few = [group for group in (positive, known - positive) if len(group) < 3]
+    if few and (rule == "70/20/10" or len(positive) < 3):
+        with pytest.raises(InputError, match=r"a class with [0-2] patients can't be shared out over train, val, test"):
+            assign_splits(patient, label, given_split, seed=seed, rule=rule)
+        return
+    split = assign_splits(patient, label, given_split, seed=seed, rule=rule)
+    assert all(len(set(split[patient == name])) == 1 for name in set(patient))
+    assert all(positive & set(patient[split == name]) for name in ("train", "val", "test"))
+    if rule == "paper, labelled":  # the same test films as for models that see normal ones alone
+        assert ((split == "test") == (assign_splits(patient, label, given_split, seed=seed) == "test")).all()
+    else:
+        assert all((known - positive) & set(patient[split == name]) for name in ("train", "val", "test"))
+
+
+def test_seventy_twenty_ten() -> None:
+    patient, label, given_split = arrays([[1]] * 100 + [[0]] * 300)
+    split = assign_splits(patient, label, given_split, seed=0, rule="70/20/10")
+    counts = [int(((split == s) & (label == x)).sum()) for s in ("train", "val", "test") for x in (0, 1)]
+    assert counts == [210, 70, 60, 20, 30, 10]
+    given_split[:], given_split[::5] = "train", "test"  # a source's own splits are kept
+    assert (
+        (assign_splits(patient, label, given_split, seed=0, rule="70/20/10") == "test") == (given_split == "test")
+    ).all()
+
+
 def test_given_splits_are_kept_and_a_missing_validation_split_is_carved() -> None:
     patient, label, given_split = arrays([[0]] * 40 + [[1]] * 20)
     given_split[:30], given_split[30:40], given_split[40:50], given_split[50:] = "train", "test", "train", "test"
@@ -93,6 +129,24 @@ def counted(count: int, dtype: type = np.uint8) -> Films:
     """Films whose every pixel is the film's own number."""
     film = np.ones((count, 32, 32), dtype) * np.arange(count, dtype=dtype)[:, None, None]
     return Films(film, np.ones(film.shape, bool), np.zeros(count, np.int8))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=30), st.integers(2, 9), st.integers(0, 3))
+def test_studies_stay_whole_where_they_are_the_samples(films_of: list[int], batch_size: int, seed: int) -> None:
+    films = counted(sum(films_of))
+    study = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(films_of)), films_of))
+    films = Films(films.film, films.mask, films.label, study=study)
+    batches = TrainingBatches(films, batch_size=batch_size, augmentation="none", seed=0, workers=0, device=CPU)
+    seen: list[int] = []
+    for batch in batches.epoch(1):
+        rows = (batch.film[:, 0, 0, 0] * 255).round().int().numpy()
+        seen += rows.tolist()
+        assert batch.study is not None
+        names, numbers = np.unique(study[rows]), batch.study.numpy()
+        assert (numbers == np.searchsorted(names, study[rows])).all() and 1 < len(names) <= max(batch_size, 3)
+        assert all((study == name).sum() == (study[rows] == name).sum() for name in names)
+    assert sorted(seen) == list(range(len(films)))
 
 
 @settings(max_examples=30, deadline=None)
