@@ -141,9 +141,17 @@ def train(
     model: Annotated[str, typer.Argument(help="Which model; `anomaly models` lists them.")],
     cache: CacheFile = None,
     variant: Variant = None,
-    preset: Annotated[str, typer.Option(help="standard, paper or fast.")] = "standard",
+    preset: Annotated[
+        str, typer.Option(help="standard, fast, paper or, of a classifier, mura, hip, fracture, cnn.")
+    ] = "standard",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of model or training; repeatable.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="What a classifier begins with: imagenet, a .safetensors file, a run folder, none.  [default: none]"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Decides weights, order, augmentation.")] = 0,
     split_seed: SplitSeed = 0,
@@ -155,10 +163,14 @@ def train(
         int, typer.Option(min=0, max=MOST_WORKERS, help="Processes that prepare batches beside the training one.")
     ] = 0,
 ) -> None:
-    """Train a detector on the normal films of a cache, or a net that prepares films on those with boxes or masks."""
+    """Train a detector on the normal films of a cache, a classifier on the labelled ones, or a net that prepares films
+    on those with boxes or masks.
+    """
     from anomaly import commands
 
-    commands.train(model, cache, variant, preset, set_ or [], seed, split_seed, out, resume, device, precision, workers)
+    commands.train(
+        model, cache, variant, preset, set_ or [], seed, split_seed, out, resume, device, precision, workers, weights
+    )
 
 
 @app.command()
@@ -173,7 +185,7 @@ def tune(
     trials: Annotated[int, typer.Option(min=1, help="Finished trials of the study in all, stopped ones too.")] = 30,
     jobs: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Processes that share study and cores.")] = 1,
     objective: Annotated[
-        str, typer.Option(help="loss: of validation normals; auc: ROC-AUC on labelled validation films.")
+        str, typer.Option(help="loss: on the validation films; auc: ROC-AUC on labelled validation films.")
     ] = "loss",
     by: Annotated[
         str | None, typer.Option("--by", help="Score of --objective auc.  [default: the model's first]")

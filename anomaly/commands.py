@@ -267,16 +267,19 @@ def train(
     device: str,
     precision: str,
     workers: int,
+    weights: str | None = None,
 ) -> Path:
     """Train one model; returns its run folder."""
     from anomaly.models import find_model
 
     find_model(model)  # a wrong name is answered before the cache is looked for
     from anomaly.fit import Plan, continue_or_create, fit, prepare
+    from anomaly.train import TrainConfig
     from preprocessing.schema import newest_cache
 
     path = cache or newest_cache(CACHES)
-    prepared = prepare(Plan(model, path, variant, preset, tuple(settings), seed, split_seed, device, precision))
+    chosen = (*settings, *(() if weights is None else (f"weights={weights}",)))
+    prepared = prepare(Plan(model, path, variant, preset, chosen, seed, split_seed, device, precision))
     run = continue_or_create(prepared, out, resume=resume)
     config = prepared.config
     say(f"{run.path}: {model}, {preset}, seed {seed}, {config['device']} in {config['precision']}")
@@ -289,7 +292,10 @@ def train(
     done = run.epochs_done()
     if done:
         say(f"going on after epoch {done}")
-    epochs = config["settings"]["training"]["epochs"]
+    began = config["weights"]
+    if began or "weights" in config["settings"]["model"]:
+        say(f"weights: {began['file'] if began else 'none, so it learns from nothing; --weights imagenet or FILE'}")
+    epochs = TrainConfig(**config["settings"]["training"]).most_epochs
     with progress("training", epochs, "epochs", start=done) as advance:
 
         def on_epoch(report: Any) -> None:
@@ -309,7 +315,7 @@ def train(
     )
     for text in run.warnings():
         warn(text)
-    pictures = ("learning_curve.png", "reconstructions.png", "samples.png", "finds.png")
+    pictures = ("learning_curve.png", "reconstructions.png", "maps.png", "samples.png", "finds.png")
     say(f"{run.path}: {', '.join(name for name in pictures if (run.path / name).is_file())} show how")
     say(f"next: anomaly score {run.path}")
     if model in USES:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors.torch import save
 
 from anomaly import runs
-from anomaly.data import LABELS, LEAST_TRAINING_FILMS, Films, as_batch, assign_splits, load_films, split_hash
+from anomaly.data import LABELS, LEAST_TRAINING_FILMS, Films, SplitRule, as_batch, assign_splits, load_films, split_hash
 from anomaly.detector import Batch, Detector, Model, Settings
 from anomaly.finder import Finder
 from anomaly.finding import calibrate as threshold_of
@@ -121,15 +121,21 @@ class Prepared:
             usable = rows_of(self.cache, self.model.learns)
         else:
             label = self.cache.index["label"]
-            supervised = issubclass(self.model, Detector) and self.model.supervised
-            usable = np.flatnonzero((label >= 0) if supervised else (label == 0))
+            usable = np.flatnonzero((label >= 0) if learns_labels(self.model) else (label == 0))
         chosen: NDArray[np.int64] = usable[self.split[usable] == split]
         return chosen
 
     def films(self, split: str) -> Films:
         """Read those rows, with what is to be found where the model finds something."""
-        learns = self.model.learns if issubclass(self.model, Finder) else None
-        return load_films(self.cache, self.config["variant"], self.rows(split), self.config["size"], learns=learns)
+        config, learns = self.config, self.model.learns if issubclass(self.model, Finder) else None
+        sample = config["settings"]["training"]["sample"]
+        rows = self.rows(split)
+        return load_films(self.cache, config["variant"], rows, config["size"], learns=learns, sample=sample)
+
+
+def learns_labels(kind: type[Model]) -> bool:
+    """Whether a model trains on films of both classes."""
+    return issubclass(kind, Detector) and kind.supervised
 
 
 def prepare(plan: Plan) -> Prepared:
@@ -138,6 +144,8 @@ def prepare(plan: Plan) -> Prepared:
     model_config, training = resolve(plan.model, plan.preset, plan.settings)
     if (training.noise or training.erase) and not issubclass(kind, Reconstructor):
         raise InputError(f"{plan.model} doesn't reconstruct, so there is nothing to mend: leave out noise and erase")
+    if training.sample == "study" and not learns_labels(kind):
+        raise InputError(f"{plan.model} learns from each film by itself: leave out sample=study")
     cache = Cache(plan.cache)
     if issubclass(kind, Finder) and kind.learns == "boxes" and training.augmentation not in ("none", "upright"):
         raise InputError(
@@ -158,13 +166,21 @@ def prepare(plan: Plan) -> Prepared:
         raise InputError(
             f"{plan.model} {reason}; {cache.path} has {cache.size} px: take --set size= or another `preprocess --size`"
         )
+    _check_stages(kind, model_config, training, size)
+    weights = kind.weights_file(model_config)
+    if weights:
+        kind(model_config, size).begin(weights)  # weights that don't fit are refused before a folder is made
     index = cache.index
+    rule: SplitRule = training.splits
+    if rule == "paper" and learns_labels(kind):
+        rule = "paper, labelled"
     if issubclass(kind, Finder):
         if variant != kind.variant:
             raise InputError(f"{plan.model} finds things on films of variant {kind.variant}; leave --variant out")
         split = splits_of(cache, plan.split_seed)
     else:
-        split = assign_splits(index["patient"], index["label"], index["split"], seed=plan.split_seed)
+        split = assign_splits(index["patient"], index["label"], index["split"], seed=plan.split_seed, rule=rule)
+    device = choose_device(plan.device)
     config = {
         "model": plan.model,
         "preset": plan.preset,
@@ -173,9 +189,11 @@ def prepare(plan: Plan) -> Prepared:
         "variant": variant,
         "seed": plan.seed,
         "split_seed": plan.split_seed,
+        "split_rule": rule,
         "split_hash": split_hash(index["path"], split),
-        "precision": choose_precision(plan.precision, kind, choose_device(plan.device)),
-        "device": choose_device(plan.device).type,
+        "weights": weights and {"file": str(weights.absolute()), "sha256": runs.sha256(weights)},
+        "precision": choose_precision(plan.precision, device, pays=kind.pays_in_bfloat16(model_config)),
+        "device": device.type,
         "cache": {
             "path": str(cache.path.absolute()),
             "content_hash": cache.content_hash,
@@ -191,10 +209,7 @@ def prepare(plan: Plan) -> Prepared:
     }
     prepared = Prepared(plan, cache, split, config)
     counts = {name: len(prepared.rows(name)) for name in ("train", "val")}
-    if issubclass(kind, Finder):
-        which = "annotated"
-    else:
-        which = "labelled" if issubclass(kind, Detector) and kind.supervised else "normal"
+    which = "annotated" if issubclass(kind, Finder) else "labelled" if learns_labels(kind) else "normal"
     labels = index["label"]
     if counts["train"] < LEAST_TRAINING_FILMS or counts["val"] < 1:
         there = ", ".join(f"{int((labels == value).sum())} {name}" for value, name in LABELS.items())
@@ -202,8 +217,33 @@ def prepare(plan: Plan) -> Prepared:
             f"{cache.path} ({there}) has {counts['train']} {which} films to train on and {counts['val']} to validate "
             f"with; at least {LEAST_TRAINING_FILMS} and 1 are needed: prepare more films"
         )
+    if learns_labels(kind):
+        _check_classes(prepared)
     config["films"] = counts
     return prepared
+
+
+def _check_stages(kind: type[Model], config: Settings, training: TrainConfig, size: int) -> None:
+    if training.order == ["all"]:
+        return
+    with torch.device("meta"):  # shapes alone
+        there = ["all", *kind(config, size).parts()]
+    for name in training.order:
+        if name not in there:
+            raise InputError(f"no stage {name!r} of this model; there are: {', '.join(there)}")
+
+
+def _check_classes(prepared: Prepared) -> None:
+    """Refuse to learn from labels where a split has one class only."""
+    for split, use in (("train", "train on"), ("val", "validate with")):
+        label = prepared.cache.index["label"][prepared.rows(split)]
+        for value in (0, 1):
+            if not (label == value).any():
+                raise InputError(
+                    f"{prepared.cache.path} has {len(label)} labelled films to {use} and not one of them is "
+                    f"{LABELS[value]}; {prepared.plan.model} learns from both classes: prepare films of both, or train "
+                    "a detector that needs normal films alone, `anomaly train cae`"
+                )
 
 
 def default_variant(variants: Sequence[str]) -> str:
@@ -287,6 +327,8 @@ def fit(prepared: Prepared, run: runs.Run, *, workers: int, on_epoch: Callable[[
         checkpoint = run.path / "checkpoint.safetensors"
         if checkpoint.is_file():
             trainer.restore(checkpoint)
+        elif config["weights"]:
+            model.begin(Path(config["weights"]["file"]))
         draw, end = _closing(model, prepared, films["val"], run, device)
         model.load_state_dict(trainer.run(run, on_epoch, draw))
         model.eval()
@@ -395,21 +437,28 @@ def batches(films: Films, device: torch.device) -> Iterator[Batch]:
 
 
 def _validation(prepared: Prepared) -> View:
-    rows = normals(prepared.cache, prepared.split, "val")
-    return View(prepared.cache, prepared.config["variant"], rows, prepared.config["size"])
+    """Return the validation films that the model may be calibrated on: normal ones, or for labels both."""
+    return View(prepared.cache, prepared.config["variant"], prepared.rows("val"), prepared.config["size"])
 
 
 @torch.inference_mode()
 def _pictures(model: Detector, view: View, run: runs.Run, device: torch.device, scale: float | None) -> None:
-    """Write what the model draws as it stands: samples.png, and reconstructions.png, the maps on `scale` if known."""
+    """Write what the model draws as it stands: samples.png, and the maps, on `scale` if known, in reconstructions.png
+    or, where it reconstructs nothing, maps.png.
+    """
     model.eval()
     made = model.generate(DRAWN * DRAWN)
     if made is not None:
         run.write("samples.png", samples(made[:, 0].float().cpu().numpy(), synthetic=view.cache.synthetic))
-    some = View(view.cache, view.variant, view.rows[:: max(1, len(view.rows) // PICTURED)][:PICTURED], view.size)
-    films = load_films(some.cache, some.variant, some.rows, some.size)
-    if model.anomaly_map(as_batch(films, device)) is not None:
-        run.write("reconstructions.png", picture(model, some, scale, device))
+    label = view.column("label")
+    classes = [view.rows[label == value] for value in np.unique(label)]  # both, where both are validated with
+    each = PICTURED // len(classes)
+    rows = np.concatenate([own[:: max(1, len(own) // each)][:each] for own in classes])
+    some = View(view.cache, view.variant, rows, view.size)
+    batch = as_batch(load_films(some.cache, some.variant, some.rows, some.size), device)
+    if model.anomaly_map(batch) is not None:
+        name = "maps.png" if model.reconstruct(batch) is None else "reconstructions.png"
+        run.write(name, picture(model, some, scale, device))
 
 
 def learning_curve(history: Sequence[dict[str, float]], *, synthetic: bool) -> bytes:
@@ -464,7 +513,7 @@ def picture(model: Detector, view: View, scale: float | None, device: torch.devi
         columns = [film] if made is None else [film, made[0, 0].float().cpu().numpy()]
         grey = [np.rint(np.clip(c, 0, 1) * 255).astype(np.uint8)[..., None].repeat(3, axis=2) for c in columns]
         rows.append(np.concatenate([*grey, blend(film, heat, mask, scale)], axis=1))
-    shown = "film, error" if made is None else "film, reconstruction, error"
+    shown = f"film, {'' if made is None else 'reconstruction, '}{model.map_unit}"
     sheet = _enlarged(np.concatenate(rows, axis=0), view.size)
     return png(titled(sheet, f"{'SYNTHETIC films: ' if view.cache.synthetic else ''}{shown}"))
 

@@ -3,15 +3,17 @@
     run.json                 model, settings, seeds, cache, splits, versions: all that made the run; written first
     checkpoint.safetensors   the state after some finished epoch; only while the run is unfinished
     history.csv              one line an epoch: seconds, films/s, every loss term, what is watched, validation loss
-    samples.png, reconstructions.png   generated films; films beside their reconstructions: drawn at every checkpoint
+    samples.png, reconstructions.png   generated films; films beside their reconstructions and maps: drawn at every
+                             checkpoint; maps.png for a model that reconstructs nothing
     weights.safetensors      the chosen checkpoint, with what it remembers of normal films; written when training ends
     warnings.json            what was wrong with the training, from which epoch to which
     learning_curve.png       losses, and what is watched, over the epochs
-    calibration.json         thresholds and the one map scale, from validation normals; written last
+    calibration.json         thresholds and the one map scale, from validation films; written last
     scores.csv               by `anomaly score`: film, study, patient, label, split, every score, flagged, synthetic
     studies.csv, patients.csv   the same, films put together
     metrics.json             figures with intervals
-    report.html              the page to look at
+    report.html, wrong.html  the page to look at, and the films of which the score is most wrong
+    reliability.png          of a supervised model: how far its probabilities can be taken at their word
     maps/                    by `anomaly heatmap`: pixel heatmaps
     train/, val/, all/, new/   results of other films than the test split
 
@@ -21,6 +23,7 @@ Nothing in it is pickled. Every file is written beside its place and moved there
 import csv
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -74,6 +77,12 @@ def to_csv(columns: Mapping[str, Sequence[Any]]) -> str:
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
     return out.getvalue()
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def inside(folder: Path, relative: str) -> Path:

@@ -1,24 +1,25 @@
 """A trained model over films: scores, maps, and what validation normals say of their scale.
 
 Scoring is always in float32, whatever the precision of training, and goes through the cache a few films at a time.
-Thresholds and the map's scale come from validation normals alone: no label of any other film, and no film of the test
-split, moves them.
+Thresholds and the map's scale come from validation normals alone; the thresholds of a supervised model, which has seen
+labels anyway, from the labelled validation films. No film of the test split moves them.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from anomaly.classification import youden
 from anomaly.data import Films, as_batch, assign_splits, chunks, split_hash
 from anomaly.detector import Detector, Model
 from anomaly.heatmap import map_scale, smooth
-from anomaly.metrics import POOLINGS, aggregate
+from anomaly.metrics import POOLINGS, Groups, aggregate
 from anomaly.models import find_detector
 from anomaly.runs import Run
 from preprocessing import InputError
@@ -27,19 +28,20 @@ from preprocessing.schema import STAGES, Cache, stage_of
 M = TypeVar("M", bound=Model)
 LEVELS = ("film", "study", "patient")
 QUANTILE = 0.95
-"""A threshold flags the 5 % of validation normals that score highest."""
+"""A threshold flags the 5 % of validation normals that score highest; a supervised model's is `youden`'s."""
 SMOOTHING = 5 / 512
 """Standard deviation of the map's Gaussian as a share of the film's side: the paper's 5 pixels at 512."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What validation normals say: from where a film, study or patient is flagged, and where a map's colours end."""
+    """What validation films say: from where a film, study or patient is flagged, and where a map's colours end."""
 
     thresholds: dict[str, dict[str, dict[str, float]]]  # mean | max over films -> level -> score -> threshold
     map_scale: float | None  # in the unit of the map; None where the model draws none
     quantile: float
-    films: int  # validation normals it rests on
+    films: int  # validation films the thresholds rest on
+    rule: Literal["quantile", "youden"] = "quantile"  # of validation normals, or on labelled validation films
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -150,25 +152,32 @@ def maps(
 
 
 def calibrate(model: Detector, view: View, device: torch.device) -> Calibration:
-    """Return thresholds and map scale from `view`, the validation normals."""
+    """Return thresholds and map scale from `view`: the validation normals, or for a supervised model all labelled ones.
+
+    A map's scale comes from the normal ones in either case.
+    """
     scores = score(model, view, device)
     label = view.column("label")
+
+    def threshold(groups: Groups) -> float:
+        if model.supervised:
+            return youden(groups.labels, groups.scores)
+        return float(np.quantile(groups.scores, QUANTILE))
+
     units = {"film": np.arange(len(label)), "study": view.column("study"), "patient": view.column("patient")}
     thresholds: dict[str, dict[str, dict[str, float]]] = {
         how: {
-            level: {
-                name: float(np.quantile(aggregate(ids, values, label, how).scores, QUANTILE))
-                for name, values in scores.items()
-            }
+            level: {name: threshold(aggregate(ids, values, label, how)) for name, values in scores.items()}
             for level, ids in units.items()
         }
         for how in POOLINGS
     }
+    normals = View(view.cache, view.variant, view.rows[label == 0], view.size)
     with torch.inference_mode():
-        first = next(view.chunks())[1]
+        first = next(normals.chunks())[1]
         draws = model.anomaly_map(as_batch(Films(first.film[:1], first.mask[:1], first.label[:1]), device)) is not None
-    scale = map_scale((one, mask) for _, one, _, mask in maps(model, view, device)) if draws else None
-    return Calibration(thresholds, scale, QUANTILE, len(label))
+    scale = map_scale((one, mask) for _, one, _, mask in maps(model, normals, device)) if draws else None
+    return Calibration(thresholds, scale, QUANTILE, len(label), "youden" if model.supervised else "quantile")
 
 
 def read_calibration(run: Run) -> Calibration:
@@ -183,7 +192,8 @@ def run_view(run: Run, cache_path: Path | None = None) -> tuple[Cache, NDArray[A
     """
     cache = run_cache(run, cache_path)
     index = cache.index
-    split = assign_splits(index["patient"], index["label"], index["split"], seed=run.config["split_seed"])
+    rule = run.config.get("split_rule", "paper")
+    split = assign_splits(index["patient"], index["label"], index["split"], seed=run.config["split_seed"], rule=rule)
     if split_hash(index["path"], split) != run.config["split_hash"]:
         raise InputError(f"the splits of {cache.path} are not those of {run.path}; train again")
     return cache, split

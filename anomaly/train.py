@@ -7,6 +7,9 @@ The checkpoint that is kept is the one of the lowest validation loss (`keep="bes
 films that no gradient saw: for a detector trained on normal films the validation *normals*, so that no label is
 needed. Training stops when that loss has not fallen for `patience` epochs. `keep="last"` keeps the last epoch, as the
 paper's code did.
+
+Training goes in `stages`, one unasked: in each either everything moves or one part of the model, the others frozen.
+A stage ends like a training, after `epochs` or by `patience`; the next begins with the kept weights and new optimisers.
 """
 
 import json
@@ -26,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from anomaly.augment import AugmentationName
-from anomaly.data import Films, TrainingBatches, as_batch
+from anomaly.data import Films, Sample, TrainingBatches, as_batch
 from anomaly.detector import Batch, Model, Settings, Step
 from anomaly.runs import Run, checkpoint_state, to_csv
 from preprocessing import InputError
@@ -46,21 +49,36 @@ class TrainConfig(Settings):
     """Passes over the training films at most."""
     batch_size: int = Field(default=16, ge=2)
     """Films a step at most; the batches of an epoch differ by one film."""
+    sample: Sample = "film"
+    """What is one sample, of which `batch_size` make a batch: a film, or a study with all of its films, however many
+    (supervised models only: the loss is that of the study)."""
+    splits: Literal["paper", "70/20/10"] = "paper"
+    """How patients are split where the source gives no splits: by the paper's rule (a supervised model then learns from
+    half of its abnormal validation patients), or 70, 20 and 10 % of those with and those without an abnormal film."""
+    optimiser: Literal["adam", "sgd"] = "adam"
+    """Adam, or stochastic gradient descent with momentum."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Step size of Adam."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """How the step size goes on: as it is, or down to nothing along half a cosine, epoch by epoch (Loshchilov and
-    Hutter 2017, without restarts)."""
+    """Step size of the optimiser."""
+    schedule: Literal["constant", "cosine", "plateau"] = "constant"
+    """How the step size goes on: as it is; down to nothing along half a cosine, epoch by epoch (Loshchilov and Hutter
+    2017, without restarts); or times `factor` whenever the validation loss has not fallen for `plateau` epochs."""
+    factor: float = Field(default=0.1, gt=0, lt=1)
+    """What the schedule `plateau` multiplies the step size by."""
+    plateau: int = Field(default=5, ge=0)
+    """Epochs without a lower validation loss that the schedule `plateau` bears before it does."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Adam's decay of the mean gradient."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
     """Adam's decay of the mean squared gradient."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of sgd."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Adam's L2 penalty."""
+    """L2 penalty of the optimiser."""
     clip: float = Field(default=0.0, ge=0)
     """Greatest norm of a player's gradient; 0 doesn't clip."""
     augmentation: AugmentationName = "advanced"
-    """none, flips, advanced (flips, brightness, zoom, rotation), or upright (brightness, zoom, shift)."""
+    """none, flips, advanced (flips, brightness, zoom, rotation), upright (brightness, zoom, shift), or mirrored
+    (horizontal flips, rotation up to 10 degrees)."""
     noise: float = Field(default=0.0, ge=0, le=1)
     """Gaussian noise of this standard deviation on the film that is shown, the plain one to be drawn (models that
     reconstruct only: a denoising autoencoder, Vincent et al. 2008)."""
@@ -70,9 +88,22 @@ class TrainConfig(Settings):
     """Share of the squares of an 8 x 8 grid that are blackened in the film that is shown, to be painted in (the same
     models; Zavrtanik et al. 2021)."""
     patience: int = Field(default=15, ge=0)
-    """Epochs without a lower validation loss after which training stops; 0 never stops early."""
+    """Epochs without a lower validation loss after which training, or its stage, stops; 0 never stops early."""
+    stages: str = "all"
+    """Comma list of what is trained one after the other, each for `epochs` at most: all, or a part of the model while
+    the others are frozen. `head,all` trains the head of a network first, then everything."""
     keep: Literal["best", "last"] = "best"
     """Which checkpoint becomes the weights: that of the lowest validation loss, or the last."""
+
+    @property
+    def order(self) -> list[str]:
+        """The stages as a list."""
+        return self.stages.replace(" ", "").split(",")
+
+    @property
+    def most_epochs(self) -> int:
+        """Epochs of all stages together, at most."""
+        return self.epochs * len(self.order)
 
 
 @dataclass
@@ -80,6 +111,8 @@ class State:
     """What training knows between two epochs, beside the weights and the optimisers."""
 
     epoch: int = 0  # epochs done
+    stage: int = 0  # stages done
+    before: int = 0  # epochs done before this stage
     best: float = math.inf
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -113,15 +146,17 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_precision(name: str, model: type[Model], device: torch.device) -> Precision:
-    """Return the precision of training; `auto` takes bfloat16 where it is known to pay for this model and device."""
+def choose_precision(name: str, device: torch.device, *, pays: bool) -> Precision:
+    """Return the precision of training; `auto` takes bfloat16 on a GPU that has it, and on a processor where it `pays`
+    (`Model.pays_in_bfloat16`) and the processor multiplies it itself.
+    """
     if name in ("float32", "bfloat16"):
         return name  # type: ignore[return-value]  # narrowed by the line above, which mypy doesn't see
     if name != "auto":
         raise InputError(f"no precision {name!r}; there are: auto, float32, bfloat16")
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if model.low_precision and has_avx512_bf16() else "float32"
+    return "bfloat16" if pays and has_avx512_bf16() else "float32"
 
 
 def has_avx512_bf16() -> bool:
@@ -148,7 +183,8 @@ class Trainer:
         """`seed` decides the order, the augmentation and every random draw of the model; 0 is a seed like any other."""
         self.config, self.device, self.seed = config, device, seed
         self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.validation = validation
+        self.model.weigh(int((train.label == 0).sum()), int((train.label == 1).sum()))
+        self.validation, self.samples = validation, validation.samples()
         self.autocast = precision == "bfloat16"
         self.batches = TrainingBatches(
             train,
@@ -163,18 +199,23 @@ class Trainer:
             player: [p for module in modules for p in module.parameters()]
             for player, modules in model.players().items()
         }
-        self.optimisers = {
-            player: torch.optim.Adam(
-                parameters,
-                lr=config.learning_rate,
-                betas=(config.beta1, config.beta2),
-                weight_decay=config.weight_decay,
-                fused=True,
-            )
-            for player, parameters in self.parameters.items()
-        }
+        self.optimisers = self._optimisers()
         self.state = State()
         self.best_weights: dict[str, Tensor] = {}
+
+    def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        config = self.config
+        rate, decay = config.learning_rate, config.weight_decay
+        made: dict[str, torch.optim.Optimizer] = {}
+        for player, parameters in self.parameters.items():
+            if config.optimiser == "sgd":
+                made[player] = torch.optim.SGD(
+                    parameters, lr=rate, momentum=config.momentum, weight_decay=decay, fused=True
+                )
+            else:
+                betas = config.beta1, config.beta2
+                made[player] = torch.optim.Adam(parameters, lr=rate, betas=betas, weight_decay=decay, fused=True)
+        return made
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -192,24 +233,38 @@ class Trainer:
             figures = self._epoch(self.state.epoch + 1)
             self._remember(figures)
             new = self._warn(figures)
+            if self._stage_over():
+                self._next_stage()
             if self._done() or time.monotonic() - saved >= checkpoint_seconds:
                 self.save(folder)
                 on_checkpoint()
                 saved = time.monotonic()
             pace = sum(line["seconds"] for line in self.state.history[-5:]) / len(self.state.history[-5:])
-            left = pace * (self.config.epochs - self.state.epoch)
-            on_epoch(EpochReport(self.state.epoch, self.config.epochs, figures, self.state.best_epoch, left, new))
+            state, epochs = self.state, self.config.epochs
+            left = pace * (state.before + epochs * (len(self.config.order) - state.stage) - state.epoch)
+            on_epoch(EpochReport(state.epoch, self.config.most_epochs, figures, state.best_epoch, left, new))
         return self.best_weights
 
     def _done(self) -> bool:
+        return self.state.stage == len(self.config.order)
+
+    def _stage_over(self) -> bool:
         state, patience = self.state, self.config.patience
-        return state.epoch >= self.config.epochs or (0 < patience <= state.epoch - state.best_epoch)
+        fruitless = state.epoch - max(state.best_epoch, state.before)
+        return state.epoch - state.before >= self.config.epochs or 0 < patience <= fruitless
+
+    def _next_stage(self) -> None:
+        """Go on to the next stage, from the kept weights; its optimisers know nothing of the stage before."""
+        self.state.stage, self.state.before = self.state.stage + 1, self.state.epoch
+        if not self._done():
+            self.model.load_state_dict(self.best_weights)
+            self.optimisers = self._optimisers()
 
     def _epoch(self, number: int) -> dict[str, float]:
         start = time.monotonic()
         # Each epoch draws from numbers of its own, so that resuming needs no state of the generators.
         torch.manual_seed(int(np.random.SeedSequence([self.seed, number]).generate_state(1, np.uint64)[0]))
-        self.model.train()
+        self._freeze()
         self._set_rates(number)
         terms: dict[str, list[Tensor]] = {}
         for batch in self.batches.epoch(number):
@@ -227,16 +282,27 @@ class Trainer:
                 )
             figures[name] = float(series.mean())
         validation = self._validate()
-        if not math.isfinite(validation):
+        if not math.isfinite(validation["validation"]):
             raise InputError(f"the validation loss is not finite after epoch {number}; {AFTER_DIVERGING}")
         seconds = time.monotonic() - start
-        return {"seconds": seconds, "films_per_second": self.films / seconds, **figures, "validation": validation}
+        return {"seconds": seconds, "films_per_second": self.films / seconds, **figures, **validation}
+
+    def _freeze(self) -> None:
+        """Let move what this stage trains; what is frozen keeps its running statistics too."""
+        self.model.train().requires_grad_(True)
+        name = self.config.order[self.state.stage]
+        frozen = [] if name == "all" else [m for part, own in self.model.parts().items() if part != name for m in own]
+        for module in frozen:
+            module.eval().requires_grad_(False)
 
     def _set_rates(self, number: int) -> None:
         """Set the step sizes of epoch `number`, from 1 on."""
         config, shares = self.config, self.model.rates()
-        done = (number - 1) / config.epochs
-        factor = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1.0
+        factor = 1.0
+        if config.schedule == "cosine":
+            factor = 0.5 * (1 + math.cos(math.pi * (number - 1 - self.state.before) / config.epochs))
+        elif config.schedule == "plateau":
+            factor = after_plateaus([line["validation"] for line in self.state.history[self.state.before :]], config)
         for player, optimiser in self.optimisers.items():
             for group in optimiser.param_groups:
                 group["lr"] = config.learning_rate * shares.get(player, 1.0) * factor
@@ -251,7 +317,8 @@ class Trainer:
                 step = next(generator, None)
             if step is None:
                 return
-            parameters, optimiser = self.parameters[step.player], self.optimisers[step.player]
+            optimiser = self.optimisers[step.player]
+            parameters = [p for p in self.parameters[step.player] if p.requires_grad]
             optimiser.zero_grad(set_to_none=True)
             step.loss().backward(inputs=parameters)
             if self.config.clip:
@@ -260,14 +327,18 @@ class Trainer:
             yield step
 
     @torch.inference_mode()
-    def _validate(self) -> float:
+    def _validate(self) -> dict[str, float]:
+        """Return the loss on the validation films, "validation", and what else the model sees there."""
         self.model.eval()
-        losses = []
-        for start in range(0, len(self.validation), self.config.batch_size):
-            films = self.validation.part(slice(start, start + self.config.batch_size))
+        seen: dict[str, list[Tensor]] = {}
+        for start in range(0, len(self.samples), self.config.batch_size):
+            rows = np.concatenate(self.samples[start : start + self.config.batch_size])
+            batch = as_batch(self.validation.part(rows), self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                losses.append(self.model.validation_loss(as_batch(films, self.device)))
-        return float(torch.cat(losses).mean())
+                values = {"validation": self.model.validation_loss(batch)} | self.model.watched(batch)
+            for name, each in values.items():
+                seen.setdefault(name, []).append(each)
+        return {name: float(torch.cat(parts).float().mean()) for name, parts in seen.items()}
 
     def _remember(self, figures: dict[str, float]) -> None:
         state = self.state
@@ -303,6 +374,8 @@ class Trainer:
                 tensors |= {f"optimiser/{player}/{index}/{k}": v for k, v in values.items()}
         state = {
             "epoch": self.state.epoch,
+            "stage": self.state.stage,
+            "before": self.state.before,
             "best": self.state.best,
             "best_epoch": self.state.best_epoch,
             "history": self.state.history,
@@ -333,6 +406,21 @@ class Trainer:
                     laid = torch.empty_like(moved).copy_(tensor) if tensor.shape == moved.shape else tensor
                     whole["state"].setdefault(int(index), {})[key] = laid.detach()
             optimiser.load_state_dict(whole)
+
+
+def after_plateaus(losses: list[float], config: TrainConfig) -> float:
+    """Return what the step size is multiplied by after these validation losses: `factor` for each plateau so far.
+
+    By torch's own ReduceLROnPlateau, led through the losses again: so a resumed training needs no state of it.
+
+    >>> after_plateaus([3.0, 2.0, 2.0, 2.0, 1.0], TrainConfig(schedule="plateau", plateau=1))
+    0.1
+    """
+    stand_in = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(stand_in, "min", config.factor, config.plateau, eps=0.0)
+    for loss in losses:
+        plateau.step(loss)
+    return float(stand_in.param_groups[0]["lr"])
 
 
 def damage(batch: Batch, config: TrainConfig) -> Batch:

@@ -67,7 +67,7 @@ from anomaly.fit import Plan
 from anomaly.metrics import markdown, roc_auc
 from anomaly.models import TOOLS, find_model, zoo
 from anomaly.score import View, open_model, run_view, score
-from anomaly.train import EpochReport, choose_device, history_csv
+from anomaly.train import EpochReport, TrainConfig, choose_device, history_csv
 from preprocessing import InputError
 
 if TYPE_CHECKING:
@@ -227,9 +227,10 @@ def tune(
         raise InputError("--by goes with --objective auc; leave it out")
     config = prepared.config
     told = config["settings"]["training"]
-    least = least_epochs or max(1, told["epochs"] // REDUCTION**3)
-    if least > told["epochs"]:
-        raise InputError(f"--least-epochs {least} is more than the {told['epochs']} epochs of a full training")
+    most = TrainConfig(**told).most_epochs
+    least = least_epochs or max(1, most // REDUCTION**3)
+    if least > most:
+        raise InputError(f"--least-epochs {least} is more than the {most} epochs of a full training")
     shared = {key: value for key, value in config.items() if key not in ("cache", "device", "versions", "settings")}
     settings = {
         **shared,
@@ -254,7 +255,7 @@ def tune(
         objective="auc" if objective == "auc" else "loss",
         by=score_name,
         trials=trials,
-        epochs=told["epochs"],
+        epochs=most,
         least_epochs=least,
         keeps_best=told["keep"] == "best",
     )

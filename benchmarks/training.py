@@ -13,7 +13,7 @@ from benchmarks.record import record, spread
 
 def trainer(films: Films, size: int, batch: int, device: torch.device, *, plain: bool) -> Trainer:
     config = TrainConfig(batch_size=batch, augmentation="none")
-    precision = "float32" if plain else choose_precision("auto", CAE, device)
+    precision = "float32" if plain else choose_precision("auto", device, pays=CAE.low_precision)
     torch.manual_seed(0)
     made = Trainer(CAE(CAEConfig(), size), config, films, films, seed=0, device=device, precision=precision, workers=0)
     if plain:

@@ -14,7 +14,7 @@ HEAVY = {"torch", "torchvision", "imgaug", "cv2", "sklearn", "skimage", "matplot
 
 # Each module and those of `anomaly` it may import: the rooms of the house, bottom up.
 LAYERS = [
-    {"console", "runs", "augment", "metrics", "detector"},
+    {"console", "runs", "augment", "metrics", "classification", "detector"},
     {"nn.adversarial", "nn.blocks", "nn.filters", "nn.losses", "nn.typicality", "heatmap", "models", "data"},
     {"finder", "reconstructor"},
     {"segmenter"},

@@ -45,8 +45,12 @@ def made(name: str, preset: str = "fast") -> Detector:
 
 
 @pytest.fixture
-def some(cache: Cache) -> Films:
-    rows = (cache.index["label"] == 0).nonzero()[0][:12]
+def some(cache: Cache, name: str) -> Films:
+    """Twelve films as the model trains on: normal ones, or of both classes."""
+    normal, abnormal = ((cache.index["label"] == value).nonzero()[0] for value in (0, 1))
+    kind = find_model(name)
+    assert issubclass(kind, Detector)
+    rows = np.concatenate([normal[:6], abnormal[:6]]) if kind.supervised else normal[:12]
     return load_films(cache, "full-he", rows, SIZE)
 
 
@@ -252,7 +256,7 @@ def test_presets_are_valid_and_settings_have_one_home(name: str) -> None:
 def test_wrong_settings_are_refused(name: str, setting: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         resolve(name, "standard", [setting])
-    with pytest.raises(InputError, match="there are: fast, "):
+    with pytest.raises(InputError, match=r"there are: .*fast, .*standard"):
         resolve(name, "best", [])
 
 
@@ -289,7 +293,14 @@ def test_the_paper_preset_is_the_papers() -> None:
         "beta1": 0.9,
         "beta2": 0.999,
         "weight_decay": 0.0,
+        "sample": "film",
+        "splits": "paper",
+        "optimiser": "adam",
+        "momentum": 0.9,  # of sgd
         "schedule": "constant",
+        "factor": 0.1,  # of the schedule plateau, as
+        "plateau": 5,
+        "stages": "all",
         "clip": 0.0,
         "augmentation": "advanced",
         "noise": 0.0,

@@ -196,7 +196,7 @@ def test_a_loss_that_is_not_finite_stops_and_is_named(
 def test_a_validation_loss_that_is_not_finite_stops_too(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Trainer, "_validate", lambda self: math.inf if self.state.epoch else 1.0)
+    monkeypatch.setattr(Trainer, "_validate", lambda self: {"validation": math.inf if self.state.epoch else 1.0})
     with pytest.raises(InputError, match="the validation loss is not finite after epoch 2"):
         trained(cache, tmp_path / "a")
     assert Run(tmp_path / "a").epochs_done() == 1
@@ -204,7 +204,7 @@ def test_a_validation_loss_that_is_not_finite_stops_too(
 
 def test_training_stops_early_and_keeps_the_best(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([5.0, 3.0, 4.0, 3.5, 3.2, 1.0, 0.5])
-    monkeypatch.setattr(Trainer, "_validate", lambda self: next(losses))
+    monkeypatch.setattr(Trainer, "_validate", lambda self: {"validation": next(losses)})
     reports: list[EpochReport] = []
     prepared = prepare(plan(cache, "epochs=7", "patience=3"))
     fit(prepared, continue_or_create(prepared, tmp_path / "a", resume=False), workers=0, on_epoch=reports.append)
@@ -214,7 +214,9 @@ def test_training_stops_early_and_keeps_the_best(cache: Cache, tmp_path: Path, m
 def test_keeping_the_last_differs_from_keeping_the_best(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Trainer, "_validate", lambda self: float(self.state.epoch + 1))  # only ever worse
+    monkeypatch.setattr(
+        Trainer, "_validate", lambda self: {"validation": float(self.state.epoch + 1)}
+    )  # only ever worse
     best, last = (trained(cache, tmp_path / k, f"keep={k}", "patience=0") for k in ("best", "last"))
     assert not same(best, last)
     first = trained(cache, tmp_path / "one", "keep=last", "epochs=1")
@@ -238,7 +240,7 @@ def test_sizes_variants_devices_and_precisions_are_checked(cache: Cache) -> None
     with pytest.raises(InputError, match="no device 'gpu'"):
         choose_device("gpu")
     with pytest.raises(InputError, match="no precision 'half'; there are: auto, float32, bfloat16"):
-        choose_precision("half", CAE, torch.device("cpu"))
+        choose_precision("half", torch.device("cpu"), pays=True)
 
 
 def test_run_json_says_what_made_the_run(run: Run, cache: Cache) -> None:

@@ -493,7 +493,7 @@ def test_a_space_leaves_the_validation_loss_the_same_yardstick(name: str, cache:
 
 def test_what_cannot_be_searched_is_refused(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     told = replace(plan(cache), model="contrast_density", settings=())
-    there = "alphagan, bigan, cae, dcgan, "
+    there = "alphagan, bigan, cae, classifier, dcgan, "
     with pytest.raises(InputError, match=rf"^contrast_density has nothing to search; there are: {there}.*vae"):
         tune(find_model("contrast_density"), told)
     with pytest.raises(InputError, match="fixed by --set"):

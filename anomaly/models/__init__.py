@@ -23,6 +23,7 @@ ZOO = {
     "alphagan": "anomaly.models.alphagan:AlphaGAN",
     "bigan": "anomaly.models.bigan:BiGAN",
     "cae": "anomaly.models.cae:CAE",
+    "classifier": "anomaly.models.classifier:Classifier",
     "contrast_density": "anomaly.models.contrast_density:ContrastDensity",
     "dcgan": "anomaly.models.dcgan:DCGAN",
     "vae": "anomaly.models.vae:VAE",

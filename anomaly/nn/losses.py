@@ -60,3 +60,27 @@ def soft_dice(found: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     """
     both = (found * truth * mask).flatten(1).sum(dim=1)
     return 1 - (2 * both + 1) / ((found + truth) * mask).flatten(1).sum(dim=1).add(1)
+
+
+def class_weighted_cross_entropy(abnormal: Tensor, normal: Tensor, label: Tensor, weights: Tensor) -> Tensor:
+    """Return -w1 y log p - w0 (1 - y) log(1 - p), in nats, without reduction: (N,) each -> (N,).
+
+    `abnormal` is log p, `normal` log(1 - p), `label` y, 0 or 1, `weights` (2,) are w0 and w1. Rajpurkar et al. 2017,
+    section 3.1, with w1 = N / (A + N) and w0 = A / (A + N) for N normal and A abnormal films.
+
+    >>> class_weighted_cross_entropy(torch.tensor([0.5]).log(), torch.tensor([0.5]).log(), torch.tensor([1]),
+    ...                              torch.tensor([0.25, 0.75]))
+    tensor([0.5199])
+    """
+    return -torch.where(label == 1, weights[1] * abnormal, weights[0] * normal)
+
+
+def log_mean(logarithm: Tensor, group: Tensor) -> Tensor:
+    """Return the logarithm of each group's mean: (N,) of log x, (N,) group numbers from 0 on, none left out -> (G,).
+
+    >>> log_mean(torch.tensor([0.2, 0.6, 0.5]).log(), torch.tensor([0, 0, 1])).exp()
+    tensor([0.4000, 0.5000])
+    """
+    member = group == torch.arange(int(group.max()) + 1, device=group.device)[:, None]  # (G, N)
+    spread = torch.where(member, logarithm, -torch.inf)
+    return spread.logsumexp(dim=1) - member.sum(dim=1).to(logarithm.dtype).log()

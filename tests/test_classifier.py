@@ -1,0 +1,423 @@
+"""The supervised baselines: what is theirs alone. What every model keeps is asked in test_models.py."""
+
+import hashlib
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from anomaly.data import Films, as_batch, load_films
+from anomaly.detector import Batch
+from anomaly.fit import Plan, continue_or_create, fit, prepare, resolve
+from anomaly.models import classifier as module
+from anomaly.models.classifier import BACKBONES, CAM_CELLS, Classifier, ClassifierConfig
+from anomaly.nn.losses import class_weighted_cross_entropy, log_mean
+from anomaly.runs import Run
+from anomaly.score import open_model, read_calibration
+from anomaly.train import State, TrainConfig, Trainer, after_plateaus
+from preprocessing import InputError
+from preprocessing.schema import Cache
+
+CPU = torch.device("cpu")
+TINY = ("width=2", "epochs=2", "augmentation=none")
+
+
+def built(size: int = 64, **settings: object) -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(ClassifierConfig.model_validate({"backbone": "cnn", "width": 4} | settings), size)
+
+
+def batch(count: int = 4, size: int = 64, **more: Tensor) -> Batch:
+    film = torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(0))
+    return Batch(film, torch.ones_like(film, dtype=torch.bool), torch.arange(count) % 2, **more)
+
+
+def plan(cache: Cache, *settings: str, preset: str = "cnn", **more: object) -> Plan:
+    chosen = (*TINY, *settings)
+    return Plan("classifier", cache.path, preset=preset, settings=chosen, device="cpu", **more)  # type: ignore[arg-type]
+
+
+def trained(cache: Cache, out: Path, *settings: str, preset: str = "cnn") -> Run:
+    prepared = prepare(plan(cache, *settings, preset=preset))
+    return fit(prepared, continue_or_create(prepared, out, resume=False), workers=0, on_epoch=lambda report: None)
+
+
+# --- the sources' numbers ---
+
+
+@pytest.mark.parametrize(
+    ("backbone", "outputs", "count"),
+    [
+        ("densenet169", 1, 12_486_145),
+        ("efficientnet_b0", 2, 4_010_110),  # "4.01 Million"
+        ("vgg16", 2, 134_268_738),  # "134.27 Million"
+    ],
+)
+def test_parameter_counts_are_the_sources(backbone: str, outputs: int, count: int) -> None:
+    with torch.device("meta"):
+        model = built(224, backbone=backbone, outputs=outputs)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_the_weighted_loss_is_the_sources_formula() -> None:
+    """A = 2 abnormal and N = 6 normal films: w1 = 6/8, w0 = 2/8. A study of probabilities .2 and .6 has p = .4."""
+    model = built()
+    model.weigh(normal=6, abnormal=2)
+    assert model.class_weights.tolist() == [0.25, 0.75]
+    logit = torch.tensor([0.2, 0.6, 0.9]).logit()
+    study = torch.tensor([0, 0, 1])
+    abnormal, normal = log_mean(logit.sigmoid().log(), study), log_mean((1 - logit.sigmoid()).log(), study)
+    for label, expected in (
+        ([1, 0], [-0.75 * math.log(0.4), -0.25 * math.log(1 - 0.9)]),  # .6872, .5756
+        ([0, 1], [-0.25 * math.log(1 - 0.4), -0.75 * math.log(0.9)]),  # .1277, .0790
+    ):
+        loss = class_weighted_cross_entropy(abnormal, normal, torch.tensor(label), model.class_weights)
+        torch.testing.assert_close(loss, torch.tensor(expected))
+
+
+def test_a_study_is_one_sample_whatever_its_films() -> None:
+    model = built().eval()
+    films = batch(5)
+    films = Batch(films.film, films.mask, torch.tensor([1, 1, 0, 0, 0]), study=torch.tensor([1, 1, 0, 0, 0]))
+    with torch.inference_mode():
+        p = model.scores(films)["probability"]
+        loss = model.validation_loss(films)
+    assert loss.shape == (2,) and films.study is not None
+    expected = [-math.log(1 - float(p[2:].mean())), -math.log(float(p[:2].mean()))]
+    torch.testing.assert_close(loss, torch.tensor(expected), rtol=1e-4, atol=1e-5)
+    assert model.watched(films)["validation_accuracy"].shape == (2,)
+
+
+def test_without_balance_all_samples_weigh_alike_and_two_outputs_are_a_softmax() -> None:
+    model = built(outputs=2, balance=False).eval()
+    model.weigh(normal=6, abnormal=2)
+    assert model.class_weights.tolist() == [1.0, 1.0]
+    films = batch()
+    with torch.inference_mode():
+        made = model.head(model.features((films.film - model.shift) / model.spread))
+        expected = torch.nn.functional.cross_entropy(made, films.label, reduction="none")
+        torch.testing.assert_close(model.validation_loss(films), expected)
+        torch.testing.assert_close(model.scores(films)["probability"], made.softmax(dim=1)[:, 1])
+
+
+@pytest.mark.parametrize(("normalise", "low", "high"), [("symmetric", -1.0, 1.0), ("imagenet", -2.117904, 2.64)])
+def test_a_grey_film_feeds_three_channels(normalise: str, low: float, high: float) -> None:
+    model = built(normalise=normalise)
+    seen: list[Tensor] = []
+    model.features[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    model(torch.zeros(1, 1, 64, 64)), model(torch.ones(1, 1, 64, 64))
+    assert seen[0].shape == (1, 3, 64, 64)
+    assert float(seen[0].min()) == pytest.approx(low, abs=1e-5)
+    assert float(seen[1].max()) == pytest.approx(high, abs=1e-5)
+
+
+def test_the_presets_have_the_sources_numbers() -> None:
+    def told(preset: str, *names: str) -> list[object]:
+        model, training = resolve("classifier", preset, [])
+        values = model.model_dump() | training.model_dump()
+        return [values[name] for name in names]
+
+    rates = ("optimiser", "learning_rate", "beta1", "beta2", "batch_size", "size", "augmentation")
+    assert told("mura", *rates) == ["adam", 1e-4, 0.9, 0.999, 8, 224, "mirrored"]
+    assert told("mura", "sample", "balance", "outputs", "factor", "keep") == ["study", True, 1, 0.1, "best"]
+    assert told("hip", *rates) == ["adam", 1e-4, 0.9, 0.999, 32, 224, "mirrored"]
+    assert told("hip", "outputs", "normalise", "stages", "splits") == [2, "symmetric", "all,head", "70/20/10"]
+    names = ("optimiser", "learning_rate", "momentum", "weight_decay", "schedule", "factor", "plateau", "epochs")
+    assert told("fracture", *names, "outputs") == ["sgd", 1e-3, 0.9, 1e-4, "plateau", 0.1, 5, 50, 2]
+    vgg, _ = resolve("classifier", "fracture", ["backbone=vgg16"])
+    with torch.device("meta"):
+        drops = [m.p for m in Classifier(vgg, 224).head.modules() if isinstance(m, torch.nn.Dropout)]  # type: ignore[arg-type]
+    assert drops == [0.5, 0.5]
+    assert told("cnn", "backbone", "optimiser", "outputs") == ["cnn", "adam", 2]
+
+
+# --- backbones ---
+
+
+@pytest.mark.parametrize("backbone", sorted(set(BACKBONES) - {"vgg16"}))  # the weights of that take seconds to draw
+def test_every_backbone_trains_and_maps_at_its_least_size(backbone: str) -> None:
+    size = BACKBONES[backbone].least  # type: ignore[index]
+    config = ClassifierConfig.model_validate({"backbone": backbone, "width": 2})
+    reason = Classifier.check_size(config, size - 1)
+    assert reason is not None and f"with {backbone} takes films of {size} px and more" in reason
+    assert Classifier.check_size(config, size) is None
+    torch.manual_seed(0)
+    model = Classifier(config, size)
+    films = batch(2, size)
+    (step,) = model.training_steps(films)
+    step.loss().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    model.eval()
+    with torch.inference_mode():
+        heat = model.anomaly_map(films)
+    assert heat.shape == films.film.shape and (heat >= 0).all() and heat.isfinite().all()
+
+
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+@pytest.mark.parametrize("size", [64, 128, 224, 512])
+def test_the_map_is_of_the_deepest_layer_with_enough_cells(backbone: str, size: int) -> None:
+    with torch.device("meta"):
+        model = built(size, backbone=backbone)
+        seen: list[int] = []
+        model._cam_layer().register_forward_hook(lambda _, __, made: seen.append(made.shape[-1]))
+        model.eval()(torch.empty(1, 1, size, size))
+    assert seen[0] >= CAM_CELLS
+    strides = [stride for stride, _ in BACKBONES[backbone].stages]  # type: ignore[index]
+    assert seen[0] == size // max(s for s in strides if size // s >= CAM_CELLS)
+
+
+def test_the_map_lies_where_the_evidence_is(tmp_path: Path) -> None:
+    """Films that differ by one bright square: the map of the trained net is hottest there, and scores tell them."""
+    draw = np.random.default_rng(0)
+    film = draw.integers(60, 90, (32, 64, 64)).astype(np.uint8)
+    label = (np.arange(32) % 2).astype(np.int8)
+    place = draw.integers(8, 48, (32, 2))
+    for i in np.flatnonzero(label):
+        y, x = place[i]
+        film[i, y : y + 10, x : x + 10] = 220
+    films = Films(film, np.ones(film.shape, bool), label)
+    config = TrainConfig(batch_size=8, augmentation="none", learning_rate=3e-3)
+    model = built(width=8, dropout=0.0)
+    loop = Trainer(model, config, films, films, seed=0, device=CPU, precision="float32", workers=0)
+    for number in range(1, 26):
+        figures = loop._epoch(number)
+    assert figures["validation_accuracy"] == 1.0 and figures["accuracy"] > 0.9
+    model.eval()
+    with torch.inference_mode():
+        heat = model.anomaly_map(as_batch(films, CPU))[:, 0].numpy()
+        p = model.scores(as_batch(films, CPU))["probability"].numpy()
+    assert p[label == 1].min() > p[label == 0].max()
+    near = [heat[i][y : y + 10, x : x + 10].mean() > 3 * heat[i].mean() for i, (y, x) in enumerate(place) if label[i]]
+    assert np.mean(near) > 0.9
+
+
+# --- weights that training begins with ---
+
+
+def published(folder: Path, monkeypatch: pytest.MonkeyPatch, backbone: str = "efficientnet_b0") -> Path:
+    """Write a file as torchvision publishes it, 1,000 outputs and all, with weights of its own."""
+    import torchvision.models
+
+    torch.manual_seed(7)
+    state = getattr(torchvision.models, backbone)(weights=None).state_dict()
+    if backbone == "densenet169":  # the published file has names from before torchvision's networks were scripted
+        state = {k.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): v for k, v in state.items()}
+    data = io.BytesIO()
+    torch.save(state, data)
+    digits = hashlib.sha256(data.getvalue()).hexdigest()[:8]
+    path = folder / "checkpoints" / f"{backbone}-{digits}.pth"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data.getvalue())
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(folder))
+    monkeypatch.setattr(module, "_address", lambda name: f"https://example.invalid/{path.name}")
+    return path
+
+
+@pytest.mark.parametrize("backbone", ["efficientnet_b0", "densenet169"])
+def test_imagenet_weights_are_taken_but_for_the_last_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backbone: str
+) -> None:
+    path = published(tmp_path, monkeypatch, backbone)
+    config = ClassifierConfig.model_validate({"backbone": backbone, "weights": "imagenet"})
+    assert Classifier.weights_file(config) == path
+    model = Classifier(config, 64)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.begin(path)
+    given = torch.hub.load_state_dict_from_url(path.name, str(path.parent), weights_only=True)
+    first = next(iter(given))
+    assert torch.equal(model.state_dict()[first], given[first])
+    same = [name for name, value in model.state_dict().items() if torch.equal(before[name], value)]
+    last = list(model.head.state_dict())[-1].rpartition(".")[0]
+    assert {f"head.{last}.weight", f"head.{last}.bias"} <= set(same)
+    assert not [n for n in same if n.startswith("features.") and n.endswith("conv1.weight")]
+
+
+def test_a_damaged_file_of_imagenet_weights_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = published(tmp_path, monkeypatch)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"efficientnet_b0-.*\.pth is damaged .* delete it, to have it fetched again"):
+        Classifier.weights_file(ClassifierConfig(weights="imagenet"))
+
+
+def test_without_a_network_one_sentence_says_where_the_file_belongs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Cache
+) -> None:
+    path = published(tmp_path, monkeypatch)
+    path.unlink()
+
+    def unreachable(*arguments: object, **more: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    with pytest.raises(InputError) as caught:
+        prepare(plan(cache, "backbone=efficientnet_b0", "weights=imagenet"))
+    message = str(caught.value)
+    assert str(path) in message and "can't be fetched (Name or service not known)" in message
+    assert f"put https://example.invalid/{path.name} there by hand, or take --weights none" in message
+    with pytest.raises(InputError, match="cnn has no ImageNet weights"):
+        prepare(plan(cache, "weights=imagenet"))
+
+
+def test_weights_of_a_run_or_a_file_are_what_training_begins_with(cache: Cache, tmp_path: Path) -> None:
+    first = trained(cache, tmp_path / "a")
+    prepared = prepare(plan(cache, f"weights={first.path}", "epochs=1", "learning_rate=1e-12"))
+    assert (
+        prepared.config["weights"]["sha256"]
+        == hashlib.sha256((first.path / "weights.safetensors").read_bytes()).hexdigest()
+    )
+    second = fit(
+        prepared, continue_or_create(prepared, tmp_path / "b", resume=False), workers=0, on_epoch=lambda report: None
+    )
+    old, new = (load_file(run.path / "weights.safetensors") for run in (first, second))
+    for name, value in old.items():
+        torch.testing.assert_close(new[name], value, rtol=1e-4, atol=1e-6)
+    model = built(width=2)
+    save_file({k: v for k, v in model.state_dict().items() if k.startswith("features")}, tmp_path / "part.safetensors")
+    save_file(built(width=8).state_dict(), tmp_path / "wide.safetensors")
+    (tmp_path / "net.pth").write_bytes(b"\x80\x04.")
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    for name, message in (
+        ("part.safetensors", r"has other weights than cnn \(no head.2.0.weight, and 3 more\)"),
+        ("wide.safetensors", r"features.0.weight \(8, 3, 3, 3\) instead of \(2, 3, 3, 3\)"),
+        ("net.pth", "is not a .safetensors file, and nothing that can hold code is loaded"),
+        ("empty.safetensors", "is no safetensors file"),
+        ("nowhere.safetensors", "there are no weights .*nowhere.safetensors; name a file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            prepare(plan(cache, f"weights={tmp_path / name}"))
+
+
+# --- stages and step sizes ---
+
+
+def stage_loop(model: Classifier, films: Films, **settings: object) -> Trainer:
+    config = TrainConfig.model_validate({"batch_size": 4, "augmentation": "none", "epochs": 2} | settings)
+    return Trainer(model, config, films, films, seed=0, device=CPU, precision="float32", workers=0)
+
+
+@pytest.fixture
+def some(cache: Cache) -> Films:
+    label = cache.index["label"]
+    return load_films(
+        cache, "full-he", np.r_[np.flatnonzero(label == 0)[:6], np.flatnonzero(label == 1)[:6]], 64, sample="study"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "moves"), [("head", {"head"}), ("features", {"features"}), ("all", {"features", "head"})]
+)
+def test_a_stage_moves_its_part_only_running_statistics_included(some: Films, stage: str, moves: set[str]) -> None:
+    torch.manual_seed(0)
+    model = Classifier(ClassifierConfig(backbone="efficientnet_b0"), 64)
+    loop = stage_loop(model, some.part(np.r_[0:2, 6:8]), stages=stage)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    loop._epoch(1)
+    moved = {
+        name.partition(".")[0] for name, value in model.state_dict().items() if not torch.equal(before[name], value)
+    }
+    assert moved == moves
+
+
+def test_the_next_stage_begins_with_the_kept_weights_and_resumes_to_the_bit(some: Films, tmp_path: Path) -> None:
+    def run(folder: Path, stop: int | None = None, restore: bool = False) -> tuple[Trainer, dict[str, Tensor]]:
+        loop = stage_loop(built(), some, stages="all,head", epochs=3, learning_rate=1e-2)
+        if restore:
+            loop.restore(folder / "checkpoint.safetensors")
+        folder.mkdir(exist_ok=True)
+        opened = Run.__new__(Run)
+        opened.path = folder
+
+        def on_epoch(report: object) -> None:
+            if loop.state.epoch == stop:
+                raise KeyboardInterrupt
+
+        try:
+            return loop, loop.run(opened, on_epoch, checkpoint_seconds=0.0)  # type: ignore[arg-type]
+        except KeyboardInterrupt:
+            return loop, {}
+
+    whole, weights = run(tmp_path / "whole")
+    assert whole.state.epoch == 6 and whole.state.stage == 2
+    for stop in (2, 3, 4):
+        run(tmp_path / "parts", stop)
+        again, resumed = run(tmp_path / "parts", restore=True)
+        assert again.state.history[-1]["validation"] == whole.state.history[-1]["validation"]
+        assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+    at_best = min(line["validation"] for line in whole.state.history[:3])
+    loop = stage_loop(built(), some, stages="all,head", epochs=3, learning_rate=1e-2)
+    for number in (1, 2, 3):
+        loop._remember(loop._epoch(number))
+    assert loop._stage_over()
+    loop._next_stage()
+    assert loop._validate()["validation"] == pytest.approx(at_best, rel=1e-6)
+    assert not any(optimiser.state for optimiser in loop.optimisers.values())
+
+
+def test_patience_ends_a_stage_and_not_the_training(some: Films) -> None:
+    loop = stage_loop(built(), some, stages="all,head", epochs=9, patience=2)
+    loop.state = State(epoch=4, best_epoch=2, best=0.1)
+    assert loop._stage_over() and not loop._done()
+    loop.best_weights = loop.model.state_dict()
+    loop._next_stage()
+    assert (
+        not loop._stage_over() and loop.state.before == 4
+    )  # what the stage before did not gain is not held against it
+    loop.state.epoch = 6
+    assert loop._stage_over()
+    loop._next_stage()
+    assert loop._done()
+
+
+def test_a_plateau_lowers_the_step_size_and_only_once_for_each(some: Films) -> None:
+    config = TrainConfig(schedule="plateau", plateau=2, factor=0.1)
+    falling = [1.0, 0.9, 0.8, 0.7]
+    assert after_plateaus([], config) == after_plateaus(falling, config) == 1.0
+    assert after_plateaus([*falling, 0.7, 0.7], config) == 1.0
+    assert after_plateaus([*falling, 0.7, 0.7, 0.7], config) == pytest.approx(0.1)
+    assert after_plateaus([*falling, *[0.7] * 6], config) == pytest.approx(0.01)
+    loop = stage_loop(built(), some, schedule="plateau", plateau=0, learning_rate=0.5)
+    loop.state = State(epoch=2, history=[{"validation": 1.0}, {"validation": 2.0}])
+    loop._set_rates(3)
+    assert loop.optimisers["classifier"].param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+# --- from the cache to the figures ---
+
+
+def test_a_run_learns_from_labels_and_its_thresholds_too(cache: Cache, tmp_path: Path) -> None:
+    run = trained(cache, tmp_path / "a", "sample=study", preset="fast")
+    assert run.config["split_rule"] == "paper, labelled" and run.config["weights"] is None
+    assert (run.path / "maps.png").is_file() and not (run.path / "reconstructions.png").exists()
+    header = (run.path / "history.csv").read_text().splitlines()[0].split(",")
+    assert header[3:] == ["classifier.cross_entropy", "accuracy", "validation", "validation_accuracy"]
+    calibration = read_calibration(run)
+    assert calibration.rule == "youden" and calibration.map_scale
+    prepared = prepare(plan(cache, preset="fast"))
+    assert calibration.films == len(prepared.rows("val"))
+    assert 0 < calibration.thresholds["mean"]["study"]["probability"] < 1
+    assert open_model(run, CPU).class_weights.sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "preset", "message"),
+    [
+        ((), "mura", r"holds films of 64 px, classifier was to take 224: `anomaly preprocess SOURCE --size 224`"),
+        (("size=16", "backbone=vgg16"), "cnn", "with vgg16 takes films of 32 px and more"),
+        (("stages=all,legs",), "cnn", "no stage 'legs' of this model; there are: all, features, head"),
+        (("backbone=resnet",), "cnn", "--set backbone=resnet: Input should be 'densenet169', "),
+        (("noise=.1",), "cnn", "classifier doesn't reconstruct"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(cache: Cache, settings: tuple[str, ...], preset: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        prepare(plan(cache, *settings, preset=preset))
+
+
+def test_a_study_is_a_sample_for_labels_only(cache: Cache) -> None:
+    with pytest.raises(InputError, match="cae learns from each film by itself: leave out sample=study"):
+        prepare(Plan("cae", cache.path, settings=("sample=study",), device="cpu"))
