@@ -1,4 +1,4 @@
-"""A run measured and shown: scores.csv, metrics.json, tables, heatmap files, the page."""
+"""A run measured and shown: scores.csv, metrics.json, tables, charts, heatmap files, the pages."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from anomaly.classification import classes_table, evaluate_classes, report_table
 from anomaly.data import LABELS, brought_to
 from anomaly.detector import Detector
 from anomaly.heatmap import blend, overlay, to_film_space, write_map, write_png
 from anomaly.metrics import TRIVIAL, Pooling, aggregate, evaluate, markdown, number, pixel_roc_auc, table, with_interval
-from anomaly.report import ReportContext, Shown, gallery_rows, render_report
+from anomaly.report import ReportContext, Shown, gallery_rows, reliability_png, render_report, render_wrong
 from anomaly.runs import Run, inside, to_csv, to_json, write_atomic
-from anomaly.score import LEVELS, View, maps, read_calibration, score
+from anomaly.score import LEVELS, Calibration, View, maps, read_calibration, score
 from preprocessing import InputError
 from preprocessing.readers import read_film
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from preprocessing.sources import Source
 
 MAP_FORMATS = ("png", "tiff", "npy")
+MOST_WRONG = 40
+"""Films on the page of the most wrong ones, at most."""
 
 # --- scores ---------------------------------------------------------------------------------------------------------
 
@@ -42,7 +45,9 @@ def score_films(
 ) -> list[str]:
     """Score the view into `folder` and return lines to print.
 
-    Always scores.csv, studies.csv, patients.csv; with labels metrics.json and report.html too.
+    Always scores.csv, studies.csv, patients.csv; with labels metrics.json and report.html too; wrong.html where films
+    are ranked wrongly, and reliability.png of a supervised detector's probabilities. An older file of these two that
+    would no longer belong to the others is removed.
 
     split    (n,) the split of each film of the run's cache, "new" for others. Where one of them is "train" there are no
              figures: the model has seen these films.
@@ -70,34 +75,61 @@ def score_films(
         write_atomic(folder / file, to_csv(out))
         lines.append(f"{folder / file}: {len(one.ids)} {'films' if level == 'film' else file.removesuffix('.csv')}")
     if set(split) == {"new"}:
-        share = 1 - calibration.quantile
-        return [*_each(columns["film"], scores[main], main, thresholds["film"][main], share, run), *lines]
+        return [*_each(columns["film"], scores[main], main, thresholds["film"][main], calibration, run), *lines]
     if "train" in split:
         return [*lines, "no figures: the model was trained on some of these films"]
     figures = evaluate(columns, scores, thresholds=thresholds, trivial=TRIVIAL, how=how)
     figures |= {"run": str(run.path), "split": "+".join(sorted(set(split))), "synthetic": view.cache.synthetic}
     figures["pixel"] = _pixels(model, view, device, calibration.map_scale)
+    if model.supervised and _probabilities(scores[main]):
+        chosen = {level: thresholds[level][main] for level in LEVELS}
+        figures["classes"] = evaluate_classes(columns, scores[main], chosen, how=how)
     write_atomic(folder / "metrics.json", to_json(figures))
-    page = report(run, model, view, device, scores, figures, main, command)
-    write_atomic(folder / "report.html", page)
+    chart = reliability_png(figures.get("classes", {}), synthetic=view.cache.synthetic)
+    drawn = _kept(folder / "reliability.png", chart)
+    context = page_context(run, model, view, device, scores, figures, main, command)
+    wrong = _kept(folder / "wrong.html", render_wrong(context) if context.wrong else None)
+    write_atomic(folder / "report.html", render_report(context))
     return [
         *lines,
         f"{folder / 'metrics.json'}: every figure",
         *summary(figures, main),
+        *([f"{drawn}: how far the probabilities can be taken at their word"] if drawn else []),
+        *([f"{wrong}: the most wrong films ({len(context.wrong)})"] if wrong else []),
         f"{folder / 'report.html'}: the page to open",
     ]
 
 
+def _probabilities(values: NDArray[np.float64]) -> bool:
+    """Return whether scores can be probabilities: a supervised detector may have others to flag by."""
+    return bool(((values >= 0) & (values <= 1)).all())
+
+
+def _kept(path: Path, content: bytes | str | None) -> Path | None:
+    """Write a file and return its path; without content, remove what lies there from an earlier time."""
+    if content is None:
+        path.unlink(missing_ok=True)
+        return None
+    write_atomic(path, content)
+    return path
+
+
 def _each(
-    film: NDArray[Any], value: NDArray[np.float64], name: str, threshold: float, share: float, run: Run
+    film: NDArray[Any],
+    value: NDArray[np.float64],
+    name: str,
+    threshold: float,
+    calibration: Calibration,
+    run: Run,
 ) -> list[str]:
     order = np.argsort(-value, kind="stable")
     rows = [(str(film[i]), f"{value[i]:.6g}", "flagged" if value[i] >= threshold else "") for i in order]
     trained = "SYNTHETIC films" if run.config["cache"]["synthetic"] else f"films of {run.config['cache']['source']}"
-    return [
-        *markdown(["film", name, f"at {threshold:.6g}"], rows),
-        f"{run.path} was trained on {trained}; {share:.0%} of their validation normals reach the threshold",
-    ]
+    if calibration.rule == "youden":
+        rule = "the threshold was chosen on labelled validation films (Youden's index)"
+    else:
+        rule = f"{1 - calibration.quantile:.0%} of their validation normals reach the threshold"
+    return [*markdown(["film", name, f"at {threshold:.6g}"], rows), f"{run.path} was trained on {trained}; {rule}"]
 
 
 def _pixels(model: Detector, view: View, device: torch.device, scale: float | None) -> dict[str, Any] | None:
@@ -139,7 +171,30 @@ def summary(figures: dict[str, Any], main: str) -> list[str]:
             f"mean over films {number(pixel['film_roc_auc'])}, "
             f"AP {number(pixel['ap'])} at prevalence {number(pixel['prevalence'])}",
         ]
-    return [*lines, ""]
+    return [*lines, *_classes(figures, synthetic), ""]
+
+
+def _classes(figures: dict[str, Any], synthetic: str) -> list[str]:
+    """Return what comes of calling films abnormal, level by level; for films also class by class."""
+    lines = []
+    for level, one in figures.get("classes", {}).items():
+        reliable = one["reliability"]
+        lines += [
+            "",
+            f"as a classifier by {level} ({synthetic}split {figures['split']})",
+            *classes_table(one),
+            f"Brier score {with_interval(reliable['brier'], reliable['brier_interval'])}; "
+            f"always saying the prevalence gets {number(reliable['brier_of_prevalence'])}",
+        ]
+        if level == "film":
+            chosen = f"at {number(one['chosen']['threshold'])}, chosen on validation"
+            for which, where in (("half", "at .5"), ("chosen", chosen)):
+                lines += [
+                    "",
+                    f"class by class {where} ({synthetic}split {figures['split']})",
+                    *report_table(one[which]),
+                ]
+    return lines
 
 
 def kinds(figures: dict[str, Any], main: str) -> list[str]:
@@ -156,10 +211,10 @@ def kinds(figures: dict[str, Any], main: str) -> list[str]:
     return markdown(("kind", *names, "abnormal films"), rows)
 
 
-# --- the page -------------------------------------------------------------------------------------------------------
+# --- the pages ------------------------------------------------------------------------------------------------------
 
 
-def report(
+def page_context(
     run: Run,
     model: Detector,
     view: View,
@@ -168,14 +223,15 @@ def report(
     figures: dict[str, Any],
     main: str,
     command: str,
-) -> str:
-    """Return the page of scores and figures; heatmaps are drawn for its galleries alone."""
+) -> ReportContext:
+    """Return what the pages are made of; heatmaps are drawn for their galleries alone."""
     calibration, config = read_calibration(run), run.config
     label = view.column("label")
-    highest, wrong = gallery_rows(label, scores[main])
-    shown = {i: _shown(model, view, device, i, scores[main][i], calibration.map_scale) for i in {*highest, *wrong}}
+    highest, _ = gallery_rows(label, scores[main])
+    _, wrong = gallery_rows(label, scores[main], MOST_WRONG)
+    films = {i: _film(model, view, device, i, scores[main][i], calibration.map_scale) for i in {*highest, *wrong}}
     lines = run.history()
-    context = ReportContext(
+    return ReportContext(
         title=run.path.name,
         model=f"{config['model']} ({config['preset']})",
         data=f"{config['cache']['source']}, variant {view.variant}, {view.size} px, split {figures['split']}",
@@ -197,25 +253,25 @@ def report(
         | config["versions"],
         history={name: [float(line[name]) for line in lines] for name in (lines[0] if lines else {})},
         threshold=calibration.thresholds[figures["settings"]["aggregate"]]["film"][main],
+        rule=calibration.rule,
         pixels=figures["pixel"],
         map_scale=calibration.map_scale,
         map_unit=model.map_unit,
-        highest=[shown[i] for i in highest],
-        wrong=[shown[i] for i in wrong],
+        highest=[films[i] for i in highest],
+        wrong=[films[i] for i in wrong],
         failures=view.cache.failures,
     )
-    return render_report(context)
 
 
-def _shown(model: Detector, view: View, device: torch.device, i: int, value: float, scale: float | None) -> Shown:
+def _film(model: Detector, view: View, device: torch.device, i: int, value: float, scale: float | None) -> Shown:
     row, index = int(view.rows[i]), view.cache.index
     one = View(view.cache, view.variant, np.array([row]), view.size)
     film, heat = next(one.chunks())[1].unit()[0], None
     if scale is not None:
         _, drawn, film, mask = next(maps(model, one, device))
         heat = blend(film, drawn, mask, scale)
-    note = " ".join(str(index[name][row]) for name in ("finding", "difficulty", "study") if index[name][row])
-    return Shown(str(view.cache.names[row]), int(index["label"][row]), float(value), film, heat, note)
+    facts = {name: str(index[name][row]) for name in ("finding", "difficulty", "study", "patient")}
+    return Shown(str(view.cache.names[row]), int(index["label"][row]), float(value), film, heat, facts)
 
 
 # --- maps -----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """One run as one page: what was trained on what, how well it tells abnormal films, against what, and where it fails.
 
-The page is a single HTML file. Pictures lie in it as base64 PNG, it loads nothing and runs nothing (its content
-security policy forbids both), every text from files is escaped, and it is readable in light, in dark and on paper.
+The page is a single HTML file, and so is the page beside it of the films that the run gets most wrong. Pictures lie in
+them as base64 PNG, they load nothing and run nothing (their content security policy forbids both), every text from
+files is escaped, and they are readable in light, in dark and on paper.
 """
 
 import base64
@@ -23,6 +24,12 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _WIDEST = 360  # pixels of a film in the gallery
 _PANELS = 12  # learning curves at most; the run's history.csv has the others
 _CURVES = 4  # scores of the model in one ROC picture at most, besides the trivial ones
+_PLURALS = {"film": "films", "study": "studies"}
+_FIRST = 6  # of the most wrong films, how many the report itself shows
+_RULES = {
+    "quantile": "found on validation normals",
+    "youden": "chosen on labelled validation films (Youden's index)",
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Shown:
     score: float  # of the report's main score
     film: NDArray[Any]  # (H, W) float in [0, 1]
     heat: NDArray[np.uint8] | None = None  # (H', W', 3) RGB, best from `heatmap.blend`; None where the model has no map
-    note: str = ""  # finding, difficulty, study
+    facts: Mapping[str, str] = field(default_factory=dict)  # name -> text: finding, study, patient; "" is not shown
 
 
 @dataclass(frozen=True)
@@ -49,26 +56,69 @@ class ReportContext:
     labels: ArrayLike  # (N,) of the test films: -1, 0 or 1
     studies: ArrayLike  # (N,)
     scores: Mapping[str, ArrayLike]  # name -> (N,), the trivial ones among them
-    metrics: Mapping[str, Any]  # from `metrics.evaluate`
+    metrics: Mapping[str, Any]  # from `metrics.evaluate`; "classes" from `classification.evaluate_classes`, or none
     config: Mapping[str, Any] = field(default_factory=dict)  # nested as you like
     facts: Mapping[str, str] = field(default_factory=dict)  # lines of the header: seed, duration, versions
     history: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # column -> rows; None, nan: no value
     threshold: float | None = None  # of the main score, for films
+    rule: str = "quantile"  # how thresholds were found: quantile, youden
     pixels: Mapping[str, Any] | None = None  # from `metrics.pixel_roc_auc`
     map_scale: float | None = None  # from `heatmap.map_scale`
     map_unit: str = "squared error"
     highest: Sequence[Shown] = ()
-    wrong: Sequence[Shown] = ()
+    wrong: Sequence[Shown] = ()  # for the page of their own, worst first; the report shows the first few
     failures: Sequence[tuple[str, str]] = ()  # path, reason
     notes: Sequence[str] = ()  # sentences the reader should know first
 
 
 def render_report(context: ReportContext) -> str:
-    """The page as HTML. Raises ValueError where the main score is not among the scores."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    """The page as HTML. Raises ValueError where the main score is not among the scores.
 
+    With wrong films it has a link to `wrong.html`, the page of `render_wrong`.
+    """
     if context.score not in context.scores:
         raise ValueError(f"no score {context.score!r}; there are: {', '.join(sorted(context.scores))}")
+    levels = {level: context.metrics.get(level, {}) for level in ("film", "study", "patient")}
+    kinds = {column: context.metrics.get(column, {}) for column in ("finding", "difficulty")}
+    trivial = context.metrics.get("settings", {}).get("trivial", metrics.TRIVIAL)
+    classes = context.metrics.get("classes", {})
+    return _page(
+        "report.html",
+        context=context,
+        levels={level: figures for level, figures in levels.items() if figures},
+        kinds={column: figures for column, figures in kinds.items() if figures},
+        trivial=trivial,
+        verdict=verdict(context.metrics, context.score),
+        settings=_flat(context.config),
+        curves=_learning_curves(context.history),
+        hidden_curves=sum(len(columns) for columns in list(_panels(context.history)[1].values())[_PANELS:]),
+        roc=_roc_curves(context, trivial),
+        histogram=_histogram(context),
+        threshold_rule=_RULES[context.rule],
+        classes={level: _thresholds_of(figures) for level, figures in classes.items()},
+        reliabilities={level: figures["reliability"] for level, figures in classes.items()},
+        reliability=_reliability_chart(classes),
+        galleries={
+            "Highest scores": [_card(shown, context.threshold) for shown in context.highest],
+            "Most wrong": [_card(shown, context.threshold) for shown in context.wrong[:_FIRST]],
+        },
+        bar=_heat_bar(context),
+    )
+
+
+def render_wrong(context: ReportContext) -> str:
+    """The page of the wrong films as HTML, to lie beside the report as `wrong.html`."""
+    by_label = {
+        label: [_card(shown, context.threshold) for shown in context.wrong if shown.label == label] for label in (0, 1)
+    }
+    galleries = {"Normal films that score high": by_label[0], "Abnormal films that score low": by_label[1]}
+    return _page("wrong.html", context=context, galleries=galleries, bar=_heat_bar(context))
+
+
+def _page(template: str, **given: Any) -> str:
+    """A template filled in: everything escaped, and what it names but was not given an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     pages = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -82,28 +132,7 @@ def render_report(context: ReportContext) -> str:
         "compact": _compact,
         "label": LABELS.__getitem__,
     }
-    levels = {level: context.metrics.get(level, {}) for level in ("film", "study", "patient")}
-    kinds = {column: context.metrics.get(column, {}) for column in ("finding", "difficulty")}
-    trivial = context.metrics.get("settings", {}).get("trivial", metrics.TRIVIAL)
-    return pages.get_template("report.html").render(
-        context=context,
-        levels={level: figures for level, figures in levels.items() if figures},
-        kinds={column: figures for column, figures in kinds.items() if figures},
-        trivial=trivial,
-        verdict=verdict(context.metrics, context.score),
-        settings=_flat(context.config),
-        curves=_learning_curves(context.history),
-        hidden_curves=max(0, len(_series(context.history)[1]) - _PANELS),
-        roc=_roc_curves(context, trivial),
-        histogram=_histogram(context),
-        galleries={
-            "Highest scores": [_card(shown, context.threshold) for shown in context.highest],
-            "Most wrong": [_card(shown, context.threshold) for shown in context.wrong],
-        },
-        colour_bar=_data(heatmap.png(heatmap.colour_bar(320, 14))) if context.map_scale else None,
-        reach=heatmap.REACH,
-        clear=heatmap.CLEAR,
-    )
+    return pages.get_template(template).render(**given)
 
 
 def gallery_rows(labels: ArrayLike, scores: ArrayLike, count: int = 6) -> tuple[list[int], list[int]]:
@@ -185,18 +214,20 @@ class _Chart:
 
 def _chart(draw: Callable[[Any, _Ink], None], size: tuple[float, float], words: str) -> _Chart:
     """Draw a figure, size in inches, once in each ink."""
+    return _Chart(**{name: _data(_drawn(draw, size, ink)) for name, ink in _INKS.items()}, words=words)
+
+
+def _drawn(draw: Callable[[Any, _Ink], None], size: tuple[float, float], ink: _Ink, paper: str = "none") -> bytes:
+    """A figure in one ink as PNG; the paper is a colour, transparent unasked."""
     from matplotlib.figure import Figure
 
-    addresses = {}
-    for name, ink in _INKS.items():
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure, ink)
-        for axes in figure.axes:
-            _dress(axes, ink)
-        data = BytesIO()
-        figure.savefig(data, format="png", dpi=160, transparent=True, metadata={"Software": None})
-        addresses[name] = _data(data.getvalue())
-    return _Chart(**addresses, words=words)
+    figure = Figure(figsize=size, layout="constrained", facecolor=paper)
+    draw(figure, ink)
+    for axes in figure.axes:
+        _dress(axes, ink)
+    data = BytesIO()
+    figure.savefig(data, format="png", dpi=160, metadata={"Software": None})
+    return data.getvalue()
 
 
 def _dress(axes: Any, ink: _Ink) -> None:
@@ -232,19 +263,39 @@ def _series(
     return across, drawn
 
 
+def _panels(
+    history: Mapping[str, Sequence[float | None]],
+) -> tuple[tuple[str, NDArray[np.float64]], dict[str, dict[str, NDArray[np.float64]]]]:
+    """The horizontal axis of a history, and title -> column -> values: a panel a column, for their units differ, but
+    what was watched in training and in validation lies in one (`accuracy` and `validation_accuracy`).
+    """
+    across, columns = _series(history)
+    panels: dict[str, dict[str, NDArray[np.float64]]] = {}
+    for name, values in columns.items():
+        watched = name.removeprefix("validation_")
+        panels.setdefault(watched if watched in columns else name, {})[name] = values
+    return across, panels
+
+
 def _learning_curves(history: Mapping[str, Sequence[float | None]]) -> _Chart | None:
-    """A small picture per column: their units differ."""
-    (name, across), columns = _series(history)
-    panels = dict(list(columns.items())[:_PANELS])
+    """A small picture per panel."""
+    (name, across), every = _panels(history)
+    panels = dict(list(every.items())[:_PANELS])
     if not panels:
         return None
 
     def draw(figure: Any, ink: _Ink) -> None:
         grid = figure.subplots(-(-len(panels) // 3), 3, squeeze=False).ravel()
-        for axes, (title, values) in zip(grid, panels.items(), strict=False):
-            told = np.isfinite(values)
-            marker = "o" if told.sum() <= 30 else None
-            axes.plot(across[told], values[told], color=ink.series[0], linewidth=1.4, marker=marker, markersize=2.5)
+        for axes, (title, columns) in zip(grid, panels.items(), strict=False):
+            for column, values in columns.items():
+                told, second = np.isfinite(values), column != title
+                marker = "o" if told.sum() <= 30 else None
+                colour, label = (ink.series[1], "validation") if second else (ink.series[0], "training")
+                axes.plot(
+                    across[told], values[told], color=colour, linewidth=1.4, marker=marker, markersize=2.5, label=label
+                )
+            if len(columns) > 1:
+                axes.legend(fontsize=7, frameon=False)
             axes.set(title=title, xlabel=name)
         for axes in grid[len(panels) :]:
             axes.remove()
@@ -320,6 +371,99 @@ def _histogram(context: ReportContext) -> _Chart | None:
         axes.set(xlabel=context.score, ylabel="share of the class")
 
     return _chart(draw, (9, 2.9), f"Histogram of {context.score} by class.")
+
+
+def reliability_png(classes: Mapping[str, Any], *, synthetic: bool) -> bytes | None:
+    """The reliability of films and studies as a PNG on white, or None where there is none.
+
+    classes  from `classification.evaluate_classes`.
+    """
+    units = _reliabilities(classes)
+    if not units:
+        return None
+
+    def draw(figure: Any, ink: _Ink) -> None:
+        if synthetic:
+            figure.suptitle("SYNTHETIC films", color=ink.text, fontsize=11, fontweight="bold")
+        _draw_reliability(figure, ink, units)
+
+    return _drawn(draw, (4.6 * len(units), 5.6 + 0.3 * synthetic), _INKS["light"], "white")
+
+
+def _reliability_chart(classes: Mapping[str, Any]) -> _Chart | None:
+    """The same for the page, whose banner says what the films are."""
+    units = _reliabilities(classes)
+
+    def draw(figure: Any, ink: _Ink) -> None:
+        _draw_reliability(figure, ink, units)
+
+    words = f"Share of abnormal ones over their probability, by {' and by '.join(units)}."
+    return _chart(draw, (4.6 * len(units), 5.6), words) if units else None
+
+
+def _reliabilities(classes: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The units drawn, those of the ROC curves, and the reliability of each."""
+    return {unit: classes[unit]["reliability"] for unit in ("film", "study") if unit in classes}
+
+
+def _draw_reliability(figure: Any, ink: _Ink, units: Mapping[str, Mapping[str, Any]]) -> None:
+    """Per unit: over each bin's mean probability its share of abnormal ones, and under it how many are in the bin."""
+    grid = figure.subplots(2, len(units), squeeze=False, sharex=True, gridspec_kw={"height_ratios": [4, 1]})
+    for (axes, below), (unit, figures) in zip(grid.T, units.items(), strict=True):
+        bins = figures["bins"]
+        axes.plot([0, 1], [0, 1], color=ink.muted, linewidth=1, linestyle="--")
+        for one in bins:
+            if one["share_interval"] is not None:
+                axes.plot([one["mean_probability"]] * 2, one["share_interval"], color=ink.series[0], linewidth=1.6)
+        points = np.array([(one["mean_probability"], one["share"]) for one in bins])
+        axes.plot(*points.T, color=ink.series[0], linewidth=0, marker="o", markersize=5)
+        below.bar(
+            [one["low"] for one in bins],
+            [one["n"] for one in bins],
+            [one["high"] - one["low"] for one in bins],
+            align="edge",
+            color=ink.series[0],
+            alpha=0.45,
+            edgecolor=ink.series[0],
+        )
+        brier = metrics.with_interval(figures["brier"], figures["brier_interval"])
+        axes.set(title=f"by {unit}  (Brier score {brier})", ylabel="share abnormal")
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        below.set(xlabel="probability of being abnormal", ylabel=_PLURALS[unit])
+
+
+def _thresholds_of(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One level of `classification.evaluate_classes` as the page needs it: at one half, then as chosen."""
+    half, chosen = figures["half"], figures["chosen"]
+    titles = (f"at {_compact(half['threshold'])}", f"at {_compact(chosen['threshold'])}, chosen on validation")
+    return [
+        {"title": title, "figures": one, "confusion": _confusion(one["confusion"])}
+        for title, one in zip(titles, (half, chosen), strict=True)
+    ]
+
+
+def _confusion(matrix: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Truth -> its cells, each with count and share of the row, None where the row is empty."""
+    return {
+        LABELS[truth]: [
+            {"count": count, "share": share}
+            for count, share in zip(matrix["counts"][truth], matrix["normalised"][truth] or (None, None), strict=True)
+        ]
+        for truth in (0, 1)
+    }
+
+
+def _heat_bar(context: ReportContext) -> dict[str, str] | None:
+    """The colours of the heat, and what they mean in words; None where no map is drawn."""
+    scale = context.map_scale
+    if scale is None:
+        return None
+    reach, clear = _compact(heatmap.REACH * scale), _compact(heatmap.CLEAR * scale)
+    words = (
+        f"≥ {reach} {context.map_unit}; clear below {clear}; "
+        f"one scale for all films: {_compact(scale)}, from validation normals"
+    )
+    return {"picture": _data(heatmap.png(heatmap.colour_bar(320, 14))), "words": words}
 
 
 def _card(shown: Shown, threshold: float | None) -> dict[str, Any]:

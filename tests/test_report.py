@@ -1,16 +1,24 @@
-"""The page holds what it should, loads nothing, and lets no file name become markup."""
+"""The pages hold what they should, load nothing, and let no file name become markup."""
 
 import base64
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
-from anomaly import heatmap, metrics, report
+from anomaly import evaluation, heatmap, metrics, report
+from anomaly.detector import Batch, Detector, Settings
+from anomaly.runs import Run
+from anomaly.score import View, read_calibration
+from preprocessing.schema import Cache
 
 RANDOM = np.random.default_rng(3)
 EVIL = '<script>alert("x")</script>&\'"><img src=x onerror=y>.png'
@@ -48,12 +56,40 @@ def context(**changes) -> report.ReportContext:
         history={"epoch": [0, 1, 2], "loss": [3.0, 2.0, 1.5], "val_$x_roc_auc": [None, 0.6, float("nan")]},
         threshold=0.05,
         map_scale=0.05,
-        highest=[report.Shown(EVIL, 1, 0.07, film, heat, EVIL)],
-        wrong=[report.Shown("image2.png", -1, 0.01, film)],
+        highest=[report.Shown(EVIL, 1, 0.07, film, heat, {"finding": EVIL, "study": ""})],
+        wrong=[report.Shown("image2.png", 1, 0.01, film)],
         failures=[(EVIL, EVIL)],
         notes=[EVIL],
     )
     return replace(given, **changes)
+
+
+def classified(threshold: float, *, counts=((9, 1), (2, 8)), kappa=0.7) -> dict:
+    """The figures of `classification.classify`, made by hand."""
+    figures = {"threshold": threshold, "n": 20, "n_abnormal": 10, "n_patients": 12}
+    for name, value in {
+        "accuracy": 0.85, "precision": 0.889, "recall": 0.8, "specificity": 0.9, "f1": 0.842, "kappa": kappa,
+    }.items():  # fmt: skip
+        figures |= {name: value, f"{name}_interval": None if value is None else [value - 0.1, value + 0.05]}
+    one = {"precision": 0.818, "recall": 0.9, "f1": 0.857, "support": 10}
+    return figures | {
+        "confusion": {
+            "counts": [list(row) for row in counts],
+            "normalised": [[n / sum(row) for n in row] if sum(row) else None for row in counts],
+        },
+        "report": {"normal": one, "abnormal": one, "accuracy": {"f1": 0.853, "support": 20}, "macro avg": one},
+    }
+
+
+def classes(**changes) -> dict:
+    """The figures of `classification.evaluate_classes`, made by hand."""
+    bins = [
+        {"low": 0.1, "high": 0.2, "n": 9, "mean_probability": 0.14, "share": 0.2, "share_interval": [0.05, 0.5]},
+        {"low": 0.8, "high": 0.9, "n": 11, "mean_probability": 0.86, "share": 0.75, "share_interval": None},
+    ]
+    reliable = {"brier": 0.123, "brier_interval": [0.101, 0.147], "brier_of_prevalence": 0.25, "bins": bins}
+    one = {"half": classified(0.5), "chosen": classified(0.3712, **changes), "reliability": reliable}
+    return {level: one for level in ("film", "study", "patient")}
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +123,8 @@ class Page(HTMLParser):
     def handle_endtag(self, tag):
         if tag not in self.VOID:
             assert self.open.pop() == tag
+        if tag in ("td", "th"):
+            self.text += " "  # cells stand apart
 
     def handle_data(self, data):
         self.text += data
@@ -100,13 +138,24 @@ def test_nothing_from_files_becomes_markup(html):
     assert page.text.count(EVIL) >= 8  # shown as it is: title, setting, note, film, finding, failure
 
 
-def test_the_page_loads_nothing(html):
+def test_nothing_from_files_becomes_markup_on_the_page_of_wrong_films(given):
+    film = RANDOM.random((20, 20))
+    wrong = [report.Shown(EVIL, 0, 0.07, film, None, {"finding": EVIL, "study": EVIL, "patient": EVIL})]
+    html = report.render_wrong(replace(given, wrong=wrong, score="mse", map_unit=EVIL))
     page = Page(html)
-    addresses = [value for _, given in page.tags for name, value in given.items() if name in ("src", "srcset", "href")]
+    assert "<script" not in html and not any(name.startswith("on") for _, given in page.tags for name in given)
+    assert page.text.count(EVIL) >= 7  # title twice, film, finding, study, patient, unit of the map
+
+
+@pytest.mark.parametrize(("render", "other"), [("render_report", "wrong.html"), ("render_wrong", "report.html")])
+def test_the_pages_load_nothing_and_lead_to_each_other(given, render, other):
+    page = Page(getattr(report, render)(given))
+    addresses = [value for _, given in page.tags for name, value in given.items() if name in ("src", "srcset")]
     assert addresses and all(address.startswith("data:image/png;base64,") for address in addresses)
+    assert [(tag, given["href"]) for tag, given in page.tags if "href" in given] == [("a", other)]
     assert not {"link", "iframe", "object"} & {name for name, _ in page.tags}
     policy = next(given["content"] for _, given in page.tags if given.get("http-equiv") == "Content-Security-Policy")
-    assert "default-src 'none'" in policy
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def test_pictures_are_pictures(html):
@@ -120,7 +169,9 @@ def test_pictures_are_pictures(html):
 
 def test_synthetic_films_are_called_so_in_capitals(html):
     assert "SYNTHETIC FILMS" in html
-    assert "SYNTHETIC" not in report.render_report(context(synthetic=False, history={}))
+    assert "SYNTHETIC FILMS" in report.render_wrong(context())
+    taken = context(synthetic=False, history={})
+    assert "SYNTHETIC" not in report.render_report(taken) + report.render_wrong(taken)
 
 
 def test_figures_stand_with_their_intervals_beside_the_trivial_ones(given, html):
@@ -168,6 +219,73 @@ def test_many_learning_curves_are_cut_and_counted(monkeypatch, given):
     assert "3 more columns are in history.csv" in html
 
 
+def test_training_and_validation_share_a_panel_where_both_were_watched():
+    columns = {"epoch": [0, 1], "net.loss": [2.0, 1.0], "validation": [2.0, 1.5]}
+    watched = {"accuracy": [0.5, 0.6], "validation_accuracy": [0.5, 0.55], "validation_gap": [0.1, 0.2]}
+    across, panels = report._panels(columns | watched)
+    assert across[0] == "epoch"
+    assert {title: list(names) for title, names in panels.items()} == {
+        "net.loss": ["net.loss"],
+        "validation": ["validation"],
+        "accuracy": ["accuracy", "validation_accuracy"],
+        "validation_gap": ["validation_gap"],
+    }
+
+
+def test_a_classifier_has_its_figures_at_both_thresholds(given):
+    metrics_of = {**given.metrics, "classes": classes(kappa=None)}
+    html = report.render_report(replace(given, metrics=metrics_of, rule="youden"))
+    text = " ".join(Page(html).text.split())
+    assert "As a classifier" in text and "As a classifier" not in report.render_report(given)
+    for level in ("film", "study", "patient"):
+        assert f"By {level}: 20, 10 of them abnormal, of 12 patients" in text
+    assert text.count("at 0.5 .850 [.750, .900]") == 3  # a row a level
+    assert text.count("at 0.3712, chosen on validation .850 [.750, .900]") == 3
+    assert text.count(".842 [.742, .892] –") == 3  # kappa that cannot be told, at the chosen threshold alone
+    assert "accuracy .853 20" in text  # one value and the support, as scikit-learn prints it
+    assert "normal 9 .900 1 .100" in text and "abnormal 2 .200 8 .800" in text
+    assert "film .123 [.101, .147] .250" in text
+    assert "chosen on labelled validation films (Youden's index)" in text and "found on validation" not in text
+    assert html.count("data:image/png") == report.render_report(given).count("data:image/png") + 2
+
+
+def test_a_class_without_films_has_counts_and_no_shares(given):
+    figures = classes(counts=((0, 0), (2, 8)), kappa=None)
+    text = " ".join(
+        Page(report.render_report(replace(given, metrics={**given.metrics, "classes": figures}))).text.split()
+    )
+    assert "normal 0 – 0 –" in text
+
+
+def test_the_reliability_chart_is_opaque_and_says_what_is_synthetic():
+    assert report.reliability_png({}, synthetic=True) is None
+    pictures = {}
+    for synthetic in (False, True):
+        data = report.reliability_png(classes(), synthetic=synthetic)
+        pictures[synthetic] = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        assert pictures[synthetic].shape[2] == 3 or (pictures[synthetic][..., 3] == 255).all()
+        assert (pictures[synthetic][0, 0, :3] == 255).all()
+    assert pictures[True].shape[0] > pictures[False].shape[0]  # room for the line above
+
+
+def test_the_wrong_films_have_a_page_and_the_first_of_them_a_place_in_the_report(given):
+    film = RANDOM.random((20, 20))
+    wrong = [
+        report.Shown(f"wrong{i}.png", i % 2, 0.01 * i, film, None, {"finding": "" if i % 2 == 0 else "fracture"})
+        for i in range(20)
+    ]
+    many = replace(given, wrong=wrong, map_unit="Grad-CAM")
+    whole, page = report.render_report(many), report.render_wrong(many)
+    assert "The most wrong (20)" in whole and [f"wrong{i}.png" in whole for i in (5, 6)] == [True, False]
+    text = " ".join(Page(page).text.split())
+    assert all(f"wrong{i}.png" in text for i in range(20))
+    assert "Normal films that score high (10)" in text and "Abnormal films that score low (10)" in text
+    assert "wrong1.png abnormal mse 0.01 · not flagged finding fracture" in text
+    assert "wrong0.png normal mse 0 · not flagged wrong2.png" in text  # no finding, no line
+    assert "Grad-CAM" in text and "Grad-CAM" in whole and "squared error" not in whole + page
+    assert "wrong.html" not in report.render_report(replace(given, wrong=()))
+
+
 def test_gallery_rows_are_the_highest_and_the_most_contradicted():
     labels, scores = np.repeat([0, 1, -1], 20), RANDOM.normal(size=60)
     highest, wrong = report.gallery_rows(labels, scores, count=8)
@@ -177,3 +295,72 @@ def test_gallery_rows_are_the_highest_and_the_most_contradicted():
     assert worst_normal in wrong
     assert report.gallery_rows([0, 0], [1.0, 2.0]) == ([1, 0], [])
     assert report.gallery_rows([0, 1], [1.0, 2.0])[1] == []  # told apart: nothing is wrong
+
+
+# --- scored films ---------------------------------------------------------------------------------------------------
+
+
+class Judge(Detector):
+    """Takes the mean level for the probability; not trained."""
+
+    Config = Settings
+    supervised = True
+    score_names = ("mse",)  # one that the run's calibration knows
+    map_unit = "Grad-CAM"
+
+    check_size = classmethod(lambda kind, config, size: None)
+    players = training_steps = validation_loss = reconstruct = lambda self, *given: None
+
+    def scores(self, batch: Batch) -> dict[str, Tensor]:
+        return {"mse": batch.film.mean(dim=(1, 2, 3))}
+
+    def anomaly_map(self, batch: Batch) -> Tensor:
+        return batch.film * batch.mask
+
+
+def scored(run: Run, model: Detector, cache: Cache, folder: Path, name: str, rows: np.ndarray) -> str:
+    given = {"split": np.full(len(rows), name), "main": "mse", "how": "mean", "command": ""}
+    view, device = View(cache, "full-he", rows, 64), torch.device("cpu")
+    return "\n".join(evaluation.score_films(run, model, view, device, folder, **given, on_films=lambda count: None))
+
+
+def test_scores_of_a_classifier_are_shown_as_such(run: Run, cache: Cache, tmp_path: Path) -> None:
+    labels = cache.index["label"]
+    folder, every = tmp_path / "scores", np.arange(len(cache))
+    out = scored(run, Judge(), cache, folder, "test", every)
+    figures = json.loads((folder / "metrics.json").read_text())
+    assert set(figures["classes"]) == {"film", "study", "patient"}
+    assert "as a classifier by patient (SYNTHETIC films, split test)" in out and out.count("Brier score") == 3
+    assert "class by class at .5 (SYNTHETIC" in out and ", chosen on validation (SYNTHETIC" in out
+    page, wrong = ((folder / f"{name}.html").read_text() for name in ("report", "wrong"))
+    assert "As a classifier" in page and 'href="wrong.html"' in page and 'href="report.html"' in wrong
+    assert "Grad-CAM" in page and "Grad-CAM" in wrong and "squared error; clear" not in page + wrong
+    assert (folder / "reliability.png").stat().st_size > 10_000 and f"{folder / 'wrong.html'}: " in out
+    assert "patient patient" in Page(wrong).text.replace("\n", " ")
+
+    # One class alone: nobody is wrong. What was written before must not lie beside the new figures.
+    out = scored(run, Judge(), cache, folder, "test", every[labels == 0])
+    assert not (folder / "wrong.html").exists() and "wrong.html" not in out
+    assert "wrong.html" not in (folder / "report.html").read_text()
+
+
+def test_scores_of_other_detectors_are_no_probabilities(run: Run, cache: Cache, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "reliability.png").write_bytes(b"of an earlier time")
+    monkeypatch.setattr(Judge, "supervised", False)
+    out = scored(run, Judge(), cache, tmp_path, "test", np.arange(len(cache)))
+    assert "classifier" not in out and "classes" not in json.loads((tmp_path / "metrics.json").read_text())
+    assert not (tmp_path / "reliability.png").exists() and (tmp_path / "wrong.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("quantile", "5% of their validation normals reach the threshold"),
+        ("youden", "the threshold was chosen on labelled validation films (Youden's index)"),
+    ],
+)
+def test_new_films_are_told_how_their_threshold_was_found(run, cache, tmp_path, monkeypatch, rule, words) -> None:
+    calibration = replace(read_calibration(run), rule=rule)
+    monkeypatch.setattr(evaluation, "read_calibration", lambda run: calibration)
+    out = scored(run, Judge(), cache, tmp_path, "new", np.arange(4))
+    assert words in out and not (tmp_path / "report.html").exists()
