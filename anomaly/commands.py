@@ -292,6 +292,8 @@ def train(
     done = run.epochs_done()
     if done:
         say(f"going on after epoch {done}")
+    if "abnormal" in config["films"]:
+        say(f"{config['films']['abnormal']} of the films to train on are abnormal")
     began = config["weights"]
     if began or "weights" in config["settings"]["model"]:
         say(f"weights: {began['file'] if began else 'none, so it learns from nothing; --weights imagenet or FILE'}")

@@ -82,7 +82,7 @@ def _paper_splits(patient: NDArray[Any], label: NDArray[Any], seed: int, rule: S
     each = min(max(half, math.ceil(len(n) / 10)), len(n) // 4) if len(n) >= 4 else 0
     home = dict.fromkeys(p[:half] + n[:each], "val") | dict.fromkeys(p[half:] + n[each : 2 * each] + rest, "test")
     if rule == "paper, labelled":
-        _enough(len(p))
+        _enough(p, "with an")
         home |= dict.fromkeys(p[: half // 2], "train")
     return np.array([home.get(name, "train") for name in patient], dtype=object)
 
@@ -91,19 +91,20 @@ def _shared_out(patient: NDArray[Any], label: NDArray[Any], seed: int, rule: Spl
     positive, negative, rest = _patients_by_label(patient, label)
     draw = np.random.default_rng(seed)
     home = dict.fromkeys(rest, "test")
-    for group in (positive, negative):
-        _enough(len(group))
+    for group, which in ((positive, "with an"), (negative, "without an")):
+        _enough(group, which)
         names = list(draw.permutation(group))
         val, test = (max(1, round(share * len(names))) for share in (0.2, 0.1))
         home |= dict.fromkeys(names[:val], "val") | dict.fromkeys(names[val : val + test], "test")
     return np.array([home.get(name, "train") for name in patient], dtype=object)
 
 
-def _enough(patients: int) -> None:
-    if patients < len(SPLITS):
+def _enough(patients: list[str], which: str) -> None:
+    if len(patients) < len(SPLITS):
         raise InputError(
-            f"a class with {patients} patients can't be shared out over {', '.join(SPLITS)}: labels teach with at "
-            f"least {len(SPLITS)} patients with an abnormal film and as many without, and far more to be of use"
+            f"{len(patients)} patients {which} abnormal film are too few for {', '.join(SPLITS)}: to learn from labels "
+            f"takes {len(SPLITS)} at the very least; prepare more films, or train a detector that needs normal films "
+            "alone, such as cae"
         )
 
 

@@ -179,7 +179,10 @@ def prepare(plan: Plan) -> Prepared:
             raise InputError(f"{plan.model} finds things on films of variant {kind.variant}; leave --variant out")
         split = splits_of(cache, plan.split_seed)
     else:
-        split = assign_splits(index["patient"], index["label"], index["split"], seed=plan.split_seed, rule=rule)
+        try:
+            split = assign_splits(index["patient"], index["label"], index["split"], seed=plan.split_seed, rule=rule)
+        except InputError as error:
+            raise InputError(f"{cache.path}: {error}") from None
     device = choose_device(plan.device)
     config = {
         "model": plan.model,
@@ -219,6 +222,7 @@ def prepare(plan: Plan) -> Prepared:
         )
     if learns_labels(kind):
         _check_classes(prepared)
+        counts["abnormal"] = int((labels[prepared.rows("train")] == 1).sum())
     config["films"] = counts
     return prepared
 

@@ -21,7 +21,11 @@ from anomaly.runs import Run
 from anomaly.score import open_model, read_calibration
 from anomaly.train import State, TrainConfig, Trainer, after_plateaus
 from preprocessing import InputError
+from preprocessing.build import build
+from preprocessing.phantom import write_phantoms
+from preprocessing.recipe import Recipe
 from preprocessing.schema import Cache
+from preprocessing.sources import open_source
 
 CPU = torch.device("cpu")
 TINY = ("width=2", "epochs=2", "augmentation=none")
@@ -194,6 +198,16 @@ def test_the_map_lies_where_the_evidence_is(tmp_path: Path) -> None:
     assert p[label == 1].min() > p[label == 0].max()
     near = [heat[i][y : y + 10, x : x + 10].mean() > 3 * heat[i].mean() for i, (y, x) in enumerate(place) if label[i]]
     assert np.mean(near) > 0.9
+
+
+def test_a_net_to_which_all_films_are_the_same_says_so(some: Films) -> None:
+    model = built()
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    loop = stage_loop(model, some, learning_rate=1e-9)
+    (warning,) = model.warnings(loop._epoch(1))
+    assert warning.startswith("all films get about the same probability (they differ by 0): it learns nothing")
+    assert not model.warnings({"spread": 0.3})
 
 
 # --- weights that training begins with ---
@@ -394,7 +408,7 @@ def test_a_run_learns_from_labels_and_its_thresholds_too(cache: Cache, tmp_path:
     assert run.config["split_rule"] == "paper, labelled" and run.config["weights"] is None
     assert (run.path / "maps.png").is_file() and not (run.path / "reconstructions.png").exists()
     header = (run.path / "history.csv").read_text().splitlines()[0].split(",")
-    assert header[3:] == ["classifier.cross_entropy", "accuracy", "validation", "validation_accuracy"]
+    assert header[3:] == ["classifier.cross_entropy", "accuracy", "spread", "validation", "validation_accuracy"]
     calibration = read_calibration(run)
     assert calibration.rule == "youden" and calibration.map_scale
     prepared = prepare(plan(cache, preset="fast"))
@@ -421,3 +435,31 @@ def test_what_cannot_be_trained_is_refused(cache: Cache, settings: tuple[str, ..
 def test_a_study_is_a_sample_for_labels_only(cache: Cache) -> None:
     with pytest.raises(InputError, match="cae learns from each film by itself: leave out sample=study"):
         prepare(Plan("cae", cache.path, settings=("sample=study",), device="cpu"))
+
+
+def test_films_of_one_class_and_too_few_patients_are_refused(tmp_path: Path) -> None:
+    films = tmp_path / "films"
+    write_phantoms(films, seed=3, patients=12, size=64)
+
+    def prepared(name: str, label: dict[int, str], split: dict[int, str]) -> None:
+        paths = sorted(path for path in films.rglob("*.png") if "study1" in str(path))[:24]
+        lines = [
+            f"{path.relative_to(tmp_path)},{label.get(i, 'normal')},p{i},s{i},{split.get(i % 3, '')}"
+            for i, path in enumerate(paths)
+        ]
+        manifest = tmp_path / f"{name}.csv"
+        manifest.write_text("\n".join(["path,label,patient,study,split", *lines]))
+        out = tmp_path / f"{name}.h5"
+        build(open_source(manifest), Recipe(name="plain", size=32), out, variants=("raw",), workers=1)
+        prepare(Plan("classifier", out, preset="fast", settings=("width=2",), device="cpu"))
+
+    own = {0: "train", 1: "val", 2: "test"}
+    with pytest.raises(InputError, match=r"few\.h5: 2 patients with an abnormal film are too few for train, val, test"):
+        prepared("few", {0: "abnormal", 1: "abnormal"}, {})
+    with pytest.raises(InputError, match=r"plain\.h5: 0 patients with an abnormal film .* such as cae"):
+        prepared("plain", {}, {})
+    with pytest.raises(InputError, match="has 8 labelled films to train on and not one of them is abnormal"):
+        prepared("train", {1: "abnormal", 2: "abnormal"}, own)
+    with pytest.raises(InputError, match="has 8 labelled films to validate with and not one of them is abnormal"):
+        prepared("val", {0: "abnormal", 2: "abnormal"}, own)
+    prepared("good", {0: "abnormal", 1: "abnormal", 2: "abnormal"}, own)

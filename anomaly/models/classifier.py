@@ -5,7 +5,7 @@ What labels are worth beside the detectors that see normal films alone. Each pre
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,6 +22,8 @@ from preprocessing import InputError
 
 BackboneName = Literal["densenet169", "vgg16", "efficientnet_b0", "cnn"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SAME = 0.01
+"""A standard deviation of probabilities below which they say nothing of the films."""
 CAM_CELLS = 7
 """Cells a side that a Grad-CAM map has at least: those of the last layer at 224 px, where it is usually drawn."""
 
@@ -224,21 +226,34 @@ class Classifier(Detector):
             self.class_weights = torch.tensor([abnormal / total, normal / total], device=self.class_weights.device)
 
     def training_steps(self, batch: Batch) -> Iterator[Step]:
-        """One step down the cross-entropy of the samples; watched: the share of them on their side of .5."""
-        loss, right = self._judged(batch)
-        yield Step("classifier", watch={"accuracy": right.mean()}, cross_entropy=loss.mean())
+        """One step down the cross-entropy of the samples; watched: the share of them on their side of .5, and the
+        standard deviation of the films' probabilities.
+        """
+        logit = self(batch.film)
+        loss, right = self._judged(batch, logit)
+        watched = {"accuracy": right.mean(), "spread": logit.sigmoid().std()}
+        yield Step("classifier", watch=watched, cross_entropy=loss.mean())
 
     def validation_loss(self, batch: Batch) -> Tensor:
         """Return the loss of each sample."""
-        return self._judged(batch)[0]
+        return self._judged(batch, self(batch.film))[0]
 
     def watched(self, batch: Batch) -> dict[str, Tensor]:
         """Return whether each sample is on its side of .5."""
-        return {"validation_accuracy": self._judged(batch)[1]}
+        return {"validation_accuracy": self._judged(batch, self(batch.film))[1]}
 
-    def _judged(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def warnings(self, figures: Mapping[str, float]) -> list[str]:
+        """Say when all films are the same to it."""
+        if figures["spread"] < SAME:
+            return [
+                f"all films get about the same probability (they differ by {figures['spread']:.1g}): it learns nothing "
+                "yet; where that lasts, more abnormal films, weights to begin with or another learning_rate may help"
+            ]
+        return []
+
+    def _judged(self, batch: Batch, logit: Tensor) -> tuple[Tensor, Tensor]:
         """Return loss and rightness (0 or 1) of each sample: (N,) of films, or (G,) of studies."""
-        logit, label = self(batch.film), batch.label
+        label = batch.label
         abnormal, normal = logsigmoid(logit), logsigmoid(-logit)
         if batch.study is not None:
             abnormal, normal = (log_mean(x, batch.study) for x in (abnormal, normal))

@@ -1,0 +1,144 @@
+"""Supervised baselines side by side: what finished runs of `classifier` reach, beside a linear model and the sources.
+
+The linear model is the floor for labels: a logistic regression on principal components of the same training films, at
+64 px, its number of components chosen by ROC-AUC on val. The sources' figures are of other films than these, and of
+networks that began with ImageNet weights (hip: not said).
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from anomaly.classification import classify
+from anomaly.data import load_films
+from anomaly.fit import Plan, Prepared, prepare
+from anomaly.metrics import interval, markdown, number, roc_auc, with_interval
+from anomaly.runs import Run
+from anomaly.score import View, open_model, read_calibration, run_view, score
+from benchmarks.record import record
+from preprocessing.schema import Cache
+
+CPU = torch.device("cpu")
+LINEAR_SIZE, COMPONENTS = 64, (10, 20, 40, 80, 160)
+SOURCES = {
+    "hip": "accuracy .66 (hips, 224 px)",
+    "mura": "best validation accuracy .61 (MURA's hands, 224 px, 5 epochs)",
+    "fracture": "accuracy .9921 (EfficientNet), .9842 (VGG16) (fractures, 506 films)",
+    "cnn": "no figure given (fractures)",
+    "standard": "–",
+    "fast": "–",
+}
+Known = tuple[NDArray[Any], NDArray[np.float64], NDArray[Any]]  # label, probability, patient of labelled films
+
+
+def judged(path: Path) -> tuple[Run, dict[str, Known], int]:
+    """Return a run, what it says of the labelled films of val and test, and its number of parameters."""
+    run = Run(path)
+    cache, split = run_view(run)
+    model = open_model(run, CPU)
+    found = {}
+    for name in ("val", "test"):
+        rows = np.flatnonzero((split == name) & (cache.index["label"] >= 0))
+        view = View(cache, run.config["variant"], rows, run.config["size"])
+        found[name] = view.column("label"), score(model, view, CPU)["probability"], view.column("patient")
+    return run, found, sum(p.numel() for p in model.parameters())
+
+
+def figures(found: dict[str, Known], threshold: float) -> dict[str, Any]:
+    """Return the figures of val and test, at .5 and at the threshold chosen on val."""
+    line: dict[str, Any] = {}
+    for name, (label, value, patient) in found.items():
+        line[name] = {
+            "roc_auc": roc_auc(label, value),
+            "roc_auc_interval": interval(label, value, patient),
+            "half": classify(label, value, patient, 0.5),
+            "chosen": classify(label, value, patient, threshold),
+        }
+    return line
+
+
+def linear(prepared: Prepared) -> dict[str, Known]:
+    """Return what a logistic regression on principal components says of val and test."""
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    def films(name: str) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[Any]]:
+        rows = prepared.rows(name)
+        some = load_films(prepared.cache, prepared.config["variant"], rows, LINEAR_SIZE)
+        flat = (some.unit() * some.mask).reshape(len(rows), -1)
+        return some.label, flat, prepared.cache.index["patient"][rows]
+
+    label, flat, _ = films("train")
+    others = {name: films(name) for name in ("val", "test")}
+    best: tuple[float, dict[str, Known]] = (-1.0, {})
+    for count in COMPONENTS:
+        if count > min(flat.shape):
+            continue
+        last = LogisticRegression(max_iter=2000, class_weight="balanced")
+        fitted = make_pipeline(PCA(count, random_state=0), StandardScaler(), last).fit(flat, label)
+        said = {name: (own[0], fitted.predict_proba(own[1])[:, 1], own[2]) for name, own in others.items()}
+        value = roc_auc(*said["val"][:2])
+        best = max(best, (value, said), key=lambda pair: pair[0])
+    return best[1]
+
+
+def row(name: str, recipe: str, size: int, parameters: str, line: dict[str, Any]) -> list[str]:
+    """Return a line of the table."""
+    test = line["test"]
+    half = test["half"]
+    shown = [with_interval(half[key], half[f"{key}_interval"]) for key in ("accuracy", "f1", "kappa")]
+    area = with_interval(test["roc_auc"], test["roc_auc_interval"])
+    chosen = number(test["chosen"]["accuracy"]), number(test["chosen"]["kappa"])
+    return [name, recipe, str(size), parameters, number(line["val"]["roc_auc"]), area, *shown, " / ".join(chosen)]
+
+
+def main() -> None:
+    """Score the runs, fit the linear model on their films, print the table, record it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path)
+    arguments = parser.parse_args()
+    rows, told = [], {}
+    for path in arguments.runs:
+        run, found, parameters = judged(path)
+        calibration = read_calibration(run)
+        line = figures(found, calibration.thresholds["mean"]["film"]["probability"])
+        config = run.config
+        backbone, size = config["settings"]["model"]["backbone"], config["size"]
+        epochs = f"{len(run.history())} epochs"
+        rows.append(row(backbone, f"{config['preset']}, {epochs}", size, f"{parameters / 1e6:.2f} M", line))
+        told[path.name] = line | {
+            "backbone": backbone,
+            "preset": config["preset"],
+            "size": size,
+            "seed": config["seed"],
+            "epochs": len(run.history()),
+            "parameters": parameters,
+            "films": config["films"],
+            "source": SOURCES[config["preset"]],
+        }
+    first = Run(arguments.runs[0]).config
+    plan = Plan("classifier", Path(first["cache"]["path"]), first["variant"], "fast", split_seed=first["split_seed"])
+    plain = linear(prepare(plan))
+    line = figures(plain, 0.5)
+    rows.append(row("logistic regression", "principal components", LINEAR_SIZE, "–", line))
+    told["linear"] = line
+    settings = {
+        "cache": Cache(plan.cache).path.name,
+        "content_hash": first["cache"]["content_hash"][:12],
+        "variant": first["variant"],
+        "synthetic": first["cache"]["synthetic"],
+    }
+    record("classifiers", "python -m benchmarks.classifiers", settings, told)
+    head = ["network", "recipe", "px", "parameters", "val", "test ROC-AUC", "accuracy", "F1", "kappa", "at chosen"]
+    print("\n".join(markdown(head, rows)))
+    print("\n".join(f"{name}: {figure}" for name, figure in SOURCES.items() if figure != "–"))
+
+
+if __name__ == "__main__":
+    main()
