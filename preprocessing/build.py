@@ -11,7 +11,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import threading
 import time
 import warnings
@@ -32,6 +31,7 @@ from joblib.externals.loky import reusable_executor
 from numpy.typing import NDArray
 
 from preprocessing import InputError
+from preprocessing.cluster import call_up, on_one_line
 from preprocessing.readers import peek_depth, read_film, read_mask
 from preprocessing.recipe import RECIPE_VERSION, VARIANTS, Localizer, Prepared, Recipe, Segmenter
 from preprocessing.schema import (
@@ -52,7 +52,6 @@ TASK_FILMS = 4  # given to a worker at a time
 ROUND_BYTES = 2**30  # of prepared films that may wait for a slow disk
 WATCH_SECONDS = 1.0  # between two looks of a worker process for its parent
 TORN_SECONDS = 5.0  # that a lost worker may stay unnoticed by its pool
-CLUSTER_SECONDS = 10  # for a cluster's scheduler, and its workers, to answer
 
 
 @dataclass(frozen=True)
@@ -388,8 +387,9 @@ def _crew(
     """Call up who is to prepare the films."""
     workers = min(workers or joblib.cpu_count(), len(source.records))
     if cluster is not None:
-        with _cluster(cluster, source) as crew:
-            yield crew
+        with call_up(cluster, partial(_sees, source.root), RECIPE_VERSION, str(source.root)) as crew:
+            # At least two, as with one joblib would prepare the films in this process.
+            yield _Crew(max(2, crew.cores), crew.processes, crew.lost, tries=1)
     elif workers == 1:
         yield _Crew(1)
     else:  # with one process, joblib would work in this one, which a film can end
@@ -401,68 +401,6 @@ def _crew(
             "initargs": (os.getpid(), localizer, segmenter),
         }
         yield _Crew(workers, partial(joblib.parallel_config, backend="loky", **settings))
-
-
-@contextmanager
-def _cluster(address: str, source: Source) -> Iterator[_Crew]:
-    """Call up the workers of a Dask cluster."""
-    try:
-        from distributed import Client, KilledWorker
-        from distributed.comm.addressing import get_address_host_port
-        from joblib._dask import DaskDistributedBackend
-    except ImportError as error:
-        raise InputError(
-            f"no cluster without Dask ({error}); run `pip install xray-anomaly[cluster]`, or leave out `--cluster`"
-        ) from error
-
-    class Backend(DaskDistributedBackend):  # type: ignore[misc]
-        """joblib's own, which would wait for ever for a film that ends every worker, and leave one core unused."""
-
-        def effective_n_jobs(self, n_jobs: int) -> int:
-            return n_jobs
-
-        def submit(self, func: Any, callback: Any = None) -> Any:
-            future = super().submit(func, callback)
-            future.add_done_callback(lambda done: callback(done.exception()) if done.exception() else None)
-            return future
-
-        def retrieve_result_callback(self, out: Any) -> Any:
-            if isinstance(out, KilledWorker):
-                raise out
-            if isinstance(out, BaseException):  # of the cluster: those of a film are among its outcomes
-                raise InputError(
-                    f"{address}: the cluster failed ({type(out).__name__}: {_on_one_line(out)}); when it is "
-                    "well again give the same command, it goes on where it stopped"
-                ) from out
-            return super().retrieve_result_callback(out)
-
-    try:
-        # Asked first, as a client that finds nobody leaves a thread behind.
-        socket.create_connection(get_address_host_port(address, strict=True), CLUSTER_SECONDS).close()
-        client = Client(address, timeout=CLUSTER_SECONDS, set_as_default=False)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{address}: no Dask scheduler answered within {CLUSTER_SECONDS} s ({_on_one_line(error)}); start one with "
-            "`dask scheduler` and give the address it prints, such as tcp://host:8786"
-        ) from error
-    with client:
-        try:
-            client.wait_for_workers(1, timeout=CLUSTER_SECONDS)
-        except TimeoutError as error:
-            raise InputError(
-                f"{address}: the cluster has no workers; start some with `dask worker {address}`"
-            ) from error
-        for worker, seen in client.run(_sees, source.root, on_error="return").items():
-            if seen != RECIPE_VERSION:
-                fault = "has another version of this program" if isinstance(seen, int) else _on_one_line(seen)
-                raise InputError(f"{address}: worker {worker}: {fault}; it needs this program, and {source.root} there")
-        # At least two, as with one joblib would prepare the films in this process.
-        workers = max(2, sum(client.ncores().values()))  # type: ignore[no-untyped-call]
-        yield _Crew(workers, lambda: joblib.parallel_config(Backend(client=client)), KilledWorker, tries=1)
-
-
-def _on_one_line(error: object) -> str:
-    return " ".join(str(error).split())
 
 
 def _sees(root: Path) -> int:
@@ -759,7 +697,7 @@ def _disk(path: Path, header: Header, total: int, compression: str | None) -> It
                 f"free some space and give the same command again, it goes on where it stopped{damage}"
             ) from error
         if isinstance(error, OSError):
-            raise InputError(f"{path}: cannot be written ({_on_one_line(error)}); name another file") from error
+            raise InputError(f"{path}: cannot be written ({on_one_line(error)}); name another file") from error
         raise
 
 

@@ -1,5 +1,10 @@
 """Built-in films, a cache and a trained run, small and made once."""
 
+import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,3 +53,26 @@ def run(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Run:
     prepared = prepare(Plan("cae", cache.path, "full-he", settings=TINY, device="cpu"))
     folder = continue_or_create(prepared, tmp_path_factory.mktemp("runs") / "cae", resume=False)
     return fit(prepared, folder, workers=0, on_epoch=lambda report: None)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """A Dask scheduler and two workers on this machine: address and processes."""
+    pytest.importorskip("distributed")
+    place = tmp_path / "scheduler.json"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "DASK_LOGGING__DISTRIBUTED": "critical"}
+    local = ["--host", "127.0.0.1", "--no-dashboard"]
+
+    def run(program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-m", f"distributed.cli.dask_{program}", "--scheduler-file", str(place), *arguments]
+        return subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+
+    worker = ["--no-nanny", "--nthreads", "1", "--local-directory", str(tmp_path / "dask"), "--death-timeout", "60"]
+    processes = [run("scheduler", "--port", "0", *local), *(run("worker", *worker, *local) for _ in range(2))]
+    while not place.exists():
+        assert processes[0].poll() is None
+        time.sleep(0.05)
+    yield json.loads(place.read_text())["address"], processes
+    for process in processes:
+        process.kill()
+        process.wait()

@@ -1,5 +1,4 @@
 import errno
-import json
 import os
 import shutil
 import signal
@@ -729,29 +728,6 @@ def test_a_worker_that_dies_in_the_middle_of_a_result_is_noticed(tmp_path, monke
 # A cluster
 
 
-@pytest.fixture
-def cluster(tmp_path):
-    """A Dask scheduler and two workers on this machine: address and processes."""
-    pytest.importorskip("distributed")
-    place = tmp_path / "scheduler.json"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "DASK_LOGGING__DISTRIBUTED": "critical"}
-    local = ["--host", "127.0.0.1", "--no-dashboard"]
-
-    def run(program, *arguments):
-        words = [sys.executable, "-m", f"distributed.cli.dask_{program}", "--scheduler-file", str(place), *arguments]
-        return subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
-
-    worker = ["--no-nanny", "--nthreads", "1", "--local-directory", str(tmp_path / "dask"), "--death-timeout", "60"]
-    processes = [run("scheduler", "--port", "0", *local), *(run("worker", *worker, *local) for _ in range(2))]
-    while not place.exists():
-        assert processes[0].poll() is None
-        time.sleep(0.05)
-    yield json.loads(place.read_text())["address"], processes
-    for process in processes:
-        process.kill()
-        process.wait()
-
-
 def test_a_cluster_makes_the_same_cache_and_gets_over_the_loss_of_a_worker(tmp_path, cluster):
     address, processes = cluster
     films, workers = tree(tmp_path / "films", 40), tmp_path / "workers"
@@ -777,7 +753,7 @@ def test_a_cluster_makes_the_same_cache_and_gets_over_the_loss_of_a_worker(tmp_p
 
 def test_a_cluster_that_does_not_answer_is_named(films, tmp_path, monkeypatch):
     pytest.importorskip("distributed")
-    monkeypatch.setattr(build_module, "CLUSTER_SECONDS", 0.5)
+    monkeypatch.setattr("preprocessing.cluster.CLUSTER_SECONDS", 0.5)
     for address in ("tcp://127.0.0.1:9", "127.0.0.1:9", "nonsense", "ftp://127.0.0.1:9"):
         with pytest.raises(InputError, match=rf"^{address}: no Dask scheduler answered within 0.5 s") as caught:
             make(films, tmp_path / "t.h5", cluster=address)
