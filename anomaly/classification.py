@@ -15,12 +15,11 @@ abnormal. Labels are 0 normal, 1 abnormal. Every figure is a share of films, or 
 What is 0 / 0 is None: no film called abnormal, no precision. Accuracy, precision and F1 move with the prevalence of the
 films at hand; recall and specificity do not.
 
-**Intervals** answer "what if other patients had come?", by the draws of `metrics` and with its Student's t on the logit
-scale ((kappa + 1) / 2 for kappa), but the standard error is that of the drawn figures themselves, divided by the slope
-p (1 - p) of the logit: a share is coarse, many draws of few errors hold none at all, and their logits have no spread to
-measure (held half a film short of 1, as `metrics` holds its pairs, they covered .88 of true accuracies of .97). Degrees
-of freedom are the patients that the figure rests on, less one: those with a film in its denominator, and those of the
-rarer class for kappa. Degenerate cases:
+**Intervals** answer "what if other patients had come?", by the draws and the rule of `metrics` ((kappa + 1) / 2 for
+kappa): the standard error is that of the drawn figures themselves, divided by the slope p (1 - p) of the logit, as a
+share is coarse, and many draws of few errors hold none at all, whose logits have no spread to measure (held half a film
+short of 1, they covered .88 of true accuracies of .97). Degrees of freedom are the patients that the figure rests on,
+less one: those with a film in its denominator, and those of the rarer class for kappa. Degenerate cases:
 
 - A figure of exactly 0 or 1 differs in no draw; its far limit is the binomial one, (alpha / 2)^(1 / n) for 1, with n
   the patients it rests on.

@@ -4,18 +4,19 @@ Scores go into rank statistics as they are: float64, higher is more abnormal, no
 ROC-AUC below .5 is reported below .5). Labels are 0 normal, 1 abnormal, -1 unknown; figures leave the unknown out.
 
 **Intervals** answer "what if other patients had come?". Patients are drawn with replacement, all their films with them,
-and the standard error of the figure over these draws is taken on the logit scale. The interval is symmetric there
-around the estimate, with Student's t at (patients of the rarer class - 1) degrees of freedom: it stays inside [0, 1],
-and where few patients are left it holds what it says. In simulations at 95 %, from 2 patients against 40 to 30 against
-30, with one to three films each, it covered .96 to 1; a normal quantile on the logit scale covered .84 to .98, the
-plain percentile bootstrap .68 to .97. Degenerate cases:
+and the standard error of the figure over these draws, divided by the slope p (1 - p) of the logit, is that of its
+logit. The interval is symmetric there around the estimate, with Student's t at (patients of the rarer class - 1)
+degrees of freedom: it stays inside [0, 1], and where few patients are left it holds what it says. In simulations at
+95 % (`benchmarks/coverage.py`: 30, 100 and 300 patients, half of them abnormal, three films each, true ROC-AUC .60, .75
+and .95) it covers .945 to .974, the plain percentile bootstrap by patient .852 to .948, one that draws films .722 to
+.790; with 5 patients against 40 to 20 against 80 it covered .937 to .982, with 2 against 40 always. Degenerate cases:
 
 - One class only: the figure and its interval are nan (None in `evaluate`, as JSON has no nan).
 - Fewer than two patients of a class: the figure stands, its interval is nan.
 - Complete separation (figure 0 or 1): no draw differs, so the draws say nothing. n disjoint pairs of patients were all
   ranked alike, an event of probability AUC^n, so the far limit is the binomial one, (alpha / 2)^(1 / n) for 1, with n
   the patients of the rarer class.
-- A draw with complete separation counts as half a pair short of it; a draw that misses a class is left out.
+- A draw that misses a class is left out.
 """
 
 import math
@@ -208,7 +209,6 @@ class _Draws:
         self.labels = labels
         self.resamples = resamples
         self.classes = [np.unique(self.patient[labels == label]).size for label in (0, 1)]
-        self.pairs = int((labels == 0).sum()) * int((labels == 1).sum())
         self.counts = np.zeros((resamples, len(names)), np.uint16)  # (B, P)
         generator = np.random.default_rng(seed)
         for row in range(resamples if len(names) else 0):
@@ -249,9 +249,8 @@ class _Draws:
         if min(estimate, 1 - estimate) < 1e-12:
             far = tail ** (1 / rarer)
             return (far, 1.0) if estimate > 0.5 else (0.0, 1 - far)
-        short = 0.5 / self.pairs
-        drawn = np.clip(drawn[~np.isnan(drawn)], short, 1 - short)
-        half = float(stdtrit(rarer - 1, 1 - tail)) * float(np.log(drawn / (1 - drawn)).std(ddof=1))
+        error = float(drawn[~np.isnan(drawn)].std(ddof=1)) / (estimate * (1 - estimate))  # of the logit, by its slope
+        half = float(stdtrit(rarer - 1, 1 - tail)) * error
         centre = math.log(estimate / (1 - estimate))
         return _logistic(centre - half), _logistic(centre + half)
 
@@ -348,7 +347,7 @@ def evaluate(
 
     columns  "label" (N,) -1, 0 or 1; "patient" and "study" (N,) names; "finding" and "difficulty" (N,) names, "" where
     there is none (both may be missing).    scores  name -> (N,) finite.
-    thresholds  level -> score -> value from which films (studies, patients) are flagged, found on validation normals.
+    thresholds  level -> score -> value from which films (studies, patients) are flagged, found on validation films.
     trivial  the scores that the others have to beat.    how  films -> study, patient.
 
     Returns {"settings": ..., "film" | "study" | "patient": {score: figures}, "finding" | "difficulty": {kind: {score:
