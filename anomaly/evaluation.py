@@ -1,6 +1,8 @@
 """A run measured and shown: scores.csv, metrics.json, tables, charts, heatmap files, the pages."""
 
+import csv
 import hashlib
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from anomaly.classification import classes_table, evaluate_classes, report_table
-from anomaly.data import LABELS, brought_to
+from anomaly.data import LABELS, as_batch, brought_to
 from anomaly.detector import Detector
 from anomaly.heatmap import blend, overlay, to_film_space, write_map, write_png
 from anomaly.metrics import TRIVIAL, Pooling, aggregate, evaluate, markdown, number, pixel_roc_auc, table, with_interval
+from anomaly.models import TOOLS
 from anomaly.report import ReportContext, Shown, gallery_rows, reliability_png, render_report, render_wrong
 from anomaly.runs import Run, inside, to_csv, to_json, write_atomic
-from anomaly.score import LEVELS, Calibration, View, maps, read_calibration, score
+from anomaly.score import LEVELS, Calibration, View, maps, open_model, read_calibration, run_view, score
 from preprocessing import InputError
 from preprocessing.readers import read_film
 
@@ -26,6 +29,12 @@ if TYPE_CHECKING:
 MAP_FORMATS = ("png", "tiff", "npy")
 MOST_WRONG = 40
 """Films on the page of the most wrong ones, at most."""
+PICTURES = {
+    "reconstructions.png": "Validation films, their reconstructions and heatmaps",
+    "maps.png": "Validation films and their heatmaps",
+    "samples.png": "Films that the model made up",
+}
+"""What a training draws, as the page shows it."""
 
 # --- scores ---------------------------------------------------------------------------------------------------------
 
@@ -80,6 +89,7 @@ def score_films(
         return [*lines, "no figures: the model was trained on some of these films"]
     figures = evaluate(columns, scores, thresholds=thresholds, trivial=TRIVIAL, how=how)
     figures |= {"run": str(run.path), "split": "+".join(sorted(set(split))), "synthetic": view.cache.synthetic}
+    figures |= {"score": main, "command": command}
     figures["pixel"] = _pixels(model, view, device, calibration.map_scale)
     if model.supervised and _probabilities(scores[main]):
         chosen = {level: thresholds[level][main] for level in LEVELS}
@@ -87,16 +97,13 @@ def score_films(
     write_atomic(folder / "metrics.json", to_json(figures))
     chart = reliability_png(figures.get("classes", {}), synthetic=view.cache.synthetic)
     drawn = _kept(folder / "reliability.png", chart)
-    context = page_context(run, model, view, device, scores, figures, main, command)
-    wrong = _kept(folder / "wrong.html", render_wrong(context) if context.wrong else None)
-    write_atomic(folder / "report.html", render_report(context))
+    pages = _write_pages(page_context(run, model, view, device, scores, figures, main, command), folder)
     return [
         *lines,
         f"{folder / 'metrics.json'}: every figure",
         *summary(figures, main),
         *([f"{drawn}: how far the probabilities can be taken at their word"] if drawn else []),
-        *([f"{wrong}: the most wrong films ({len(context.wrong)})"] if wrong else []),
-        f"{folder / 'report.html'}: the page to open",
+        *pages,
     ]
 
 
@@ -214,6 +221,75 @@ def kinds(figures: dict[str, Any], main: str) -> list[str]:
 # --- the pages ------------------------------------------------------------------------------------------------------
 
 
+def run_page(
+    run: Run,
+    cache_path: Path | None = None,
+    device: torch.device | None = None,
+    *,
+    on_films: Callable[[int], None] = lambda count: None,
+) -> list[str]:
+    """Write report.html and wrong.html of a run's test films anew, and return lines to print.
+
+    What `score_films` found of them stands; films that were not scored yet, or are no longer these, are scored now.
+
+    cache_path  where the run's cache is, if not where it was.    device  the CPU unasked.    on_films  told of films
+    as they are scored, if they are. Raises InputError for a run that is no detector's, is unfinished, has lost its
+    cache or has no test films.
+    """
+    if run.config["model"] in TOOLS:
+        raise InputError(f"{run.path} prepares films and has no page; `anomaly score {run.path}` measures it")
+    place = device or torch.device("cpu")
+    model = open_model(run, place)
+    cache, split = run_view(run, cache_path)
+    rows = np.flatnonzero(split == "test")
+    if not len(rows):
+        raise InputError(f"{cache.path} has no films in test; `anomaly score {run.path} --split val` has a page too")
+    view = View(cache, run.config["variant"], rows, run.config["size"])
+    known = _known_scores(run, view)
+    if known is None:
+        words = ["anomaly", "report", str(run.path), *(["--cache", str(cache_path)] if cache_path else [])]
+        return score_films(
+            run,
+            model,
+            view,
+            place,
+            run.path,
+            split=split[rows],
+            main=model.score_names[0],
+            how="mean",
+            command=shlex.join(words),
+            on_films=on_films,
+        )
+    figures = run.read_json("metrics.json")
+    main = figures.get("score", model.score_names[0])
+    command = figures.get("command", f"anomaly score {run.path}")
+    return _write_pages(page_context(run, model, view, place, known, figures, main, command), run.path)
+
+
+def _known_scores(run: Run, view: View) -> dict[str, NDArray[np.float64]] | None:
+    """Return the scores of the view's films as scores.csv has them, or None where they or their figures are missing."""
+    file = run.path / "scores.csv"
+    if not file.is_file() or not (run.path / "metrics.json").is_file():
+        return None
+    with file.open(newline="") as lines:
+        head, *rows = list(csv.reader(lines))
+    if [row[0] for row in rows] != view.cache.names[view.rows].tolist():
+        return None
+    names = head[head.index("split") + 1 : head.index("flagged")]
+    values = np.array([row[head.index(names[0]) : head.index("flagged")] for row in rows], np.float64)  # (n, scores)
+    return dict(zip(names, values.T, strict=True))
+
+
+def _write_pages(context: ReportContext, folder: Path) -> list[str]:
+    """Write report.html, and wrong.html where films are ranked wrongly; return lines to print."""
+    wrong = _kept(folder / "wrong.html", render_wrong(context) if context.wrong else None)
+    write_atomic(folder / "report.html", render_report(context))
+    return [
+        *([f"{wrong}: the most wrong films ({len(context.wrong)})"] if wrong else []),
+        f"{folder / 'report.html'}: the page to open",
+    ]
+
+
 def page_context(
     run: Run,
     model: Detector,
@@ -225,32 +301,41 @@ def page_context(
     command: str,
 ) -> ReportContext:
     """Return what the pages are made of; heatmaps are drawn for their galleries alone."""
-    calibration, config = read_calibration(run), run.config
+    calibration, config, cache = read_calibration(run), run.config, run.config["cache"]
     label = view.column("label")
-    highest, _ = gallery_rows(label, scores[main])
-    _, wrong = gallery_rows(label, scores[main], MOST_WRONG)
-    films = {i: _film(model, view, device, i, scores[main][i], calibration.map_scale) for i in {*highest, *wrong}}
+    highest, _, lowest = gallery_rows(label, scores[main])
+    _, wrong, _ = gallery_rows(label, scores[main], MOST_WRONG)
+    films = {
+        i: _film(model, view, device, i, scores[main][i], calibration.map_scale) for i in {*highest, *wrong, *lowest}
+    }
     lines = run.history()
+    about = next(iter((type(model).__doc__ or "").strip().splitlines()), "")
     return ReportContext(
         title=run.path.name,
         model=f"{config['model']} ({config['preset']})",
-        data=f"{config['cache']['source']}, variant {view.variant}, {view.size} px, split {figures['split']}",
+        data=f"{cache['source']}, variant {view.variant}, {view.size} px, split {figures['split']}",
         synthetic=view.cache.synthetic,
         score=main,
         labels=label,
         studies=view.column("study"),
+        patients=view.column("patient"),
         scores=scores,
         metrics=figures,
+        about=about,
+        supervised=model.supervised,
+        films=config["films"],
         config=config["settings"],
-        facts={
+        facts={"seed": str(config["seed"]), "data hash": cache["content_hash"][:12]},
+        origin={
+            "made": config["created"],
             "seed": str(config["seed"]),
             "splits": f"seed {config['split_seed']}, {config['split_hash']}",
-            "cache content": config["cache"]["content_hash"][:12],
+            "data hash": cache["content_hash"],
             "precision": f"{config['precision']} on {config['device']}",
-            "command": command,
-        }
-        | {f"warning {number}": text for number, text in enumerate(run.warnings(), 1)}
-        | config["versions"],
+            "films prepared by": cache["command"],
+            "page made by": command,
+        },
+        versions=config["versions"],
         history={name: [float(line[name]) for line in lines] for name in (lines[0] if lines else {})},
         threshold=calibration.thresholds[figures["settings"]["aggregate"]]["film"][main],
         rule=calibration.rule,
@@ -259,19 +344,56 @@ def page_context(
         map_unit=model.map_unit,
         highest=[films[i] for i in highest],
         wrong=[films[i] for i in wrong],
+        lowest=[films[i] for i in lowest],
+        pictures={
+            words: (run.path / name).read_bytes() for name, words in PICTURES.items() if (run.path / name).is_file()
+        },
         failures=view.cache.failures,
+        notes=run.warnings(),
     )
 
 
+@torch.inference_mode()
 def _film(model: Detector, view: View, device: torch.device, i: int, value: float, scale: float | None) -> Shown:
+    """Return a film with all that the model and the cache have to lay over it."""
     row, index = int(view.rows[i]), view.cache.index
     one = View(view.cache, view.variant, np.array([row]), view.size)
-    film, heat = next(one.chunks())[1].unit()[0], None
+    films = next(one.chunks())[1]
+    film, mask = films.unit()[0], films.mask[0]
+    truth = view.cache.anomaly(view.variant, np.array([row])) if view.cache.has_truth[row] else None
+    layers = {}
     if scale is not None:
-        _, drawn, film, mask = next(maps(model, one, device))
-        heat = blend(film, drawn, mask, scale)
+        _, drawn, _, _ = next(maps(model, one, device))
+        layers["heatmap"] = blend(film, drawn, mask, scale)
+    made = model.reconstruct(as_batch(films, device))
+    if made is not None:
+        layers["reconstruction"] = np.rint(made[0, 0].float().clamp(0, 1).cpu().numpy() * 255).astype(np.uint8)
+    layers["mask"] = _outlined(film, mask)
+    if truth is not None:
+        layers["marked lesion"] = _outlined(film, brought_to(truth[0], view.size), layers.get("heatmap"))
     facts = {name: str(index[name][row]) for name in ("finding", "difficulty", "study", "patient")}
-    return Shown(str(view.cache.names[row]), int(index["label"][row]), float(value), film, heat, facts)
+    return Shown(str(view.cache.names[row]), int(index["label"][row]), float(value), film, layers, facts)
+
+
+def _outlined(film: NDArray[Any], mask: NDArray[np.bool_], under: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """Return a film with a mask's border in green: (H, W) in [0, 1], (H, W) -> (k H, k W, 3), k = 4 below 256 px.
+
+    under  (H, W, 3) a picture to draw on instead of the film; without it, what lies outside the mask is green too.
+    """
+    import cv2
+
+    grey = np.rint(np.clip(film, 0, 1) * 255).astype(np.uint8)
+    picture = grey[..., None].repeat(3, axis=2) if under is None else under.copy()
+    colour = (53, 199, 155)
+    if under is None:
+        picture[~mask] = np.rint(0.65 * picture[~mask] + 0.35 * np.array(colour)).astype(np.uint8)
+    zoom = 4 if max(film.shape) < 256 else 1  # the line stays thin on a small film
+    size = (film.shape[1] * zoom, film.shape[0] * zoom)
+    picture = np.ascontiguousarray(cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR), np.uint8)
+    large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    borders, _ = cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(picture, borders, -1, colour, 2)
+    return picture
 
 
 # --- maps -----------------------------------------------------------------------------------------------------------

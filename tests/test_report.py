@@ -1,8 +1,11 @@
 """The pages hold what they should, load nothing, and let no file name become markup."""
 
 import base64
+import hashlib
 import json
 import re
+import shutil
+import tomllib
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -15,9 +18,12 @@ import torch
 from torch import Tensor
 
 from anomaly import evaluation, heatmap, metrics, report
+from anomaly.chart import Chart, ticks
 from anomaly.detector import Batch, Detector, Settings
 from anomaly.runs import Run
 from anomaly.score import View, read_calibration
+from anomaly.table import Scored, build
+from preprocessing import InputError
 from preprocessing.schema import Cache
 
 RANDOM = np.random.default_rng(3)
@@ -49,6 +55,7 @@ def context(**changes) -> report.ReportContext:
         score="mse",
         labels=labels,
         studies=studies,
+        patients=patients,
         scores=scores,
         metrics=metrics.evaluate(columns, scores, thresholds={"film": {"mse": 0.05}}, resamples=50),
         config={"model": {"latent": 64}, EVIL: EVIL},
@@ -56,10 +63,14 @@ def context(**changes) -> report.ReportContext:
         history={"epoch": [0, 1, 2], "loss": [3.0, 2.0, 1.5], "val_$x_roc_auc": [None, 0.6, float("nan")]},
         threshold=0.05,
         map_scale=0.05,
-        highest=[report.Shown(EVIL, 1, 0.07, film, heat, {"finding": EVIL, "study": ""})],
+        highest=[report.Shown(EVIL, 1, 0.07, film, {"heatmap": heat, EVIL: heat}, {"finding": EVIL, "study": ""})],
         wrong=[report.Shown("image2.png", 1, 0.01, film)],
         failures=[(EVIL, EVIL)],
         notes=[EVIL],
+        pictures={EVIL: heatmap.png(heat)},
+        films={"train": 90, "val": 30},
+        origin={EVIL: EVIL},
+        versions={"python": "3"},
     )
     return replace(given, **changes)
 
@@ -105,7 +116,7 @@ def html(given) -> str:
 class Page(HTMLParser):
     """Collects the tags of a page, and checks that they nest."""
 
-    VOID = frozenset({"meta", "link", "img", "br", "source", "line", "circle"})
+    VOID = frozenset({"meta", "link", "img", "br", "input", "line", "path"})
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -119,11 +130,13 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag not in self.VOID:
             self.open.append(tag)
+        if tag == "br":
+            self.text += " "
 
     def handle_endtag(self, tag):
         if tag not in self.VOID:
             assert self.open.pop() == tag
-        if tag in ("td", "th"):
+        if tag in ("td", "th", "p", "li", "span", "figcaption", "text", "title"):
             self.text += " "  # cells stand apart
 
     def handle_data(self, data):
@@ -132,30 +145,49 @@ class Page(HTMLParser):
 
 def test_nothing_from_files_becomes_markup(html):
     page = Page(html)
-    names = [name for name, _ in page.tags]
-    assert "script" not in names and "<script" not in html
+    assert html.count("<script") == 1 == [name for name, _ in page.tags].count("script")
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    assert page.text.count(EVIL) >= 8  # shown as it is: title, setting, note, film, finding, failure
+    assert page.text.count(EVIL) >= 12  # shown as it is: title, setting, note, film, layer, finding, failure, picture
 
 
 def test_nothing_from_files_becomes_markup_on_the_page_of_wrong_films(given):
     film = RANDOM.random((20, 20))
-    wrong = [report.Shown(EVIL, 0, 0.07, film, None, {"finding": EVIL, "study": EVIL, "patient": EVIL})]
+    wrong = [report.Shown(EVIL, 0, 0.07, film, {}, {"finding": EVIL, "study": EVIL, "patient": EVIL})]
     html = report.render_wrong(replace(given, wrong=wrong, score="mse", map_unit=EVIL))
     page = Page(html)
-    assert "<script" not in html and not any(name.startswith("on") for _, given in page.tags for name in given)
+    assert html.count("<script") == 1 and not any(name.startswith("on") for _, given in page.tags for name in given)
     assert page.text.count(EVIL) >= 7  # title twice, film, finding, study, patient, unit of the map
 
 
 @pytest.mark.parametrize(("render", "other"), [("render_report", "wrong.html"), ("render_wrong", "report.html")])
 def test_the_pages_load_nothing_and_lead_to_each_other(given, render, other):
-    page = Page(getattr(report, render)(given))
+    html = getattr(report, render)(given)
+    page = Page(html)
     addresses = [value for _, given in page.tags for name, value in given.items() if name in ("src", "srcset")]
     assert addresses and all(address.startswith("data:image/png;base64,") for address in addresses)
-    assert [(tag, given["href"]) for tag, given in page.tags if "href" in given] == [("a", other)]
-    assert not {"link", "iframe", "object"} & {name for name, _ in page.tags}
-    policy = next(given["content"] for _, given in page.tags if given.get("http-equiv") == "Content-Security-Policy")
-    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    led = {given["href"] for _, given in page.tags if "href" in given}
+    assert {address for address in led if not address.startswith("#")} == {other}
+    assert not {"link", "iframe", "object", "base", "form"} & {name for name, _ in page.tags}
+    assert {address[1:] for address in led if address.startswith("#")} <= {given.get("id") for _, given in page.tags}
+
+
+def test_the_one_script_is_the_one_that_the_policy_names(html):
+    policy = next(
+        given["content"] for _, given in Page(html).tags if given.get("http-equiv") == "Content-Security-Policy"
+    )
+    script = html.split("<script>")[1].split("</script>")[0]
+    name = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy == (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{name}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
+
+
+def test_every_template_is_packed():
+    root = Path(report.__file__).parent
+    settings = tomllib.loads((root.parent / "pyproject.toml").read_text())
+    packed = {path for glob in settings["tool"]["setuptools"]["package-data"]["anomaly"] for path in root.glob(glob)}
+    assert set((root / "templates").iterdir()) <= packed
 
 
 def test_pictures_are_pictures(html):
@@ -163,8 +195,8 @@ def test_pictures_are_pictures(html):
     for data in re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", html):
         picture = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_UNCHANGED)
         shapes.append(picture.shape[:2])
-    assert len(shapes) == 3 * 2 + 1 * 2 + 2 + 1  # three charts for light and dark, a bar for each gallery, three films
-    assert shapes.count((360, 274)) == 3  # shrunk, aspect kept
+    assert len(shapes) == 2 + 2 + 1 + 1  # two films, two layers, the bar, the picture of the training
+    assert shapes.count((360, 274)) == 4  # shrunk, aspect kept
 
 
 def test_synthetic_films_are_called_so_in_capitals(html):
@@ -195,11 +227,19 @@ def test_verdict_claims_no_more_than_the_interval(interval, words):
 def test_films_without_labels_make_a_page_too():
     columns = {"label": np.full(60, -1), "patient": np.arange(60), "study": np.arange(60)}
     given = context(
-        labels=columns["label"], history={}, highest=(), wrong=(), failures=(), threshold=None, map_scale=None
+        labels=columns["label"],
+        history={},
+        highest=(),
+        pictures={},
+        wrong=(),
+        failures=(),
+        threshold=None,
+        map_scale=None,
     )
     given = replace(given, metrics=metrics.evaluate(columns, given.scores))
     text = Page(report.render_report(given)).text
     assert "No ROC-AUC: the films are not labelled" in text and "Learning curves" not in text
+    assert "Nothing is known of how well it tells" in text and "NOT A MEDICAL DEVICE" in text
     assert "No ROC-AUC" in Page(report.render_report(replace(given, metrics={}))).text
 
 
@@ -246,7 +286,7 @@ def test_a_classifier_has_its_figures_at_both_thresholds(given):
     assert "normal 9 .900 1 .100" in text and "abnormal 2 .200 8 .800" in text
     assert "film .123 [.101, .147] .250" in text
     assert "chosen on labelled validation films (Youden's index)" in text and "found on validation" not in text
-    assert html.count("data:image/png") == report.render_report(given).count("data:image/png") + 2
+    assert html.count('class="panel"') == report.render_report(given).count('class="panel"') + 2
 
 
 def test_a_class_without_films_has_counts_and_no_shares(given):
@@ -271,7 +311,7 @@ def test_the_reliability_chart_is_opaque_and_says_what_is_synthetic():
 def test_the_wrong_films_have_a_page_and_the_first_of_them_a_place_in_the_report(given):
     film = RANDOM.random((20, 20))
     wrong = [
-        report.Shown(f"wrong{i}.png", i % 2, 0.01 * i, film, None, {"finding": "" if i % 2 == 0 else "fracture"})
+        report.Shown(f"wrong{i}.png", i % 2, 0.01 * i, film, {}, {"finding": "" if i % 2 == 0 else "fracture"})
         for i in range(20)
     ]
     many = replace(given, wrong=wrong, map_unit="Grad-CAM")
@@ -280,21 +320,124 @@ def test_the_wrong_films_have_a_page_and_the_first_of_them_a_place_in_the_report
     text = " ".join(Page(page).text.split())
     assert all(f"wrong{i}.png" in text for i in range(20))
     assert "Normal films that score high (10)" in text and "Abnormal films that score low (10)" in text
-    assert "wrong1.png abnormal mse 0.01 · not flagged finding fracture" in text
-    assert "wrong0.png normal mse 0 · not flagged wrong2.png" in text  # no finding, no line
+    assert "abnormal mse 0.01 · not flagged wrong1.png finding fracture" in text
+    assert "normal mse 0 · not flagged wrong0.png normal" in text  # no finding, no line
     assert "Grad-CAM" in text and "Grad-CAM" in whole and "squared error" not in whole + page
     assert "wrong.html" not in report.render_report(replace(given, wrong=()))
 
 
 def test_gallery_rows_are_the_highest_and_the_most_contradicted():
     labels, scores = np.repeat([0, 1, -1], 20), RANDOM.normal(size=60)
-    highest, wrong = report.gallery_rows(labels, scores, count=8)
+    highest, wrong, lowest = report.gallery_rows(labels, scores, count=8)
     assert all(scores[first] >= scores[second] for first, second in pairwise(highest))
-    assert scores[highest[0]] == scores.max() and not (labels[wrong] == -1).any()
+    assert all(scores[first] <= scores[second] for first, second in pairwise(lowest))
+    assert scores[highest[0]] == scores.max() and scores[lowest[0]] == scores.min() and not (labels[wrong] == -1).any()
     worst_normal = 0 + int(np.argmax(scores[:20]))
     assert worst_normal in wrong
-    assert report.gallery_rows([0, 0], [1.0, 2.0]) == ([1, 0], [])
+    assert report.gallery_rows([0, 0], [1.0, 2.0]) == ([1, 0], [], [0, 1])
     assert report.gallery_rows([0, 1], [1.0, 2.0])[1] == []  # told apart: nothing is wrong
+
+
+def test_the_band_is_that_of_drawn_patients_and_holds_the_curve():
+    patients = np.repeat(np.arange(40), 3)
+    labels = (patients % 2).astype(int)
+    scores = labels + RANDOM.normal(size=40)[patients] + RANDOM.normal(size=120)
+    at = np.linspace(0, 1, 101)
+    low, high = report.roc_band(labels, scores, patients, at, resamples=400)
+    normal, abnormal = metrics.roc_curve(labels, scores)
+    middle = np.interp(at, normal, abnormal)
+    assert ((low <= middle + 1e-9) & (middle <= high + 1e-9)).mean() > 0.95
+    assert (np.diff(low) >= -1e-12).all() and (np.diff(high) >= -1e-12).all() and low[-1] == high[-1] == 1
+    alone = report.roc_band(labels, scores, np.arange(120), at, resamples=400)
+    assert (high - low).mean() > 1.2 * (alone[1] - alone[0]).mean()  # films of a patient are not three patients
+    again = report.roc_band(labels, scores, patients, at, resamples=400)
+    assert (again[0] == low).all() and (again[1] == high).all()
+    assert report.roc_band(labels[:3], scores[:3], patients[:3], at) is None
+
+
+def test_a_drawn_curve_is_that_of_the_films_of_its_patients(monkeypatch):
+    patients, labels = np.repeat(np.arange(12), 2), np.repeat([0, 1], 12)
+    scores = np.round(labels + RANDOM.normal(size=24), 1)
+    seen = []
+    monkeypatch.setattr(report.np, "quantile", lambda curves, *given, **more: seen.append(curves) or curves[:2])
+    at = np.linspace(0.013, 1, 50)
+    report.roc_band(labels, scores, patients, at, resamples=20, seed=5)
+    counts = metrics._Draws(labels, patients, resamples=20, seed=5).counts
+    both = [row for row in counts if row[:6].any() and row[6:].any()]
+    for curve, count in zip(seen[0], both, strict=True):
+        rows = np.repeat(np.arange(24), count[patients])
+        assert curve == pytest.approx(np.interp(at, *metrics.roc_curve(labels[rows], scores[rows])), abs=1e-9)
+
+
+# --- charts ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_chart_escapes_cuts_and_breaks():
+    chart = Chart((0, 1), (0, 10), xlabel=EVIL, ylabel=EVIL)
+    chart.line([0, 0.5, 1, 2], [0, float("nan"), 99, 1], "one", dots=True)
+    chart.text(3, EVIL, "")
+    chart.point(0.5, 5, "one", title=EVIL)
+    markup = str(chart.svg(EVIL))
+    page = Page(markup)
+    assert "<script" not in markup and not any(tag == "img" for tag, _ in page.tags) and page.text.count(EVIL) >= 3
+    line = next(given["d"] for tag, given in page.tags if given.get("class") == "line one")
+    assert line.count("M") == 2 and "nan" not in markup  # broken where it is not finite
+    assert float(line.split(",")[-1]) == pytest.approx(chart.bottom - 0.1 * (chart.bottom - 10), abs=0.1)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3e-9, 2e-9), (0.0831, 0.0833), (1e7, 9e7), (-1, 0)])
+def test_ticks_are_few_and_inside(low, high):
+    found = ticks(low, high, most=6)
+    assert 2 <= len(found) <= 7 and min(found) >= low - 1e-12 and max(found) <= high + 1e-12
+    assert Chart((1.0, 1.0), (0, 0)).across == (0.5, 1.5)
+
+
+# --- a bench --------------------------------------------------------------------------------------------------------
+
+
+def bench_page(failure: str = "no memory", **given) -> str:
+    patients, labels = np.repeat(np.arange(30), 2), np.repeat([0, 1], 30)
+    random = np.random.default_rng(0)
+
+    def seeds(lift: float) -> list[Scored]:
+        return [Scored(labels, lift * labels + random.normal(size=60), patients) for _ in range(2)]
+
+    cells = {
+        ("cae", "mse", "raw"): seeds(2.0),
+        ("cae", "mse", "full-he"): seeds(1.0),
+        ("vae", "kld", "raw"): seeds(0.0),
+        ("vae", "kld", "full-he"): failure,
+        ("trivial", "mean_grey", "raw"): seeds(0.0),
+    }
+    table = build(cells, title="A bench", synthetic=True, paper=True, trivial=("trivial",), facts={"seeds": [0, 1]})
+    runs = [
+        report.BenchRun("cae", "raw", 0, "cells/cae-raw-0/report.html"),
+        report.BenchRun("cae", "raw", 1, "cells/cae raw#1/report.html"),
+        report.BenchRun("vae", "full-he", 0, None, failure),
+    ]
+    return report.render_bench(table, runs, {"models": ["cae", "vae"], EVIL: EVIL}, **given)
+
+
+def test_the_page_of_a_bench_has_table_forest_runs_and_failures():
+    html = bench_page(notes=["Look twice."])
+    page = Page(html)
+    text = " ".join(page.text.split())
+    assert "SYNTHETIC" in text and "Look twice." in text and "failed (1)" in text and "no memory" in text
+    assert "paper .460 ± .033, ours +" in text and "paper .570 ± .019, ours" in text
+    assert [words for words in ("Table Differences Runs", "full-he: cae mse is the best") if words not in text] == []
+    assert "; 0 of 2 others cannot be told apart" in text and "; no other row to compare" in text
+    assert " best [" in text and "NOT A MEDICAL DEVICE" in text and '["cae", "vae"]' in text
+    led = [given["href"] for tag, given in page.tags if tag == "a" and not given["href"].startswith("#")]
+    assert led == ["cells/cae-raw-0/report.html", "cells/cae%20raw%231/report.html"]
+    assert sum(given.get("class") == "chart" for _, given in page.tags) == 2  # a forest a column
+    assert bench_page(notes=["Look twice."]) == html
+
+
+def test_nothing_becomes_markup_on_the_page_of_a_bench():
+    html = bench_page(EVIL, notes=[EVIL])
+    page = Page(html)
+    assert html.count("<script") == 1 and not any(tag == "img" for tag, _ in page.tags)
+    assert page.text.count(EVIL) >= 4
 
 
 # --- scored films ---------------------------------------------------------------------------------------------------
@@ -364,3 +507,53 @@ def test_new_films_are_told_how_their_threshold_was_found(run, cache, tmp_path, 
     monkeypatch.setattr(evaluation, "read_calibration", lambda run: calibration)
     out = scored(run, Judge(), cache, tmp_path, "new", np.arange(4))
     assert words in out and not (tmp_path / "report.html").exists()
+
+
+# --- the page anew --------------------------------------------------------------------------------------------------
+
+
+def copied(run: Run, folder: Path) -> Run:
+    return Run(Path(shutil.copytree(run.path, folder / "cae")))
+
+
+def test_a_page_is_made_of_what_was_scored(run, cache, tmp_path, monkeypatch) -> None:
+    mine, told = copied(run, tmp_path), []
+    out = "\n".join(evaluation.run_page(mine, on_films=told.append))
+    assert sum(told) > 0 and (mine.path / "scores.csv").is_file() and "by patient (SYNTHETIC" in out
+    first = (mine.path / "report.html").read_text()
+    (mine.path / "report.html").unlink()
+
+    monkeypatch.setattr(evaluation, "score", lambda *given: pytest.fail("scored again"))
+    lines = evaluation.run_page(mine)
+    assert f"{mine.path / 'report.html'}: the page to open" in lines
+    assert (mine.path / "report.html").read_text() == first
+    text = " ".join(Page(first).text.split())
+    for words in ("Most abnormal", "Most normal", "reconstruction", "marked lesion", "Validation films, their recon"):
+        assert words in text
+    assert cache.content_hash in text and "NOT A MEDICAL DEVICE" in text and "training.epochs" in text
+
+
+def test_scores_of_other_films_are_not_taken_for_these(run, tmp_path) -> None:
+    mine = copied(run, tmp_path)
+    evaluation.run_page(mine)
+    lines = (mine.path / "scores.csv").read_text().splitlines()
+    (mine.path / "scores.csv").write_text("\n".join(lines[:-1]))
+    told = []
+    evaluation.run_page(mine, on_films=told.append)
+    assert sum(told) == len(lines) - 1 and (mine.path / "scores.csv").read_text().splitlines() == lines
+
+
+def test_a_run_without_maps_has_a_page_that_says_so(run, tmp_path, monkeypatch) -> None:
+    mine = copied(run, tmp_path)
+    bare = replace(read_calibration(mine), map_scale=None)
+    monkeypatch.setattr(evaluation, "read_calibration", lambda run: bare)
+    evaluation.run_page(mine)
+    html = (mine.path / "report.html").read_text()
+    assert "This model draws no heatmap" in html and 'data-layer="heatmap"' not in html
+
+
+def test_a_net_that_prepares_films_has_no_page(run, tmp_path) -> None:
+    mine = copied(run, tmp_path)
+    mine.config["model"] = "unet"
+    with pytest.raises(InputError, match="prepares films and has no page; `anomaly score"):
+        evaluation.run_page(mine)
