@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from anomaly.augment import Augmentation, AugmentationName
 from anomaly.detector import Batch
+from anomaly.team import ALONE, Team
 from preprocessing import InputError
 from preprocessing.schema import Cache
 
@@ -21,7 +22,7 @@ SPLITS = ("train", "val", "test")
 FOREGROUND = "full"
 """The stage whose mask is the foreground."""
 Learns = Literal["boxes", "masks"]
-SplitRule = Literal["paper", "paper, labelled", "70/20/10"]
+SplitRule = Literal["given", "paper", "paper, labelled", "70/20/10"]
 Sample = Literal["film", "study"]
 LABELS = {0: "normal", 1: "abnormal", -1: "unknown"}
 LEAST_TRAINING_FILMS = 8
@@ -44,8 +45,8 @@ def assign_splits(
                        val's P+, half train.
     `70/20/10`         70 % of P+ and of P- train, 20 % validate, 10 % are tested on; each at least one patient.
 
-    A source's own splits are kept, a film without one counting as "train"; where "val" is missing, a tenth of the
-    training patients is carved off, P+ and P- alike. Patients of unknown label go to "test".
+    A source's own splits are kept (`given`), a film without one counting as "train"; where "val" is missing, a tenth of
+    the training patients is carved off, P+ and P- alike. Patients of unknown label go to "test".
     """
     split = np.array(given, dtype=object)
     if (split == "").all():
@@ -211,8 +212,10 @@ Tensors = tuple[torch.Tensor | None, ...]  # the arrays of Films, in their order
 def to_batch(tensors: Tensors, device: torch.device) -> Batch:
     """Return a Batch on `device` from the arrays of `Films`: film (N, S, S) in stored levels, mask, label, ..."""
     *others, study = tensors
+    studies = 0
     if study is not None:  # numbered anew before it is moved: a GPU would have to be waited for
-        study = torch.unique(study, return_inverse=True)[1]
+        names, study = torch.unique(study, return_inverse=True)
+        studies = len(names)
     film, mask, label, boxes, foreground, study = (
         t if t is None else t.to(device, non_blocking=True) for t in (*others, study)
     )
@@ -221,7 +224,7 @@ def to_batch(tensors: Tensors, device: torch.device) -> Batch:
     # What lies off the mask is not part of the film, whatever a cache says of it: no score may see it.
     unit = film.to(torch.float32).div_(torch.iinfo(film.dtype).max)[:, None] * inside
     target = None if foreground is None else foreground[:, None]
-    return Batch(unit, inside, label.long(), boxes=boxes, foreground=target, study=study)
+    return Batch(unit, inside, label.long(), boxes=boxes, foreground=target, study=study, studies=studies)
 
 
 def as_batch(films: Films, device: torch.device) -> Batch:
@@ -256,14 +259,15 @@ class _Order(Sampler[tuple[NDArray[np.int64], int]]):
     Equal batches lose no sample and leave no last batch of one, which batch normalisation can't take.
     """
 
-    def __init__(self, samples: list[NDArray[np.int64]], batch_size: int, seed: int) -> None:
-        self.samples, self.seed, self.epoch = samples, seed, 0
-        self.batches = max(1, min(math.ceil(len(samples) / batch_size), len(samples) // 2))
+    def __init__(self, samples: list[NDArray[np.int64]], batch_size: int, seed: int, team: Team) -> None:
+        self.samples, self.seed, self.team, self.epoch = samples, seed, team, 0
+        self.batches = max(1, min(math.ceil(len(samples) / batch_size), len(samples) // (2 * team.size)))
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.int64], int]]:
         draw = np.random.default_rng([self.seed, self.epoch])
         for some in np.array_split(draw.permutation(len(self.samples)), self.batches):
-            yield np.concatenate([self.samples[i] for i in some]), int(draw.integers(2**31))
+            mine = some[self.team.rank :: self.team.size]
+            yield np.concatenate([self.samples[i] for i in mine]), int(draw.integers(2**31)) + self.team.rank
 
     def __len__(self) -> int:
         return self.batches
@@ -281,10 +285,11 @@ class TrainingBatches:
         seed: int,
         workers: int,
         device: torch.device,
+        team: Team = ALONE,
     ) -> None:
-        """`workers` processes prepare batches ahead; 0 prepares them in this one."""
+        """`workers` processes prepare batches ahead; 0 prepares them in this one. Of each, `team` takes its part."""
         self.device = device
-        self._order = _Order(films.samples(), batch_size, seed)
+        self._order = _Order(films.samples(), batch_size, seed, team)
         self._loader: DataLoader[Any] = DataLoader(
             _Augmented(films, augmentation),
             sampler=self._order,

@@ -32,6 +32,7 @@ class Batch:
     boxes: Tensor | None = None  # (N, K, 5): x0, y0, x1, y1, pixels from the film's edge, class (0: no box)
     foreground: Tensor | None = None  # (N, 1, S, S) bool: what a net is to learn of the film
     study: Tensor | None = None  # (N,) int64: which of the batch's studies, from 0 on; where a study is one sample
+    studies: int = 0  # how many those are
 
     @property
     def shown(self) -> Tensor:
@@ -174,9 +175,11 @@ class Model(nn.Module, ABC):
     def weigh(self, normal: int, abnormal: int) -> None:
         """Take from the numbers of the training's films of each class what the loss weighs them by."""
 
-    def watched(self, batch: Batch) -> dict[str, Tensor]:
-        """Return what else is seen of validation films, each (N,); its mean is a column of the history."""
-        return {}
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Return "validation", the loss that checkpoints are chosen by, and what else is to be seen of validation
+        films: each (N,), its mean a column of the history.
+        """
+        return {"validation": self.validation_loss(batch)}
 
     def warnings(self, figures: Mapping[str, float]) -> list[str]:
         """Return what is wrong with an epoch of these history figures, a sentence each that says what to do."""

@@ -32,6 +32,7 @@ from anomaly.augment import AugmentationName
 from anomaly.data import Films, Sample, TrainingBatches, as_batch
 from anomaly.detector import Batch, Model, Settings, Step
 from anomaly.runs import Run, checkpoint_state, to_csv
+from anomaly.team import ALONE, Team
 from preprocessing import InputError
 
 Precision = Literal["float32", "bfloat16"]
@@ -61,7 +62,8 @@ class TrainConfig(Settings):
     """Step size of the optimiser."""
     schedule: Literal["constant", "cosine", "plateau"] = "constant"
     """How the step size goes on: as it is; down to nothing along half a cosine, epoch by epoch (Loshchilov and Hutter
-    2017, without restarts); or times `factor` whenever the validation loss has not fallen for `plateau` epochs."""
+    2017, without restarts); or times `factor` whenever the validation loss has not fallen, by a ten-thousandth of
+    itself, for `plateau` epochs (torch's ReduceLROnPlateau)."""
     factor: float = Field(default=0.1, gt=0, lt=1)
     """What the schedule `plateau` multiplies the step size by."""
     plateau: int = Field(default=5, ge=0)
@@ -179,9 +181,10 @@ class Trainer:
         device: torch.device,
         precision: Precision,
         workers: int,
+        team: Team = ALONE,
     ) -> None:
         """`seed` decides the order, the augmentation and every random draw of the model; 0 is a seed like any other."""
-        self.config, self.device, self.seed = config, device, seed
+        self.config, self.device, self.seed, self.team = config, device, seed, team
         self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.weigh(int((train.label == 0).sum()), int((train.label == 1).sum()))
         self.validation, self.samples = validation, validation.samples()
@@ -193,6 +196,7 @@ class Trainer:
             seed=seed,
             workers=workers,
             device=device,
+            team=team,
         )
         self.films = len(train)
         self.parameters = {
@@ -235,14 +239,15 @@ class Trainer:
             new = self._warn(figures)
             if self._stage_over():
                 self._next_stage()
-            if self._done() or time.monotonic() - saved >= checkpoint_seconds:
+            if self.team.first and (self._done() or time.monotonic() - saved >= checkpoint_seconds):
                 self.save(folder)
                 on_checkpoint()
                 saved = time.monotonic()
             pace = sum(line["seconds"] for line in self.state.history[-5:]) / len(self.state.history[-5:])
             state, epochs = self.state, self.config.epochs
             left = pace * (state.before + epochs * (len(self.config.order) - state.stage) - state.epoch)
-            on_epoch(EpochReport(state.epoch, self.config.most_epochs, figures, state.best_epoch, left, new))
+            if self.team.first:
+                on_epoch(EpochReport(state.epoch, self.config.most_epochs, figures, state.best_epoch, left, new))
         return self.best_weights
 
     def _done(self) -> bool:
@@ -263,7 +268,8 @@ class Trainer:
     def _epoch(self, number: int) -> dict[str, float]:
         start = time.monotonic()
         # Each epoch draws from numbers of its own, so that resuming needs no state of the generators.
-        torch.manual_seed(int(np.random.SeedSequence([self.seed, number]).generate_state(1, np.uint64)[0]))
+        own = [self.team.rank] * (not self.team.first)
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, number, *own]).generate_state(1, np.uint64)[0]))
         self._freeze()
         self._set_rates(number)
         terms: dict[str, list[Tensor]] = {}
@@ -274,13 +280,14 @@ class Trainer:
                     terms.setdefault(name, []).append(term.detach())
         figures = {}
         for name, values in terms.items():  # the only point of the epoch at which the host waits for the device
-            series = torch.stack(values).float()
+            series = self.team.mean(torch.stack(values).float())
             if not bool(series.isfinite().all()):
                 first = int((~series.isfinite()).nonzero()[0, 0]) + 1
                 raise InputError(
                     f"loss term {name} is not finite from step {first} of epoch {number} on; {AFTER_DIVERGING}"
                 )
             figures[name] = float(series.mean())
+        self.team.share_buffers(self.model)
         validation = self._validate()
         if not math.isfinite(validation["validation"]):
             raise InputError(f"the validation loss is not finite after epoch {number}; {AFTER_DIVERGING}")
@@ -321,6 +328,7 @@ class Trainer:
             parameters = [p for p in self.parameters[step.player] if p.requires_grad]
             optimiser.zero_grad(set_to_none=True)
             step.loss().backward(inputs=parameters)
+            self.team.average(parameters, len(batch.film))
             if self.config.clip:
                 torch.nn.utils.clip_grad_norm_(parameters, self.config.clip)
             optimiser.step()
@@ -335,10 +343,11 @@ class Trainer:
             rows = np.concatenate(self.samples[start : start + self.config.batch_size])
             batch = as_batch(self.validation.part(rows), self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                values = {"validation": self.model.validation_loss(batch)} | self.model.watched(batch)
+                values = self.model.validate(batch)
             for name, each in values.items():
                 seen.setdefault(name, []).append(each)
-        return {name: float(torch.cat(parts).float().mean()) for name, parts in seen.items()}
+        # The team's mean, so that all of it takes the same decisions.
+        return {name: float(self.team.mean(torch.cat(parts).float().mean())) for name, parts in seen.items()}
 
     def _remember(self, figures: dict[str, float]) -> None:
         state = self.state

@@ -1,0 +1,95 @@
+"""One training by several processes, on as many GPUs: `torchrun --nproc-per-node 2 -m anomaly train cae`.
+
+Each process has the whole model and takes its part of every batch; gradients are averaged over the films of the batch,
+so that all take the same step. The first one writes the run. Batch normalisation sees the part, not the batch; its
+running statistics are those of the first process.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+LONGEST_PATH = 4096
+
+
+@dataclass(frozen=True)
+class Team:
+    """Which of how many processes this is."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and speaks."""
+        return self.rank == 0
+
+    def average(self, parameters: Iterable[nn.Parameter], films: int) -> None:
+        """Make every gradient the team's mean, each member's weighted by the films that it comes from."""
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        parts = [gradient.flatten() * films for gradient in gradients]
+        whole = torch.cat([*parts, parts[0].new_tensor([films])])  # one message, not one a parameter
+        dist.all_reduce(whole)
+        whole /= whole[-1].clone()
+        start = 0
+        for gradient in gradients:
+            gradient.copy_(whole[start : start + gradient.numel()].view_as(gradient))
+            start += gradient.numel()
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean over the team of a tensor of one shape."""
+        if self.size > 1:
+            dist.all_reduce(values)
+            values /= self.size
+        return values
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give all the first one's buffers: running statistics."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def same_path(self, path: Path | None, device: torch.device) -> Path:
+        """Return the path that the first one has; the others have none."""
+        assert path is not None or not self.first
+        if self.size == 1:
+            assert path is not None
+            return path
+        text = os.fsencode(path) if path else b""
+        told = torch.zeros(LONGEST_PATH, dtype=torch.uint8, device=device)
+        told[: len(text)] = torch.tensor(list(text), dtype=torch.uint8)
+        dist.broadcast(told, 0)
+        return Path(os.fsdecode(bytes(told.cpu().tolist()).rstrip(b"\0")))
+
+    def wait(self) -> None:
+        """Go on when all have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+ALONE = Team()
+
+
+@contextmanager
+def join() -> Iterator[Team]:
+    """Yield the team that `torchrun` called up; without it, this process alone."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield ALONE
+        return
+    gpus = torch.cuda.is_available()
+    if gpus:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if gpus else "gloo")
+    try:
+        yield Team(dist.get_rank(), size)
+    finally:
+        dist.destroy_process_group()
