@@ -2,7 +2,8 @@
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +21,12 @@ from anomaly.finder import Finder
 from anomaly.finding import calibrate as threshold_of
 from anomaly.finding import pictured, rows_of, splits_of
 from anomaly.heatmap import blend, map_scale, png, titled
-from anomaly.models import TOOLS, find_model, zoo
+from anomaly.models import TOOLS, find_detector, find_model, zoo
 from anomaly.models.ensemble import Ensemble, EnsembleConfig
 from anomaly.reconstructor import Reconstructor
 from anomaly.score import View, calibrate, make_repeatable, maps, open_model, read_calibration, run_view
+from anomaly.team import ALONE, Team
+from anomaly.tracking import open_tracker
 from anomaly.train import (
     EpochReport,
     TrainConfig,
@@ -81,8 +84,8 @@ def resolve(name: str, preset: str, settings: Sequence[str]) -> tuple[Settings, 
         if key not in owners:
             raise InputError(f"no setting {key!r} of {name}; there are: {', '.join(sorted(owners))}")
         chosen[key] = value
-    if chosen.get("size") == "none":
-        chosen["size"] = None
+    fields = TrainConfig.model_fields | model.Config.model_fields
+    chosen |= {key: None for key, value in chosen.items() if value == "none" and fields[key].default is None}
     config = {owner: {k: v for k, v in chosen.items() if owners[k] == owner} for owner in ("model", "training")}
     try:
         return model.Config(**config["model"]), TrainConfig(**config["training"])
@@ -171,8 +174,12 @@ def prepare(plan: Plan) -> Prepared:
     if weights:
         kind(model_config, size).begin(weights)  # weights that don't fit are refused before a folder is made
     index = cache.index
+    if issubclass(kind, Finder) and training.splits != "paper":
+        raise InputError(f"{plan.model} is split by patient whatever the labels; leave out splits")
     rule: SplitRule = training.splits
-    if rule == "paper" and learns_labels(kind):
+    if (index["split"] != "").any():
+        rule = "given"
+    elif rule == "paper" and learns_labels(kind):
         rule = "paper, labelled"
     if issubclass(kind, Finder):
         if variant != kind.variant:
@@ -306,11 +313,22 @@ def _changed(run: runs.Run, prepared: Prepared) -> list[str]:
     return runs.differences(found, prepared.config | told)
 
 
-def fit(prepared: Prepared, run: runs.Run, *, workers: int, on_epoch: Callable[[EpochReport], None]) -> runs.Run:
-    """Train in `run` from wherever it stands, calibrate on validation normals, and write all that a run holds."""
+def fit(
+    prepared: Prepared,
+    run: runs.Run,
+    *,
+    workers: int,
+    on_epoch: Callable[[EpochReport], None],
+    team: Team = ALONE,
+    track: str = "none",
+) -> runs.Run:
+    """Train in `run` from wherever it stands, calibrate on validation films, and write all that a run holds.
+
+    Of a `team` all train and the first one writes. `track` tells the history to a tracker as well.
+    """
     plan, config = prepared.plan, prepared.config
     device = choose_device(plan.device)
-    with run.locked():
+    with run.locked() if team.first else nullcontext():
         if run.finished:
             return run
         make_repeatable(device)
@@ -327,6 +345,7 @@ def fit(prepared: Prepared, run: runs.Run, *, workers: int, on_epoch: Callable[[
             device=device,
             precision=config["precision"],
             workers=workers,
+            team=team,
         )
         checkpoint = run.path / "checkpoint.safetensors"
         if checkpoint.is_file():
@@ -334,7 +353,20 @@ def fit(prepared: Prepared, run: runs.Run, *, workers: int, on_epoch: Callable[[
         elif config["weights"]:
             model.begin(Path(config["weights"]["file"]))
         draw, end = _closing(model, prepared, films["val"], run, device)
-        model.load_state_dict(trainer.run(run, on_epoch, draw))
+        if not team.first:
+            trainer.run(run, on_epoch)
+            team.wait()
+            return run
+        with open_tracker(track, run.path, config) as tracker:
+
+            def told(report: EpochReport) -> None:
+                tracker.epoch(report.figures, report.epoch)
+                on_epoch(report)
+
+            kept = trainer.run(run, told, draw)
+            state = trainer.state
+            tracker.close({"epochs": state.epoch, "best_epoch": state.best_epoch, "best_validation": state.best})
+        model.load_state_dict(kept)
         model.eval()
         if isinstance(model, Detector):
             with torch.inference_mode():
@@ -347,6 +379,7 @@ def fit(prepared: Prepared, run: runs.Run, *, workers: int, on_epoch: Callable[[
             run.write("learning_curve.png", curve)
         end()
         checkpoint.unlink(missing_ok=True)
+        team.wait()
     return run
 
 
@@ -378,6 +411,9 @@ def combine(members: Sequence[runs.Run], out: Path | None, cache: Path | None, d
     of their folders.
     """
     first = members[0].config
+    shared = set.intersection(*(set(find_detector(run.config["model"]).score_names) for run in members))
+    if not shared:
+        raise InputError(f"{', '.join(str(r.path) for r in members)} have no score in common; `anomaly models NAME`")
     for key in ("variant", "size", "split_hash"):
         for run in members[1:]:
             if run.config[key] != first[key]:
@@ -394,14 +430,13 @@ def combine(members: Sequence[runs.Run], out: Path | None, cache: Path | None, d
     named = [{"model": run.config["model"], "settings": run.config["settings"]["model"]} for run in members]
     settings = EnsembleConfig(members=named)
     made = Ensemble(settings, first["size"])
-    if not made.score_names:
-        raise InputError(f"{', '.join(str(r.path) for r in members)} have no score in common; `anomaly models NAME`")
     for slot, model in zip(made.members, models, strict=True):
         slot.load_state_dict(model.state_dict())
     scales = [read_calibration(run).map_scale for run in members]
     made.scale = torch.tensor([scale or 0.0 for scale in scales])
     made.to(device).eval()
-    view = View(opened, first["variant"], normals(opened, split, "val"), first["size"])
+    rows = normals(opened, split, "val")
+    view = View(opened, first["variant"], rows, first["size"])
     with torch.inference_mode():
         made.remember(as_batch(films, device) for _, films in view.chunks())
     config = {k: v for k, v in first.items() if k not in ("format", "created", "films")} | {
@@ -415,7 +450,9 @@ def combine(members: Sequence[runs.Run], out: Path | None, cache: Path | None, d
     }
     run = runs.create(out or runs.next_path("ensemble"), config | {"created": _now()})
     run.write("weights.safetensors", save({k: v.contiguous().cpu() for k, v in made.state_dict().items()}))
-    finish(made, view, run, device)
+    if made.supervised:
+        rows = np.flatnonzero((split == "val") & (opened.index["label"] >= 0))
+    finish(made, replace(view, rows=rows), run, device)
     return run
 
 

@@ -1,6 +1,7 @@
 """The run folder: what is in it, writing it safely, opening it, resuming.
 
     run.json                 model, settings, seeds, cache, splits, versions: all that made the run; written first
+    tensorboard/, mlflow.json   by `--track`: events; which run of MLflow it is
     checkpoint.safetensors   the state after some finished epoch; only while the run is unfinished
     history.csv              one line an epoch: seconds, films/s, every loss term, what is watched, validation loss
     samples.png, reconstructions.png   generated films; films beside their reconstructions and maps: drawn at every
@@ -85,6 +86,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the lines of a CSV file, by the names of its header."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def inside(folder: Path, relative: str) -> Path:
     """Return `folder / relative`, refusing a path that leaves the folder: names come from manifests and archives."""
     path = (folder / relative).resolve()
@@ -136,8 +143,7 @@ class Run:
         """Return history.csv, a mapping an epoch; an ensemble, which isn't trained, has none."""
         if not (self.path / "history.csv").is_file():
             return []
-        with (self.path / "history.csv").open(newline="") as file:
-            return list(csv.DictReader(file))
+        return read_csv(self.path / "history.csv")
 
     def warnings(self) -> list[str]:
         """Return what was wrong with the training, a sentence each; an ensemble has none."""
@@ -219,6 +225,14 @@ def numbered(model: str, folder: Path = RUNS) -> list[Path]:
         (int(m[1]), p) for p in folder.glob(f"{model}-*") if (m := re.fullmatch(rf"{re.escape(model)}-(\d+)", p.name))
     ]
     return [p for _, p in sorted(found)]
+
+
+def newest(folder: Path = RUNS) -> Path:
+    """Return the run or bench that was made last; raises InputError where there is none."""
+    made = [p for name in ("run.json", "bench.json") for p in folder.glob(f"*/{name}")]
+    if not made:
+        raise InputError(f"{folder}/ has no run and no bench; `anomaly train cae` or `anomaly bench --table` makes one")
+    return max(made, key=lambda file: file.stat().st_mtime).parent
 
 
 def next_path(model: str, folder: Path = RUNS) -> Path:

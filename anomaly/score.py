@@ -159,15 +159,17 @@ def calibrate(model: Detector, view: View, device: torch.device) -> Calibration:
     scores = score(model, view, device)
     label = view.column("label")
 
-    def threshold(groups: Groups) -> float:
-        if model.supervised:
+    def threshold(values: NDArray[np.float64], groups: Groups) -> float:
+        if not model.supervised:
+            return float(np.quantile(groups.scores, QUANTILE))
+        if {0, 1} <= set(groups.labels.tolist()):
             return youden(groups.labels, groups.scores)
-        return float(np.quantile(groups.scores, QUANTILE))
+        return youden(label, values)  # every patient has an abnormal film: what films say is all there is
 
     units = {"film": np.arange(len(label)), "study": view.column("study"), "patient": view.column("patient")}
     thresholds: dict[str, dict[str, dict[str, float]]] = {
         how: {
-            level: {name: threshold(aggregate(ids, values, label, how)) for name, values in scores.items()}
+            level: {name: threshold(values, aggregate(ids, values, label, how)) for name, values in scores.items()}
             for level, ids in units.items()
         }
         for how in POOLINGS

@@ -69,6 +69,15 @@ def test_a_box_of_which_little_is_left_is_none() -> None:
     assert (moved[kept, 0, 2] > moved[kept, 0, 0]).all()
 
 
+def test_mirrored_turns_by_ten_degrees_at_most_and_never_upside_down() -> None:
+    bar = np.zeros((200, 65, 65), np.uint8)
+    bar[:, :33, 32] = 255  # from the middle up
+    turned, _, _, _ = Augmentation("mirrored")(bar, np.ones(bar.shape, bool), 0)
+    y, x = np.mgrid[:65, :65] - 32
+    angle = [np.degrees(np.arctan2((film * x).sum(), -(film * y).sum())) for film in turned.astype(float)]
+    assert 8 < np.abs(angle).max() < 10.5 and abs(np.mean(angle)) < 1.5
+
+
 def test_upright_keeps_left_and_right() -> None:
     """A film brighter on its left is so after it: nothing mirrors it or turns it over."""
     film = np.tile(np.linspace(200, 20, 64).astype(np.uint8), (20, 64, 1))

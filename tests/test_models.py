@@ -243,6 +243,15 @@ def test_presets_are_valid_and_settings_have_one_home(name: str) -> None:
     assert settings_of(kind)
 
 
+def test_every_default_can_be_typed(name: str) -> None:
+    """What `anomaly models NAME` shows as a value is one that --set takes."""
+    kind = find_model(name)
+    for key, field in (kind.Config.model_fields | TrainConfig.model_fields).items():
+        text = "none" if field.default is None else str(field.default)
+        config, training = resolve(name, "standard", [f"{key}={text}"])
+        assert (config.model_dump() | training.model_dump())[key] == field.default
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -291,3 +291,11 @@ def test_damage_is_refused_by_a_model_that_mends_nothing(cache: Cache, setting: 
     with pytest.raises(InputError, match="dcgan doesn't reconstruct"):
         prepare(Plan("dcgan", cache.path, preset="fast", settings=(setting,), device="cpu"))
     assert prepare(Plan("bigan", cache.path, preset="fast", settings=(setting,), device="cpu"))
+
+
+def test_a_tracker_is_told_what_the_history_says(cache: Cache, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    prepared = prepare(plan(cache))
+    run = continue_or_create(prepared, tmp_path / "a", resume=False)
+    fit(prepared, run, workers=0, on_epoch=lambda report: None, track="tensorboard")
+    assert list((run.path / "tensorboard").glob("events.*")) and len(run.history()) == 3

@@ -22,7 +22,9 @@ from preprocessing import InputError
 
 BackboneName = Literal["densenet169", "vgg16", "efficientnet_b0", "cnn"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SAME = 0.01
+CAM_FILMS = 8
+"""Films whose Grad-CAM is computed at once."""
+SAME = 0.003
 """A standard deviation of probabilities below which they say nothing of the films."""
 CAM_CELLS = 7
 """Cells a side that a Grad-CAM map has at least: those of the last layer at 224 px, where it is usually drawn."""
@@ -34,7 +36,7 @@ class ClassifierConfig(Settings):
     backbone: BackboneName = "efficientnet_b0"
     """densenet169, vgg16 or efficientnet_b0, as torchvision has them, or cnn: four convolutions with max-pooling and
     two fully connected layers."""
-    outputs: Literal[1, 2] = 1
+    outputs: int = Field(default=1, ge=1, le=2)
     """One with a sigmoid, or two with a softmax; either way the loss is the cross-entropy of the two classes."""
     balance: bool = True
     """Whether the loss weighs an abnormal sample by N / (A + N) and a normal one by A / (A + N), N and A the training's
@@ -238,9 +240,10 @@ class Classifier(Detector):
         """Return the loss of each sample."""
         return self._judged(batch, self(batch.film))[0]
 
-    def watched(self, batch: Batch) -> dict[str, Tensor]:
-        """Return whether each sample is on its side of .5."""
-        return {"validation_accuracy": self._judged(batch, self(batch.film))[1]}
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the loss of each sample, and whether it is on its side of .5."""
+        loss, right = self._judged(batch, self(batch.film))
+        return {"validation": loss, "validation_accuracy": right}
 
     def warnings(self, figures: Mapping[str, float]) -> list[str]:
         """Say when all films are the same to it."""
@@ -256,7 +259,7 @@ class Classifier(Detector):
         label = batch.label
         abnormal, normal = logsigmoid(logit), logsigmoid(-logit)
         if batch.study is not None:
-            abnormal, normal = (log_mean(x, batch.study) for x in (abnormal, normal))
+            abnormal, normal = (log_mean(x, batch.study, batch.studies) for x in (abnormal, normal))
             label = torch.zeros_like(abnormal, dtype=label.dtype).index_add(0, batch.study, label).clamp(max=1)
         loss = class_weighted_cross_entropy(abnormal, normal, label, self.class_weights)
         return loss, ((abnormal > normal) == (label == 1)).float()
@@ -265,7 +268,9 @@ class Classifier(Detector):
 
     def scores(self, batch: Batch) -> dict[str, Tensor]:
         """Return how likely each film is abnormal, in [0, 1]."""
-        return {"probability": self(batch.film).sigmoid()}
+        logit = self(batch.film)
+        # In float32 all that is surer than a logit of 17 is 1: sure films would no longer be ranked.
+        return {"probability": (logit if logit.device.type == "mps" else logit.double()).sigmoid()}
 
     def anomaly_map(self, batch: Batch) -> Tensor:
         """Return Grad-CAM of the logit (Selvaraju et al. 2017) at the deepest layer with 7 x 7 cells or more.
@@ -274,10 +279,13 @@ class Classifier(Detector):
         """
         from captum.attr import LayerGradCam
 
+        parts = []
         with torch.inference_mode(False), torch.enable_grad():
-            # A copy made here can carry a gradient, whatever mode the batch was made in.
-            film = batch.film.clone().requires_grad_()
-            cam = LayerGradCam(self.forward, self._cam_layer()).attribute(film, relu_attributions=True).detach()
+            cams = LayerGradCam(self.forward, self._cam_layer())
+            for some in torch.split(batch.film, CAM_FILMS):  # what gradients need is large: .15 GiB a film of 224 px
+                # A copy made here can carry a gradient, whatever mode the batch was made in.
+                parts.append(cams.attribute(some.clone().requires_grad_(), relu_attributions=True).detach())
+        cam = torch.cat(parts)
         return interpolate(cam, size=batch.film.shape[2:], mode="bilinear", align_corners=False) * batch.mask
 
     def reconstruct(self, batch: Batch) -> None:
@@ -327,7 +335,7 @@ class Classifier(Detector):
         if wrong:
             raise InputError(
                 f"{weights} has other weights than {self.config.backbone} ({wrong[0]}"
-                f"{f', and {len(wrong) - 1} more' if wrong[1:] else ''}); take those of the same --set backbone="
+                f"{f', and {len(wrong) - 1} more' if wrong[1:] else ''}); take those of the same backbone and width"
             )
         self.load_state_dict(given, strict=False)
 

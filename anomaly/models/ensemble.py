@@ -42,6 +42,7 @@ class Ensemble(Detector):
         )
         shared = set.intersection(*(set(kind.score_names) for kind in kinds))
         self.score_names = tuple(name for name in kinds[0].score_names if name in shared)  # type: ignore[misc]
+        self.supervised = all(kind.supervised for kind in kinds)  # type: ignore[misc]
         shape = len(kinds), len(self.score_names)
         self.register_buffer("shift", torch.zeros(shape))
         self.register_buffer("spread", torch.ones(shape))
@@ -79,8 +80,13 @@ class Ensemble(Detector):
         self.spread = values.std(dim=0, correction=0).clamp(min=TINY).float()
 
     def scores(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the mean of the members' standardised scores, name by name: 0 is the usual normal film."""
+        """Return the mean of the members' standardised scores, name by name: 0 is the usual normal film.
+
+        Of supervised members the mean of their probabilities: that is one too.
+        """
         values = self._members(batch)
+        if self.supervised:
+            return dict(zip(self.score_names, values.mean(dim=1).unbind(dim=1), strict=True))
         values = torch.where(self.logarithm, values.clamp(min=TINY).log(), values)
         mean = ((values - self.shift) / self.spread).mean(dim=1)  # (N, scores)
         return dict(zip(self.score_names, mean.unbind(dim=1), strict=True))

@@ -75,12 +75,12 @@ def class_weighted_cross_entropy(abnormal: Tensor, normal: Tensor, label: Tensor
     return -torch.where(label == 1, weights[1] * abnormal, weights[0] * normal)
 
 
-def log_mean(logarithm: Tensor, group: Tensor) -> Tensor:
+def log_mean(logarithm: Tensor, group: Tensor, groups: int) -> Tensor:
     """Return the logarithm of each group's mean: (N,) of log x, (N,) group numbers from 0 on, none left out -> (G,).
 
-    >>> log_mean(torch.tensor([0.2, 0.6, 0.5]).log(), torch.tensor([0, 0, 1])).exp()
+    >>> log_mean(torch.tensor([0.2, 0.6, 0.5]).log(), torch.tensor([0, 0, 1]), 2).exp()
     tensor([0.4000, 0.5000])
     """
-    member = group == torch.arange(int(group.max()) + 1, device=group.device)[:, None]  # (G, N)
+    member = group == torch.arange(groups, device=group.device)[:, None]  # (G, N)
     spread = torch.where(member, logarithm, -torch.inf)
     return spread.logsumexp(dim=1) - member.sum(dim=1).to(logarithm.dtype).log()
