@@ -162,6 +162,7 @@ def train(
     workers: Annotated[
         int, typer.Option(min=0, max=MOST_WORKERS, help="Processes that prepare batches beside the training one.")
     ] = 0,
+    track: Annotated[str, typer.Option(help="Tell every epoch to tensorboard or mlflow as well.")] = "none",
 ) -> None:
     """Train a detector on the normal films of a cache, a classifier on the labelled ones, or a net that prepares films
     on those with boxes or masks.
@@ -169,7 +170,20 @@ def train(
     from anomaly import commands
 
     commands.train(
-        model, cache, variant, preset, set_ or [], seed, split_seed, out, resume, device, precision, workers, weights
+        model,
+        cache,
+        variant,
+        preset,
+        set_ or [],
+        seed,
+        split_seed,
+        out,
+        resume,
+        device,
+        precision,
+        workers,
+        weights,
+        track,
     )
 
 
@@ -229,6 +243,75 @@ def tune(
 
 
 @app.command()
+def bench(
+    source: Annotated[
+        Path | None, typer.Argument(help="Films to prepare; none: --cache, or else the built-in SYNTHETIC films.")
+    ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Print the table when all is done, or as far as it is.")
+    ] = False,
+    cache: Annotated[Path | None, typer.Option("--cache", help="Cache file, instead of a SOURCE.")] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma list of models, as cae or classifier/mura.  [default: the paper's five, contrast_density, "
+            "classifier]"
+        ),
+    ] = None,
+    variants: Annotated[
+        str | None, typer.Option(help="Comma list.  [default: the paper's six, as the cache has]")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Comma list.  [default: 0; four for the paper]")] = None,
+    preset: Annotated[str, typer.Option(help="fast, standard or paper: the paper's protocol.")] = "fast",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting for every model that has it.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(min=16, max=2048, help="Pixels.  [default: 64; 512 for the paper]")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="hand or plain, to prepare a SOURCE with.")] = "hand",
+    paper: Annotated[bool, typer.Option("--paper", help="The published figure beside each one.")] = False,
+    format_: Annotated[
+        str, typer.Option("--format", help="Of the table printed: terminal, markdown, latex, csv or json.")
+    ] = "terminal",
+    out: Annotated[Path | None, typer.Option(help="Bench folder.  [default: runs/bench-<n>]")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained, and how long it takes.")
+    ] = False,
+    jobs: Annotated[int, typer.Option(min=0, max=MOST_WORKERS, help="Processes; 0 takes what suits.")] = 0,
+    cluster: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="A Dask scheduler; its workers share the disk."),
+    ] = None,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+) -> None:
+    """Train models x variants x seeds and set them side by side. The same command goes on after a stop."""
+    from anomaly import commands
+
+    commands.bench(
+        source,
+        table,
+        cache,
+        models,
+        variants,
+        seeds,
+        preset,
+        set_ or [],
+        size,
+        recipe,
+        paper,
+        format_,
+        out,
+        dry_run,
+        jobs,
+        cluster,
+        device,
+        precision,
+    )
+
+
+@app.command()
 def ensemble(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Finished runs on the same films and size.")],
     out: Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/ensemble-<n>]")] = None,
@@ -265,6 +348,20 @@ def score(
     from anomaly import commands
 
     commands.score(run, paths or [], split, aggregate, cache, out, device, workers, by)
+
+
+@app.command()
+def report(
+    path: Annotated[
+        Path | None, typer.Argument(metavar="[RUN|BENCH]", help="Run or bench folder.  [default: the newest in runs/]")
+    ] = None,
+    cache: RunCache = None,
+    device: Device = "auto",
+) -> None:
+    """Make the page of a run or a bench: one HTML file that needs no network."""
+    from anomaly import commands
+
+    commands.report(path, cache, device)
 
 
 @app.command()
@@ -332,7 +429,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
-        resumes = {"preprocess", "train", "tune", "phantom", "demo", "models"} & set(sys.argv[1:3])
+        resumes = {"preprocess", "train", "tune", "bench", "phantom", "demo", "models"} & set(sys.argv[1:3])
         fail(
             f"interrupted; {'the same command goes on where it stopped' if resumes else 'nothing is lost'}", INTERRUPTED
         )

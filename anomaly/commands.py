@@ -1,6 +1,8 @@
 """What each verb does. Heavy imports stand inside the functions, so that no verb pays for another's."""
 
+import os
 import shlex
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +16,14 @@ from preprocessing import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from anomaly.bench import Grid
     from anomaly.detector import Detector
     from anomaly.finder import Finder
+    from anomaly.fit import Plan
     from anomaly.metrics import Pooling
     from anomaly.runs import Run
     from anomaly.score import View
+    from anomaly.team import Team
     from preprocessing.build import BuildReport
     from preprocessing.recipe import Recipe
     from preprocessing.schema import Cache
@@ -268,21 +273,51 @@ def train(
     precision: str,
     workers: int,
     weights: str | None = None,
+    track: str = "none",
 ) -> Path:
     """Train one model; returns its run folder."""
+    from anomaly import tracking
+
+    tracking.check(track)
     from anomaly.models import find_model
 
     find_model(model)  # a wrong name is answered before the cache is looked for
-    from anomaly.fit import Plan, continue_or_create, fit, prepare
-    from anomaly.train import TrainConfig
+    from anomaly.fit import Plan
+    from anomaly.team import join
     from preprocessing.schema import newest_cache
 
     path = cache or newest_cache(CACHES)
     chosen = (*settings, *(() if weights is None else (f"weights={weights}",)))
-    prepared = prepare(Plan(model, path, variant, preset, chosen, seed, split_seed, device, precision))
-    run = continue_or_create(prepared, out, resume=resume)
+    with join() as team:
+        return _train(
+            Plan(model, path, variant, preset, chosen, seed, split_seed, device, precision),
+            out,
+            resume,
+            workers,
+            track,
+            team,
+        )
+
+
+def _train(plan: "Plan", out: Path | None, resume: bool, workers: int, track: str, team: "Team") -> Path:
+    """Train as planned; of several processes the first one speaks."""
+    from anomaly.fit import continue_or_create, fit, prepare
+    from anomaly.runs import Run
+    from anomaly.train import TrainConfig, choose_device
+
+    prepared = prepare(plan)
+    made = continue_or_create(prepared, out, resume=resume) if team.first else None
+    run = made or Run(team.same_path(None, choose_device(plan.device)))
+    if made:
+        team.same_path(made.path, choose_device(plan.device))
+    else:
+        fit(prepared, run, workers=workers, on_epoch=lambda report: None, team=team)
+        return run.path
+    model, path = plan.model, plan.cache
     config = prepared.config
-    say(f"{run.path}: {model}, {preset}, seed {seed}, {config['device']} in {config['precision']}")
+    say(f"{run.path}: {model}, {plan.preset}, seed {plan.seed}, {config['device']} in {config['precision']}")
+    if team.size > 1:
+        say(f"{team.size} processes share each batch")
     say(
         f"{path}: {config['films']['train']} films to train on, {config['films']['val']} to validate with, "
         f"variant {config['variant']} at {config['size']} px"
@@ -296,7 +331,8 @@ def train(
         say(f"{config['films']['abnormal']} of the films to train on are abnormal")
     began = config["weights"]
     if began or "weights" in config["settings"]["model"]:
-        say(f"weights: {began['file'] if began else 'none, so it learns from nothing; --weights imagenet or FILE'}")
+        none = "none, training begins with random ones; --weights imagenet or FILE takes others"
+        say(f"weights: {began['file'] if began else none}")
     epochs = TrainConfig(**config["settings"]["training"]).most_epochs
     with progress("training", epochs, "epochs", start=done) as advance:
 
@@ -307,7 +343,7 @@ def train(
             for text in report.warnings:
                 warn(f"epoch {report.epoch}: {text}")
 
-        fit(prepared, run, workers=workers, on_epoch=on_epoch)
+        fit(prepared, run, workers=workers, on_epoch=on_epoch, team=team, track=track)
     seen = run.history()
     best = min(seen, key=lambda line: float(line["validation"]))
     kept = best if config["settings"]["training"]["keep"] == "best" else seen[-1]
@@ -366,6 +402,131 @@ def tune(
 
 def _loss(figures: dict[str, float]) -> float:
     return sum(value for name, value in figures.items() if "." in name)
+
+
+PAPER_SEEDS = "42,4242,424242,42424242"  # the original's
+PAPER_VARIANTS = ("raw", "raw-he", "crop", "crop-he", "full", "full-he")
+MOST_BUILT_IN = 300
+"""Built-in films of a bench of nothing else, at most."""
+
+
+def bench(
+    source: Path | None,
+    table: bool,
+    cache: Path | None,
+    models: str | None,
+    variants: str | None,
+    seeds: str | None,
+    preset: str,
+    settings: list[str],
+    size: int | None,
+    recipe: str,
+    paper: bool,
+    format_: str,
+    out: Path | None,
+    dry_run: bool,
+    jobs: int,
+    cluster: str | None,
+    device: str,
+    precision: str,
+) -> None:
+    """Train the grid and print its table."""
+    from anomaly.bench import FLOOR, FORMATS, PAPERS, Bench, Grid, run_bench, run_on_cluster, take_folder
+    from anomaly.train import choose_device
+    from preprocessing.schema import Cache
+
+    if format_ not in FORMATS:
+        raise InputError(f"no format {format_!r}; there are: {', '.join(FORMATS)}")
+    if source and cache:
+        raise InputError("a SOURCE is prepared, a --cache is there already; give one of them")
+    protocol = preset == "paper"
+    if protocol and not (source or cache):
+        raise InputError(
+            "--preset paper is the protocol of MURA's hands: give the folder XR_HAND as SOURCE, or a --cache"
+        )
+    path = cache or _bench_cache(source, recipe, size or (512 if protocol else 64), variants)
+    there = Cache(path).variants
+    wanted = _words(variants) or tuple(name for name in PAPER_VARIANTS if name in there) or tuple(there)
+    rows = _words(models) or (*PAPERS, *(() if protocol else (FLOOR, "classifier")))
+    numbers = _words(seeds) or _words(PAPER_SEEDS if protocol else "0")
+    if not all(text.isdecimal() for text in numbers):
+        raise InputError(f"--seeds {seeds!r} is no comma list of whole numbers")
+    grid = Grid(path, rows, wanted, tuple(map(int, numbers)), preset, tuple(settings), protocol, device, precision)
+    grid.check()
+    shape = f"{len(rows)} models x {len(wanted)} variants x {len(numbers)} seeds"
+    say(f"{len(grid.cells())} trainings: {shape}, preset {preset}")
+    if grid_is_synthetic := Cache(path).synthetic:
+        say(SYNTHETIC)
+    if dry_run or protocol:
+        _plan(grid)
+    if dry_run:
+        return
+    cores = os.cpu_count() or 1
+    most = min(cores, len(grid.cells())) if choose_device(device).type == "cpu" else 1
+    threads = cores // most  # whatever --jobs: another number of them rounds otherwise
+    jobs = jobs or most
+    made = Bench(take_folder(out, grid), grid)
+    made.forgive()
+    where = f"on the cluster {cluster}" if cluster else f"{jobs} at a time"
+    say(f"{made.path}: {len(made.open())} of {len(made.cells)} to do, {where}")
+    with progress("bench", len(made.cells), "cells", start=len(made.cells) - len(made.open())) as advance:
+        seen = len(made.cells) - len(made.open())
+
+        def on_change(standing: Any) -> None:
+            nonlocal seen
+            now = standing.done + standing.failed
+            advance(now - seen, standing.note())
+            seen = now
+
+        if cluster:
+            run_on_cluster(made, cluster, threads=threads, on_change=on_change)
+        else:
+            run_bench(made, jobs=jobs, threads=threads, on_change=on_change)
+    result = made.table(paper=paper)
+    made.write(result)
+    for cell in made.cells:
+        if reason := made.failure(cell):
+            warn(f"{cell.name} failed: {reason}")
+    if table:
+        for line in FORMATS[format_](result).splitlines():
+            say(line)
+    files = ", ".join(
+        str(made.path / name) for name in ("index.html", "table.md", "table.tex", "table.csv", "results.json")
+    )
+    print(files, file=sys.stderr)
+    if grid_is_synthetic and format_ == "terminal":
+        say(SYNTHETIC)
+
+
+def _words(text: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word for word in (text or "").replace(" ", "").split(",") if word))
+
+
+def _bench_cache(source: Path | None, recipe: str, size: int, variants: str | None) -> Path:
+    """Return the cache of a bench, prepared if need be: of a source, or of built-in films, 300 at most."""
+    wanted = variants or ",".join(PAPER_VARIANTS if recipe == "hand" else ("raw", "raw-he"))
+    if source is None:
+        from preprocessing.phantom import DEFAULT, plan_films
+
+        patients = next(n for n in range(DEFAULT, 3, -1) if len(plan_films(seed=0, patients=n)) <= MOST_BUILT_IN)
+        say("neither SOURCE nor --cache given, so built-in films are taken")
+        source = CACHES / f"phantoms-{patients}"
+        phantom(source, 0, patients, 512)
+    return preprocess(source, recipe, size, wanted, [], None, "none", 0, False).path
+
+
+def _plan(grid: "Grid") -> None:
+    """Say what a grid trains and, from a step of each model, how long that takes at most."""
+    from anomaly.bench import estimate
+
+    total = 0.0
+    for one in estimate(grid):
+        total += one.runs * one.seconds
+        say(
+            f"{one.row}: {one.runs} runs of at most {one.epochs} epochs on {one.films} films of {one.size} px "
+            f"({one.preset}), {clock(one.seconds)} each at most"
+        )
+    say(f"all of them: {clock(total)} at most, one after the other, on this machine")
 
 
 def ensemble(members: list[Path], out: Path | None, cache: Path | None, device: str) -> None:
@@ -539,6 +700,24 @@ def _measure(run: "Run", split: str, cache: Path | None, device: Any) -> None:
     opened = run_cache(run, cache)
     check_split(run, opened)
     for line in measure(run, load_finder(run, device), opened, device, split):
+        say(line)
+
+
+def report(path: Path | None, cache: Path | None, device: str) -> None:
+    """Make the page of a run, or that of a bench anew."""
+    from anomaly.evaluation import run_page
+    from anomaly.runs import Run, newest
+    from anomaly.train import choose_device
+
+    chosen = path or newest()
+    if (chosen / "bench.json").is_file():
+        from anomaly.bench import reopen
+
+        made = reopen(chosen)
+        made.write(made.table())
+        say(f"{chosen / 'index.html'}: the page to open")
+        return
+    for line in run_page(Run(chosen), cache, choose_device(device)):
         say(line)
 
 

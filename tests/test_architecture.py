@@ -14,15 +14,15 @@ HEAVY = {"torch", "torchvision", "imgaug", "cv2", "sklearn", "skimage", "matplot
 
 # Each module and those of `anomaly` it may import: the rooms of the house, bottom up.
 LAYERS = [
-    {"console", "runs", "augment", "metrics", "classification", "detector"},
+    {"console", "runs", "augment", "metrics", "classification", "detector", "team"},
     {"nn.adversarial", "nn.blocks", "nn.filters", "nn.losses", "nn.typicality", "heatmap", "models", "data"},
     {"finder", "reconstructor"},
     {"segmenter"},
-    {"models.ensemble", "report", "score", "train"}
+    {"models.ensemble", "chart", "report", "score", "table", "tracking", "train"}
     | {where.partition(":")[0].removeprefix("anomaly.") for where in (ZOO | TOOLS).values()},
     {"finding"},
     {"fit", "evaluation"},
-    {"tune"},
+    {"tune", "bench"},
     {"commands"},
     {"cli"},
     {"__main__"},
