@@ -8,7 +8,7 @@ and the standard error of the figure over these draws, divided by the slope p (1
 logit. The interval is symmetric there around the estimate, with Student's t at (patients of the rarer class - 1)
 degrees of freedom: it stays inside [0, 1], and where few patients are left it holds what it says. In simulations at
 95 % (`benchmarks/coverage.py`: 30, 100 and 300 patients, half of them abnormal, three films each, true ROC-AUC .60, .75
-and .95) it covers .945 to .974, the plain percentile bootstrap by patient .852 to .948, one that draws films .722 to
+and .95) it covers .944 to .974, the plain percentile bootstrap by patient .852 to .948, one that draws films .722 to
 .790; with 5 patients against 40 to 20 against 80 it covered .937 to .982, with 2 against 40 always. Degenerate cases:
 
 - One class only: the figure and its interval are nan (None in `evaluate`, as JSON has no nan).
