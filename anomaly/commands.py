@@ -909,7 +909,7 @@ def demo(folder: Path, workers: int) -> None:
         folder / "sheet.png",
         run / "learning_curve.png",
         run / "reconstructions.png",
-        run / "report.html",
         run / "maps",
     ):
         say(f"  {path}")
+    say(f"and the page with all of it: {run / 'report.html'}")
