@@ -131,7 +131,7 @@ def test_a_killed_bench_goes_on_with_the_same_command(whole: Bench, cache: Cache
         "--format",
         "json",
         "--jobs",
-        "1",
+        "2",
         "--device",
         "cpu",
     ]
@@ -144,6 +144,11 @@ def test_a_killed_bench_goes_on_with_the_same_command(whole: Bench, cache: Cache
         time.sleep(0.02)
     process.kill()
     process.wait()
+    left = [pid(file) for file in tmp_path.glob("runs/bench-1/workers/*-*.json")]
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{one}").exists() for one in left) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left and not any(Path(f"/proc/{one}").exists() for one in left), "workers outlive the command"
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "runs/bench-1: 4 of 4 to do" not in done.stdout and not Path("runs/bench-2").exists()
     printed = tables.from_json(done.stdout[done.stdout.index("{") :])
