@@ -196,6 +196,7 @@ class Bench:
         """Return the table of what is there."""
         grid = self.grid
         found: Found = {}
+        plain: Found = {}
         for cell in self.cells:
             reason = None if self.done(cell) else self.failure(cell) or "not done"
             for score in find_detector(cell.model).score_names:
@@ -204,7 +205,7 @@ class Bench:
             for name in TRIVIAL if reason is None else ():
                 key = "trivial", name, cell.variant
                 if cell.row == self._first_done(cell):  # the films' own, the same whatever the model
-                    _put(found, key, _scored(self.folder(cell), name))
+                    _put(plain, key, _scored(self.folder(cell), name))
         cache = Cache(grid.cache)
         title = f"Film ROC-AUC on test: {cache.source}, preset {grid.preset}"
         facts = {
@@ -213,7 +214,7 @@ class Bench:
             "preset": grid.preset,
             "seeds": list(grid.seeds),
         }
-        return build(found, title=title, synthetic=cache.synthetic, facts=facts, **options)
+        return build(found | plain, title=title, synthetic=cache.synthetic, facts=facts, **options)
 
     def write(self, table: Table) -> None:
         """Write the table in every form, and the page."""
