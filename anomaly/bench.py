@@ -30,7 +30,7 @@ import torch
 from joblib import Parallel, delayed
 
 from anomaly import runs
-from anomaly.data import LABELS
+from anomaly.data import LABELS, assign_splits
 from anomaly.evaluation import score_films
 from anomaly.fit import Plan, continue_or_create, fit, prepare, resolve, settings_of
 from anomaly.metrics import TRIVIAL
@@ -119,6 +119,17 @@ class Grid:
         cache = Cache(self.cache)
         for variant in self.variants:
             cache.films(variant, np.arange(0))  # an unknown one is refused, with those there are
+        index = cache.index
+        for seed in self.seeds:
+            split_seed = seed if self.split_by_seed else 0
+            split = assign_splits(index["patient"], index["label"], index["split"], seed=split_seed)
+            label = index["label"][split == "test"]
+            for value, name in LABELS.items():
+                if value >= 0 and not (label == value).any():
+                    raise InputError(
+                        f"{cache.path} has no {name} films to test on ({len(label)} films in its test split): a table "
+                        "needs films of both classes; give them in a MURA tree, class folders or a manifest"
+                    )
         for text in self.settings:
             if not any(text.partition("=")[0] in settings_of(find_detector(c.model)) for c in self.cells()):
                 raise InputError(f"--set {text!r}: none of {', '.join(self.models)} has this setting")
@@ -294,10 +305,6 @@ def run_cell(bench: Bench, cell: Cell, on_epoch: Callable[[EpochReport], None] =
         model = open_model(run, device)
         cache, split = run_view(run, bench.grid.cache)
         rows = np.flatnonzero(split == "test")
-        label = cache.index["label"][rows]
-        for value in (0, 1):
-            if not (label == value).any():
-                raise InputError(f"{cache.path} has no {LABELS[value]} films to test on")
         score_films(
             run,
             model,

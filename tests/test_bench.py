@@ -17,7 +17,11 @@ from anomaly.bench import Bench, Cell, Grid, Standing, estimate, run_bench, run_
 from anomaly.commands import report
 from anomaly.models.cae import CAE
 from preprocessing import InputError
+from preprocessing.build import build
+from preprocessing.phantom import write_phantoms
+from preprocessing.recipe import Recipe
 from preprocessing.schema import Cache
+from preprocessing.sources import open_source
 
 TINY = ("width=4", "epochs=2", "batch_size=8", "augmentation=none", "patience=0")
 
@@ -220,6 +224,19 @@ def test_what_cannot_be_benched_is_refused(cache: Cache, whole: Bench, tmp_path:
     ):
         with pytest.raises(InputError, match=message):
             grid(cache, **more).check()
+
+
+def test_films_of_one_class_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    films = tmp_path / "films"
+    write_phantoms(films, seed=3, patients=12, size=64)
+    paths = sorted(path for path in films.rglob("*.png") if "negative" in str(path))
+    lines = [f"{path.relative_to(tmp_path)},normal,p{i}" for i, path in enumerate(paths)]
+    (tmp_path / "m.csv").write_text("\n".join(["path,label,patient", *lines]))
+    build(
+        open_source(tmp_path / "m.csv"), Recipe(name="plain", size=64), tmp_path / "m.h5", variants=("raw",), workers=1
+    )
+    with pytest.raises(InputError, match=r"m\.h5 has no abnormal films to test on \(\d+ films in its test split\)"):
+        grid(Cache(tmp_path / "m.h5"), variants=("raw",)).check()
 
 
 def test_the_same_grid_takes_the_same_folder(cache: Cache) -> None:
