@@ -5,7 +5,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from preprocessing import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from anomaly.bench import Grid
+    from anomaly.bench import Bench, Grid
     from anomaly.detector import Detector
     from anomaly.finder import Finder
     from anomaly.fit import Plan
@@ -431,14 +431,69 @@ def bench(
     precision: str,
 ) -> None:
     """Train the grid and print its table."""
-    from anomaly.bench import FLOOR, FORMATS, PAPERS, Bench, Grid, run_bench, run_on_cluster, take_folder
-    from anomaly.train import choose_device
-    from preprocessing.schema import Cache
+    from anomaly.bench import FORMATS
 
     if format_ not in FORMATS:
         raise InputError(f"no format {format_!r}; there are: {', '.join(FORMATS)}")
     if source and cache:
         raise InputError("a SOURCE is prepared, a --cache is there already; give one of them")
+    # What a program is to read stands alone on the standard output.
+    with redirect_stdout(sys.stderr) if table and format_ != "terminal" else nullcontext():
+        made = _bench(
+            source,
+            cache,
+            models,
+            variants,
+            seeds,
+            preset,
+            settings,
+            size,
+            recipe,
+            out,
+            dry_run,
+            jobs,
+            cluster,
+            device,
+            precision,
+        )
+        if made is None:
+            return
+        result = made.table(paper=paper)
+        made.write(result)
+        for cell in made.cells:
+            if reason := made.failure(cell):
+                warn(f"{cell.name} failed: {reason}")
+    if table:
+        for line in FORMATS[format_](result).splitlines():
+            say(line)
+    files = ("index.html", "table.md", "table.tex", "table.csv", "results.json")
+    print(", ".join(str(made.path / name) for name in files), file=sys.stderr)
+    if result.synthetic and format_ == "terminal":
+        say(SYNTHETIC)
+
+
+def _bench(
+    source: Path | None,
+    cache: Path | None,
+    models: str | None,
+    variants: str | None,
+    seeds: str | None,
+    preset: str,
+    settings: list[str],
+    size: int | None,
+    recipe: str,
+    out: Path | None,
+    dry_run: bool,
+    jobs: int,
+    cluster: str | None,
+    device: str,
+    precision: str,
+) -> "Bench | None":
+    """Train a grid; None where that was only to be planned."""
+    from anomaly.bench import FLOOR, PAPERS, Bench, Grid, run_bench, run_on_cluster, take_folder
+    from anomaly.train import choose_device
+    from preprocessing.schema import Cache
+
     protocol = preset == "paper"
     if protocol and not (source or cache):
         raise InputError(
@@ -455,12 +510,12 @@ def bench(
     grid.check()
     shape = f"{len(rows)} models x {len(wanted)} variants x {len(numbers)} seeds"
     say(f"{len(grid.cells())} trainings: {shape}, preset {preset}")
-    if grid_is_synthetic := Cache(path).synthetic:
+    if Cache(path).synthetic:
         say(SYNTHETIC)
     if dry_run or protocol:
         _plan(grid)
     if dry_run:
-        return
+        return None
     cores = os.cpu_count() or 1
     most = min(cores, len(grid.cells())) if choose_device(device).type == "cpu" else 1
     threads = cores // most  # whatever --jobs: another number of them rounds otherwise
@@ -482,20 +537,7 @@ def bench(
             run_on_cluster(made, cluster, threads=threads, on_change=on_change)
         else:
             run_bench(made, jobs=jobs, threads=threads, on_change=on_change)
-    result = made.table(paper=paper)
-    made.write(result)
-    for cell in made.cells:
-        if reason := made.failure(cell):
-            warn(f"{cell.name} failed: {reason}")
-    if table:
-        for line in FORMATS[format_](result).splitlines():
-            say(line)
-    files = ", ".join(
-        str(made.path / name) for name in ("index.html", "table.md", "table.tex", "table.csv", "results.json")
-    )
-    print(files, file=sys.stderr)
-    if grid_is_synthetic and format_ == "terminal":
-        say(SYNTHETIC)
+    return made
 
 
 def _words(text: str | None) -> tuple[str, ...]:

@@ -154,8 +154,8 @@ def test_a_killed_bench_goes_on_with_the_same_command(whole: Bench, cache: Cache
         time.sleep(0.05)
     assert left and not any(Path(f"/proc/{one}").exists() for one in left), "workers outlive the command"
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert "runs/bench-1: 4 of 4 to do" not in done.stdout and not Path("runs/bench-2").exists()
-    printed = tables.from_json(done.stdout[done.stdout.index("{") :])
+    assert "runs/bench-1: " in done.stderr and "4 of 4 to do" not in done.stderr and not Path("runs/bench-2").exists()
+    printed = tables.from_json(done.stdout)  # and nothing else
     assert {k: e.each for k, e in printed.entries.items()} == {k: e.each for k, e in whole.table().entries.items()}
 
 
