@@ -16,7 +16,7 @@ from preprocessing import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from anomaly.bench import Bench, Grid
+    from anomaly.bench import Grid
     from anomaly.detector import Detector
     from anomaly.finder import Finder
     from anomaly.fit import Plan
@@ -405,7 +405,6 @@ def _loss(figures: dict[str, float]) -> float:
 
 
 PAPER_SEEDS = "42,4242,424242,42424242"  # the original's
-PAPER_VARIANTS = ("raw", "raw-he", "crop", "crop-he", "full", "full-he")
 MOST_BUILT_IN = 300
 """Built-in films of a bench of nothing else, at most."""
 
@@ -431,7 +430,10 @@ def bench(
     precision: str,
 ) -> None:
     """Train the grid and print its table."""
-    from anomaly.bench import FORMATS
+    from anomaly.bench import FLOOR, FORMATS, PAPERS, Bench, Grid, run_bench, run_on_cluster, take_folder
+    from anomaly.table import PAPER_VARIANTS
+    from anomaly.train import choose_device
+    from preprocessing.schema import Cache
 
     if format_ not in FORMATS:
         raise InputError(f"no format {format_!r}; there are: {', '.join(FORMATS)}")
@@ -439,25 +441,49 @@ def bench(
         raise InputError("a SOURCE is prepared, a --cache is there already; give one of them")
     # What a program is to read stands alone on the standard output.
     with redirect_stdout(sys.stderr) if table and format_ != "terminal" else nullcontext():
-        made = _bench(
-            source,
-            cache,
-            models,
-            variants,
-            seeds,
-            preset,
-            settings,
-            size,
-            recipe,
-            out,
-            dry_run,
-            jobs,
-            cluster,
-            device,
-            precision,
-        )
-        if made is None:
+        protocol = preset == "paper"
+        if protocol and not (source or cache):
+            raise InputError(
+                "--preset paper is the protocol of MURA's hands: give the folder XR_HAND as SOURCE, or a --cache"
+            )
+        path = cache or _bench_cache(source, recipe, size or (512 if protocol else 64), variants)
+        there = Cache(path).variants
+        wanted = _words(variants) or tuple(name for name in PAPER_VARIANTS if name in there) or tuple(there)
+        rows = _words(models) or (*PAPERS, *(() if protocol else (FLOOR, "classifier")))
+        numbers = _words(seeds) or _words(PAPER_SEEDS if protocol else "0")
+        if not all(text.isdecimal() for text in numbers):
+            raise InputError(f"--seeds {seeds!r} is no comma list of whole numbers")
+        grid = Grid(path, rows, wanted, tuple(map(int, numbers)), preset, tuple(settings), protocol, device, precision)
+        grid.check()
+        shape = f"{len(rows)} models x {len(wanted)} variants x {len(numbers)} seeds"
+        say(f"{len(grid.cells())} trainings: {shape}, preset {preset}")
+        if Cache(path).synthetic:
+            say(SYNTHETIC)
+        if dry_run or protocol:
+            _plan(grid)
+        if dry_run:
             return
+        cores = os.cpu_count() or 1
+        most = min(cores, len(grid.cells())) if choose_device(device).type == "cpu" else 1
+        threads = cores // most  # whatever --jobs: another number of them rounds otherwise
+        jobs = jobs or most
+        made = Bench(take_folder(out, grid), grid)
+        made.forgive()
+        where = f"on the cluster {cluster}" if cluster else f"{jobs} at a time"
+        say(f"{made.path}: {len(made.open())} of {len(made.cells)} to do, {where}")
+        with progress("bench", len(made.cells), "cells", start=len(made.cells) - len(made.open())) as advance:
+            seen = len(made.cells) - len(made.open())
+
+            def on_change(standing: Any) -> None:
+                nonlocal seen
+                now = standing.done + standing.failed
+                advance(now - seen, standing.note())
+                seen = now
+
+            if cluster:
+                run_on_cluster(made, cluster, threads=threads, on_change=on_change)
+            else:
+                run_bench(made, jobs=jobs, threads=threads, on_change=on_change)
         result = made.table(paper=paper)
         made.write(result)
         for cell in made.cells:
@@ -472,80 +498,14 @@ def bench(
         say(SYNTHETIC)
 
 
-def _bench(
-    source: Path | None,
-    cache: Path | None,
-    models: str | None,
-    variants: str | None,
-    seeds: str | None,
-    preset: str,
-    settings: list[str],
-    size: int | None,
-    recipe: str,
-    out: Path | None,
-    dry_run: bool,
-    jobs: int,
-    cluster: str | None,
-    device: str,
-    precision: str,
-) -> "Bench | None":
-    """Train a grid; None where that was only to be planned."""
-    from anomaly.bench import FLOOR, PAPERS, Bench, Grid, run_bench, run_on_cluster, take_folder
-    from anomaly.train import choose_device
-    from preprocessing.schema import Cache
-
-    protocol = preset == "paper"
-    if protocol and not (source or cache):
-        raise InputError(
-            "--preset paper is the protocol of MURA's hands: give the folder XR_HAND as SOURCE, or a --cache"
-        )
-    path = cache or _bench_cache(source, recipe, size or (512 if protocol else 64), variants)
-    there = Cache(path).variants
-    wanted = _words(variants) or tuple(name for name in PAPER_VARIANTS if name in there) or tuple(there)
-    rows = _words(models) or (*PAPERS, *(() if protocol else (FLOOR, "classifier")))
-    numbers = _words(seeds) or _words(PAPER_SEEDS if protocol else "0")
-    if not all(text.isdecimal() for text in numbers):
-        raise InputError(f"--seeds {seeds!r} is no comma list of whole numbers")
-    grid = Grid(path, rows, wanted, tuple(map(int, numbers)), preset, tuple(settings), protocol, device, precision)
-    grid.check()
-    shape = f"{len(rows)} models x {len(wanted)} variants x {len(numbers)} seeds"
-    say(f"{len(grid.cells())} trainings: {shape}, preset {preset}")
-    if Cache(path).synthetic:
-        say(SYNTHETIC)
-    if dry_run or protocol:
-        _plan(grid)
-    if dry_run:
-        return None
-    cores = os.cpu_count() or 1
-    most = min(cores, len(grid.cells())) if choose_device(device).type == "cpu" else 1
-    threads = cores // most  # whatever --jobs: another number of them rounds otherwise
-    jobs = jobs or most
-    made = Bench(take_folder(out, grid), grid)
-    made.forgive()
-    where = f"on the cluster {cluster}" if cluster else f"{jobs} at a time"
-    say(f"{made.path}: {len(made.open())} of {len(made.cells)} to do, {where}")
-    with progress("bench", len(made.cells), "cells", start=len(made.cells) - len(made.open())) as advance:
-        seen = len(made.cells) - len(made.open())
-
-        def on_change(standing: Any) -> None:
-            nonlocal seen
-            now = standing.done + standing.failed
-            advance(now - seen, standing.note())
-            seen = now
-
-        if cluster:
-            run_on_cluster(made, cluster, threads=threads, on_change=on_change)
-        else:
-            run_bench(made, jobs=jobs, threads=threads, on_change=on_change)
-    return made
-
-
 def _words(text: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for word in (text or "").replace(" ", "").split(",") if word))
 
 
 def _bench_cache(source: Path | None, recipe: str, size: int, variants: str | None) -> Path:
     """Return the cache of a bench, prepared if need be: of a source, or of built-in films, 300 at most."""
+    from anomaly.table import PAPER_VARIANTS
+
     wanted = variants or ",".join(PAPER_VARIANTS if recipe == "hand" else ("raw", "raw-he"))
     if source is None:
         from preprocessing.phantom import DEFAULT, plan_films

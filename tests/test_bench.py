@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from anomaly import bench as module
+from anomaly import commands
 from anomaly import table as tables
 from anomaly.bench import Bench, Cell, Grid, Standing, estimate, run_bench, run_on_cluster, take_folder
-from anomaly.commands import report
 from anomaly.models.cae import CAE
 from preprocessing import InputError
 from preprocessing.build import build
@@ -270,10 +270,57 @@ def test_a_bench_is_shown_again_from_its_folder_alone(whole: Bench, tmp_path: Pa
     again = module.reopen(whole.path)
     assert tables.to_json(again.table()) == tables.to_json(whole.table())
     (whole.path / "index.html").unlink()
-    report(whole.path, None, "cpu")
+    commands.report(whole.path, None, "cpu")
     assert "Model card" in (whole.path / "index.html").read_text()
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="can't be read"):
         module.reopen(tmp_path / "empty")
     with pytest.raises(InputError, match="runs/ has no run and no bench"):
-        report(None, None, "cpu")
+        commands.report(None, None, "cpu")
+
+
+def planned(cache: Path | None, **more: object) -> None:
+    told: dict[str, object] = {
+        "source": None,
+        "table": False,
+        "cache": cache,
+        "models": "cae",
+        "variants": "full-he",
+        "seeds": "0,1",
+        "preset": "fast",
+        "settings": list(TINY),
+        "size": None,
+        "recipe": "hand",
+        "paper": False,
+        "format_": "terminal",
+        "out": None,
+        "dry_run": True,
+        "jobs": 1,
+        "cluster": None,
+        "device": "cpu",
+        "precision": "float32",
+    }
+    commands.bench(**(told | more))  # type: ignore[arg-type]
+
+
+def test_a_plan_is_said_and_nothing_is_trained(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    planned(cache.path)
+    said = capsys.readouterr().out
+    assert "2 trainings: 1 models x 1 variants x 2 seeds, preset fast" in said
+    assert "cae: 2 runs of at most 2 epochs on" in said and "all of them:" in said
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"format_": "word"}, "no format 'word'; there are: terminal, markdown, latex, csv, json"),
+        ({"source": Path("films")}, "a SOURCE is prepared, a --cache is there already; give one of them"),
+        ({"cache": None, "preset": "paper"}, "--preset paper is the protocol of MURA's hands: give the folder"),
+        ({"seeds": "0,one"}, "--seeds '0,one' is no comma list of whole numbers"),
+        ({"variants": "full-he,side"}, "side"),
+    ],
+)
+def test_a_bench_that_cannot_be_meant_is_refused(cache: Cache, more: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        planned(**({"cache": cache.path} | more))  # type: ignore[arg-type]
