@@ -94,6 +94,7 @@ def score_films(
     if model.supervised and _probabilities(scores[main]):
         chosen = {level: thresholds[level][main] for level in LEVELS}
         figures["classes"] = evaluate_classes(columns, scores[main], chosen, how=how)
+        figures["chosen_on"] = calibration.films
     write_atomic(folder / "metrics.json", to_json(figures))
     chart = reliability_png(figures.get("classes", {}), synthetic=view.cache.synthetic)
     drawn = _kept(folder / "reliability.png", chart)
@@ -188,7 +189,8 @@ def _classes(figures: dict[str, Any], synthetic: str) -> list[str]:
         reliable = one["reliability"]
         lines += [
             "",
-            f"as a classifier by {level} ({synthetic}split {figures['split']})",
+            f"as a classifier by {level} ({synthetic}split {figures['split']}; the second threshold is chosen on "
+            f"{figures['chosen_on']} validation films)",
             *classes_table(one),
             f"Brier score {with_interval(reliable['brier'], reliable['brier_interval'])}; "
             f"always saying the prevalence gets {number(reliable['brier_of_prevalence'])}",

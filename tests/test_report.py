@@ -473,7 +473,9 @@ def test_scores_of_a_classifier_are_shown_as_such(run: Run, cache: Cache, tmp_pa
     out = scored(run, Judge(), cache, folder, "test", every)
     figures = json.loads((folder / "metrics.json").read_text())
     assert set(figures["classes"]) == {"film", "study", "patient"}
-    assert "as a classifier by patient (SYNTHETIC films, split test)" in out and out.count("Brier score") == 3
+    assert out.count("Brier score") == 3 and figures["chosen_on"] == read_calibration(run).films
+    chosen = f"the second threshold is chosen on {figures['chosen_on']} validation films"
+    assert f"as a classifier by patient (SYNTHETIC films, split test; {chosen})" in out
     assert "class by class at .5 (SYNTHETIC" in out and ", chosen on validation (SYNTHETIC" in out
     page, wrong = ((folder / f"{name}.html").read_text() for name in ("report", "wrong"))
     assert "As a classifier" in page and 'href="wrong.html"' in page and 'href="report.html"' in wrong
