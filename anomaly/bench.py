@@ -210,13 +210,14 @@ class Bench:
         plain: Found = {}
         for cell in self.cells:
             reason = None if self.done(cell) else self.failure(cell) or "not done"
+            lines = [] if reason else _labelled(self.folder(cell))
             for score in find_detector(cell.model).score_names:
                 key = cell.row, score, cell.variant
-                _put(found, key, reason or _scored(self.folder(cell), score))
+                _put(found, key, reason or _scored(lines, score))
             for name in TRIVIAL if reason is None else ():
                 key = "trivial", name, cell.variant
                 if cell.row == self._first_done(cell):  # the films' own, the same whatever the model
-                    _put(plain, key, _scored(self.folder(cell), name))
+                    _put(plain, key, _scored(lines, name))
         cache = Cache(grid.cache)
         title = f"Film ROC-AUC on test: {cache.source}, preset {grid.preset}"
         facts = {
@@ -254,9 +255,13 @@ def _put(found: Found, key: tuple[str, str, str], value: Scored | str) -> None:
         there.append(value)
 
 
-def _scored(folder: Path, score: str) -> Scored:
-    """Read one score of a run's test films of known label."""
-    lines = [line for line in runs.read_csv(folder / "scores.csv") if line["label"] in LABELLED]
+def _labelled(folder: Path) -> list[dict[str, str]]:
+    """Read the scores of a run's test films of known label."""
+    return [line for line in runs.read_csv(folder / "scores.csv") if line["label"] in LABELLED]
+
+
+def _scored(lines: Sequence[Mapping[str, str]], score: str) -> Scored:
+    """Return one score of films."""
     return Scored(
         np.array([LABELLED[line["label"]] for line in lines], np.int64),
         np.array([float(line[score]) for line in lines]),

@@ -169,8 +169,11 @@ class Model(nn.Module, ABC):
         return None
 
     def begin(self, weights: Path) -> None:
-        """Take up the weights that training begins with; raises InputError where they are of another shape."""
-        raise NotImplementedError
+        """Take up the weights that training begins with; raises InputError where they are of another shape.
+
+        Asked only of a model whose `weights_file` names some: that one has to say how.
+        """
+        raise NotImplementedError(f"{type(self).__name__} names weights to begin with and can't take them up")
 
     def weigh(self, normal: int, abnormal: int) -> None:
         """Take from the numbers of the training's films of each class what the loss weighs them by."""
