@@ -15,7 +15,17 @@ HEAVY = {"torch", "torchvision", "imgaug", "cv2", "sklearn", "skimage", "matplot
 # Each module and those of `anomaly` it may import: the rooms of the house, bottom up.
 LAYERS = [
     {"console", "runs", "augment", "metrics", "classification", "detector", "team"},
-    {"nn.adversarial", "nn.blocks", "nn.filters", "nn.losses", "nn.typicality", "heatmap", "models", "data"},
+    {
+        "nn.adversarial",
+        "nn.blocks",
+        "nn.filters",
+        "nn.losses",
+        "nn.spectral",
+        "nn.typicality",
+        "heatmap",
+        "models",
+        "data",
+    },
     {"finder", "reconstructor"},
     {"segmenter"},
     {"models.ensemble", "chart", "report", "score", "table", "tracking", "train"}

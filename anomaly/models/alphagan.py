@@ -24,6 +24,7 @@ from anomaly.nn.adversarial import (
     unit,
     watch,
 )
+from anomaly.nn.blocks import ToPoint
 from anomaly.nn.losses import gaussian_kl, masked_mean, squared_error
 from anomaly.reconstructor import Reconstructor
 
@@ -70,7 +71,7 @@ class _Encoder(nn.Module):
     def __init__(self, config: AlphaGANConfig, size: int) -> None:
         super().__init__()
         self.trunk = trunk(size, config.width, attention=config.attention, norm=config.encoder_norm)
-        self.mean, self.logvar = (nn.Conv2d(16 * config.width, config.latent, 4) for _ in range(2))
+        self.mean, self.logvar = (ToPoint(16 * config.width, config.latent, 4) for _ in range(2))
         batch = config.encoder_norm == "batch"
         self.norm = nn.BatchNorm1d(config.latent, affine=False) if batch else nn.Identity()
 
@@ -90,14 +91,22 @@ class _Discriminator(nn.Module):
             size, config.width, attention=config.attention, norm="spectral" if config.spectral_norm else None
         )
         self.minibatch = MinibatchDiscrimination(wide, KERNELS, KERNEL_WIDTH, REFERENCES)
-        self.last = normalised(nn.Conv2d(wide + KERNELS // 16, 1, 4), config.spectral_norm)
+        self.last = normalised(ToPoint(wide + KERNELS // 16, 1, 4), config.spectral_norm)
 
     def forward(self, film: Tensor) -> Tensor:
-        features = self.trunk(film)
-        pooled = features.mean(dim=(2, 3))
-        alike = self.minibatch(pooled)[:, pooled.shape[1] :].view(-1, KERNELS // 16, 4, 4)
+        return self.judged(film)[0]
+
+    def judged(self, *films: Tensor) -> list[Tensor]:
+        """Judge several batches in one pass, in training each film beside those of its own batch."""
+        features = self.trunk(torch.cat(films))
+        counts = [len(batch) for batch in films]
+        alike = torch.cat([self._alike(own) for own in torch.split(features.mean(dim=(2, 3)), counts)])
         out: Tensor = self.last(torch.cat([features, alike], dim=1))
-        return out.flatten().float()
+        return list(torch.split(out.flatten().float(), counts))
+
+    def _alike(self, pooled: Tensor) -> Tensor:
+        features: Tensor = self.minibatch(pooled)[:, pooled.shape[1] :]
+        return features.view(-1, KERNELS // 16, 4, 4)
 
     def pooled(self, film: Tensor) -> Tensor:
         """Return what minibatch discrimination compares films by: (N, 16 width)."""
@@ -165,6 +174,7 @@ class AlphaGAN(Reconstructor):
         "discriminator_rate": Range(0.1, 10.0, log=True),
         "code_rate": Range(0.1, 10.0, log=True),
     }
+    low_precision = True
     score_names = (*Reconstructor.score_names, "discriminator", "code", "discriminator_code")
 
     def __init__(self, config: AlphaGANConfig, size: int) -> None:
@@ -212,15 +222,17 @@ class AlphaGAN(Reconstructor):
             yield self._drawing(batch, player)
 
         x, mask = signed(batch.film), batch.mask
+        # A pass of its own, of the weights that have moved. One pass before all steps would save an eighth and leave
+        # the running statistics of batch normalisation, with which films are scored, a step behind the weights.
         with torch.no_grad():
             code = _draw(*self.encoder(signed(batch.shown)))
             reconstruction, generated = self.generator.both(code, torch.randn_like(code))
-        real, fake = self.discriminator(x), self.discriminator(generated)
+        real, redrawn, fake = self.discriminator.judged(x, on_black(reconstruction, mask), generated)
         yield Step(
             "discriminator",
             watch=watch(real, fake),
             real=as_real(real),
-            reconstructed=as_generated(self.discriminator(on_black(reconstruction, mask))),
+            reconstructed=as_generated(redrawn),
             generated=as_generated(fake),
         )
 
@@ -236,8 +248,8 @@ class AlphaGAN(Reconstructor):
         reconstruction, generated = self.generator.both(code, torch.randn_like(code))
         terms = {"l1": self.config.l1_weight * masked_mean((x - reconstruction).abs(), mask).mean()}
         if player == "generator":
-            terms["reconstructed"] = -self.discriminator(on_black(reconstruction, mask)).mean()
-            terms["generated"] = -self.discriminator(generated).mean()
+            redrawn, fake = self.discriminator.judged(on_black(reconstruction, mask), generated)
+            terms["reconstructed"], terms["generated"] = -redrawn.mean(), -fake.mean()
         if player == "encoder" or self.config.joint:
             terms["code"] = -self.code(code).float().mean()
         return Step(player, watch={"kl_nats": gaussian_kl(mean, logvar).mean()}, **terms)

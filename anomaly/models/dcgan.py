@@ -21,6 +21,7 @@ from anomaly.nn.adversarial import (
     unit,
     watch,
 )
+from anomaly.nn.blocks import FromPoint, ToPoint
 from anomaly.nn.losses import masked_mean
 
 SLOPE = 0.01
@@ -71,8 +72,11 @@ class _Generator(nn.Module):
         channels = [config.latent] + [config.width * 64 >> i for i in range(halvings(size))]
         layers: list[nn.Module] = [nn.Unflatten(1, (config.latent, 1, 1))]
         for i, (before, after) in enumerate(pairwise(channels)):
-            stride, padding = (2, 1) if i else (1, 0)
-            grow = nn.ConvTranspose2d(before, after, 4, stride, padding, bias=not config.batch_norm)
+            bias = not config.batch_norm
+            if i:
+                grow = nn.ConvTranspose2d(before, after, 4, 2, padding=1, bias=bias)
+            else:
+                grow = FromPoint(before, after, 4, bias=bias)
             layers.append(_initialised(grow, config.spectral_norm))
             if config.batch_norm:
                 layers.append(nn.BatchNorm2d(after))
@@ -94,8 +98,8 @@ class _Discriminator(nn.Module):
         channels = [1] + [config.width * 32 >> (count - 1 - i) for i in range(count)]
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate(pairwise(channels)):
-            stride, padding = (2, 1) if i < count - 1 else (1, 0)
-            shrink = nn.Conv2d(before, after, 4, stride, padding)
+            inner = i < count - 1
+            shrink = nn.Conv2d(before, after, 4, 2, padding=1) if inner else ToPoint(before, after, 4)
             layers += [_initialised(shrink, config.spectral_norm), nn.LeakyReLU(SLOPE, inplace=True)]
         self.features = nn.Sequential(*layers, nn.Flatten())  # (N, 1, S, S) -> (N, A)
         self.closeness = MinibatchDiscrimination(channels[-1], KERNELS, KERNEL_WIDTH, config.references)  # -> A + B
@@ -103,8 +107,12 @@ class _Discriminator(nn.Module):
 
     def forward(self, film: Tensor) -> Tensor:
         """Judge each film, in training beside the others of its batch."""
-        out: Tensor = self.logit(self.closeness(self.features(film)))
-        return out[:, 0].float()
+        return self.judged(film)[0]
+
+    def judged(self, *films: Tensor) -> list[Tensor]:
+        """Judge several batches in one pass, in training each film beside those of its own batch."""
+        features = self.features(torch.cat(films)).split([len(batch) for batch in films])
+        return [self.logit(self.closeness(own))[:, 0].float() for own in features]
 
 
 class DCGAN(Detector):
@@ -163,6 +171,7 @@ class DCGAN(Detector):
         "soft_labels": Range(0.0, 0.1),
         "latent": Range(64, 2048, log=True, integer=True),
     }
+    low_precision = True
     score_names = ("discriminator",)
 
     def __init__(self, config: DCGANConfig, size: int) -> None:
@@ -201,7 +210,7 @@ class DCGAN(Detector):
         """
         # Drawn once for both steps: the discriminator's doesn't move the generator, so the graph is still right.
         drawn = self.generator(torch.randn(len(batch.film), self.config.latent, device=batch.film.device))
-        real, fake = self.discriminator(signed(batch.film)), self.discriminator(drawn.detach())
+        real, fake = self.discriminator.judged(signed(batch.film), drawn.detach())
         softness = self.config.soft_labels * torch.rand(2, len(real), device=real.device)
         yield Step(
             "discriminator",

@@ -7,7 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, softplus
-from torch.nn.utils.parametrizations import spectral_norm
+
+from anomaly.nn.blocks import FromPoint
+from anomaly.nn.spectral import spectral_norm
 
 Attention = Literal["full", "pooled", "none"]
 
@@ -110,7 +112,7 @@ class Generator(nn.Module):
         channels = [latent] + [width * 16 >> i for i in range(count)]
         layers: list[nn.Module] = [nn.Unflatten(1, (latent, 1, 1))]
         for i, (before, after) in enumerate(pairwise(channels)):
-            grow = nn.ConvTranspose2d(before, after, 4, 2, padding=1) if i else nn.ConvTranspose2d(before, after, 4)
+            grow = nn.ConvTranspose2d(before, after, 4, 2, padding=1) if i else FromPoint(before, after, 4)
             layers += [normalised(grow, spectral), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
             if attention != "none" and i >= count - 2:
                 layers.append(SelfAttention(after, pool=attention == "pooled"))

@@ -1,0 +1,99 @@
+"""Layers that are computed in another way than torch's own give the same numbers."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm as torchs
+
+from anomaly.fit import resolve
+from anomaly.models import find_model
+from anomaly.nn.blocks import FromPoint, ToPoint
+from anomaly.nn.spectral import spectral_norm
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "convolution": (lambda: nn.Conv2d(8, 12, 4, 2, 1), (3, 8, 16, 16)),
+    "of one channel": (lambda: nn.Conv2d(1, 12, 4, 2, 1), (3, 1, 16, 16)),
+    "to one channel": (lambda: nn.Conv2d(8, 1, 1), (3, 8, 16, 16)),
+    "transposed": (lambda: nn.ConvTranspose2d(12, 8, 4, 2, 1), (3, 12, 8, 8)),
+    "transposed to one channel": (lambda: nn.ConvTranspose2d(12, 1, 4, 2, 1), (3, 12, 8, 8)),
+    "to a point": (lambda: ToPoint(8, 12, 4), (3, 8, 4, 4)),
+    "from a point": (lambda: FromPoint(12, 8, 4), (3, 12, 1, 1)),
+    "linear": (lambda: nn.Linear(20, 7), (5, 20)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_spectral_norm_is_torchs_own(name: str, channels_last: bool) -> None:
+    """From the same draws on, through steps of two passes each: outputs, weights, and what is kept of them."""
+    make, shape = LAYERS[name]
+    pair = []
+    for norm in (torchs, spectral_norm):
+        torch.manual_seed(0)
+        layer = norm(make())
+        pair.append(layer.to(memory_format=torch.channels_last) if channels_last else layer)  # type: ignore[call-overload]
+    theirs, ours = pair
+    assert_alike(ours, theirs)
+    optimisers = [torch.optim.SGD(layer.parameters(), 0.1) for layer in pair]
+    draw = torch.Generator().manual_seed(1)
+    for _ in range(4):
+        first, second = (torch.randn(shape, generator=draw) for _ in range(2))
+        for layer, optimiser in zip(pair, optimisers, strict=True):
+            optimiser.zero_grad()
+            (layer(first).square().mean() + layer(second).sin().mean()).backward()
+            optimiser.step()
+        assert_alike(ours, theirs)
+    assert torch.allclose(ours.eval()(first), theirs.eval()(first), atol=1e-5)
+    kept = {key: value.clone() for key, value in ours.state_dict().items()}
+    ours(second)
+    assert all(torch.equal(value, kept[key]) for key, value in ours.state_dict().items())  # scoring iterates no more
+
+
+def assert_alike(ours: nn.Module, theirs: nn.Module) -> None:
+    a, b = ours.state_dict(), theirs.state_dict()
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        assert torch.allclose(value, b[key], atol=1e-4, rtol=1e-3), key
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "shape"),
+    [
+        (ToPoint(12, 20, 4), nn.Conv2d(12, 20, 4), (5, 12, 4, 4)),
+        (FromPoint(20, 12, 4), nn.ConvTranspose2d(20, 12, 4), (5, 20, 1, 1)),
+        (FromPoint(20, 12, 4, bias=False), nn.ConvTranspose2d(20, 12, 4, bias=False), (5, 20, 1, 1)),
+    ],
+)
+def test_points_and_whole_maps_are_convolutions(
+    ours: nn.Module, theirs: nn.Module, shape: tuple[int, ...], channels_last: bool
+) -> None:
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if channels_last:
+        ours, theirs = (m.to(memory_format=torch.channels_last) for m in (ours, theirs))  # type: ignore[call-overload]
+    a, b = ours(x), theirs(x)
+    assert a.shape == b.shape and torch.allclose(a, b, atol=1e-5)
+    a.square().sum().backward()
+    b.square().sum().backward()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, atol=1e-4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["dcgan", "alphagan"])
+def test_judging_batches_in_one_pass_is_judging_each_beside_its_own(name: str) -> None:
+    torch.manual_seed(0)
+    kind = find_model(name)
+    model = kind(resolve(name, "fast", ["width=4"])[0], 32)
+    judge = model.discriminator
+    assert isinstance(judge, nn.Module)
+    judge.eval()  # no power iteration between the two ways
+    for module in judge.modules():
+        if type(module).__name__ == "MinibatchDiscrimination":
+            module.train()  # which compares with the batch, not with what is kept
+    first, second = torch.rand(3, 1, 32, 32), torch.rand(5, 1, 32, 32)
+    together: list[Tensor] = judge.judged(first, second)  # type: ignore[operator]
+    for batch, logits in zip((first, second), together, strict=True):
+        assert torch.allclose(logits, judge(batch), atol=1e-5)
