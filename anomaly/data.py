@@ -1,9 +1,16 @@
-"""From cache rows to batches: splits by patient, films at the model's size, the same order for the same seed."""
+"""From cache rows to batches: splits by patient, films at the model's size, the same order for the same seed.
+
+Films are read once and kept in memory as stored, 8 or 16 bits a pixel; processes that prepare batches share that
+memory. Films that don't fit stay in the cache and are read a batch at a time, with the same result.
+"""
 
 import hashlib
 import math
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import cv2
@@ -12,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from anomaly.augment import Augmentation, AugmentationName
+from anomaly.augment import Augmentation, AugmentationName, DeviceAugmentation
 from anomaly.detector import Batch
 from anomaly.team import ALONE, Team
 from preprocessing import InputError
@@ -141,14 +148,73 @@ class Films:
 
     def samples(self) -> list[NDArray[np.int64]]:
         """Return the rows of each sample: of a film, or of a study where those are the samples."""
-        if self.study is None:
-            return list(np.arange(len(self))[:, None])
-        order = np.argsort(self.study, kind="stable")
-        return np.split(order, np.flatnonzero(np.diff(self.study[order])) + 1)
+        return _samples(len(self), self.study)
 
     def unit(self) -> NDArray[np.float32]:
         """Return the films in the models' range: (n, S, S) float32 in [0, 1]."""
         return self.film.astype(np.float32) / np.float32(np.iinfo(self.film.dtype).max)
+
+
+@dataclass(frozen=True)
+class StoredFilms:
+    """Films that stay in the cache and are read when a batch asks for them: to training the same as `Films`."""
+
+    cache: Cache
+    variant: str
+    rows: NDArray[np.int64]  # (n,) of the cache
+    size: int
+    sample: Sample = "film"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def label(self) -> NDArray[np.int8]:
+        """The label of each film, (n,)."""
+        label: NDArray[np.int8] = self.cache.index["label"][self.rows]
+        return label
+
+    def part(self, rows: NDArray[Any] | slice) -> Films:
+        """Read some of the films."""
+        return load_films(self.cache, self.variant, self.rows[rows], self.size, sample=self.sample)
+
+    def samples(self) -> list[NDArray[np.int64]]:
+        """Return the rows of each sample, as `Films.samples` does."""
+        return _samples(len(self), _studies(self.cache, self.rows) if self.sample == "study" else None)
+
+
+def _samples(count: int, study: NDArray[np.int64] | None) -> list[NDArray[np.int64]]:
+    if study is None:
+        return list(np.arange(count)[:, None])
+    order = np.argsort(study, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(study[order])) + 1)
+
+
+def _studies(cache: Cache, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.unique(cache.index["study"][rows], return_inverse=True)[1]
+
+
+def bytes_of(cache: Cache, films: int, size: int) -> int:
+    """Return the memory that so many films of a cache take with their masks, at `size` x `size` pixels."""
+    return films * size**2 * (cache.dtype.itemsize + 1)
+
+
+def free_memory() -> int | None:
+    """Return the bytes that this machine has left, or this process where a control group allows it less; None where
+    the system doesn't say.
+    """
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    try:
+        group = Path("/sys/fs/cgroup")
+        allowed, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return min(free, allowed - used + int(kept["inactive_file"]))  # files read are counted, and given back
+    except (OSError, KeyError, ValueError):  # no such group, or no limit ("max")
+        return free
 
 
 def load_films(
@@ -173,7 +239,7 @@ def load_films(
         )
     label = cache.index["label"][rows]
     boxes = cache.boxes(rows) if learns == "boxes" else None
-    study = np.unique(cache.index["study"][rows], return_inverse=True)[1] if sample == "study" else None
+    study = _studies(cache, rows) if sample == "study" else None
     if size is None or size == cache.size:
         foreground = cache.masks(FOREGROUND, rows) if learns == "masks" else None
         return Films(cache.films(variant, rows), cache.masks(variant, rows), label, boxes, foreground, study)
@@ -239,18 +305,18 @@ def _tensors(films: Films) -> Tensors:
 # --- the order of training ------------------------------------------------------------------------------------------
 
 
-class _Augmented(Dataset[Tensors]):
-    """Batches by `(rows, seed)`; imgaug works on whole batches at half the cost of single films."""
+class _Augmented(Dataset[tuple[Tensors, int]]):
+    """Batches and their seeds by `(rows, seed)`; imgaug works on whole batches at half the cost of single films."""
 
-    def __init__(self, films: Films, augmentation: AugmentationName) -> None:
+    def __init__(self, films: Films | StoredFilms, augmentation: AugmentationName) -> None:
         self.films = films
         self.augmentation = Augmentation(augmentation)
 
-    def __getitem__(self, key: tuple[NDArray[np.int64], int]) -> Tensors:
+    def __getitem__(self, key: tuple[NDArray[np.int64], int]) -> tuple[Tensors, int]:
         rows, seed = key
         some = self.films.part(rows)
         film, mask, boxes, foreground = self.augmentation(some.film, some.mask, seed, some.boxes, some.foreground)
-        return _tensors(Films(film, mask, some.label, boxes, foreground, some.study))
+        return _tensors(Films(film, mask, some.label, boxes, foreground, some.study)), seed
 
 
 class _Order(Sampler[tuple[NDArray[np.int64], int]]):
@@ -278,7 +344,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        films: Films,
+        films: Films | StoredFilms,
         *,
         batch_size: int,
         augmentation: AugmentationName,
@@ -286,15 +352,23 @@ class TrainingBatches:
         workers: int,
         device: torch.device,
         team: Team = ALONE,
+        augmented_by: Literal["imgaug", "device"] = "imgaug",
     ) -> None:
-        """`workers` processes prepare batches ahead; 0 prepares them in this one. Of each, `team` takes its part."""
+        """`workers` processes prepare batches ahead; 0 prepares them in this one. Of each, `team` takes its part.
+
+        Films are augmented by imgaug where they are prepared, or on the `device` once they are there.
+        """
         self.device = device
+        cv2.setNumThreads(1)  # of films this small they speed up nothing, and they fight for cores with torch's threads
+        self._on_device = DeviceAugmentation(augmentation) if augmented_by == "device" else None
         self._order = _Order(films.samples(), batch_size, seed, team)
         self._loader: DataLoader[Any] = DataLoader(
-            _Augmented(films, augmentation),
+            _Augmented(films, "none" if self._on_device else augmentation),
             sampler=self._order,
             batch_size=None,  # the dataset makes whole batches
             num_workers=workers,
+            # Forked processes share the films' memory; others would each get a copy.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
         )
@@ -305,5 +379,9 @@ class TrainingBatches:
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of epoch `number` on the device."""
         self._order.epoch = number
-        for tensors in self._loader:
-            yield to_batch(tensors, self.device)
+        for tensors, seed in self._loader:
+            batch = to_batch(tensors, self.device)
+            if self._on_device:
+                film, mask = self._on_device(batch.film, batch.mask, seed)
+                batch = replace(batch, film=film * mask, mask=mask)
+            yield batch

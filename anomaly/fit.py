@@ -15,7 +15,20 @@ from pydantic import ValidationError
 from safetensors.torch import save
 
 from anomaly import runs
-from anomaly.data import LABELS, LEAST_TRAINING_FILMS, Films, SplitRule, as_batch, assign_splits, load_films, split_hash
+from anomaly.data import (
+    LABELS,
+    LEAST_TRAINING_FILMS,
+    Films,
+    Sample,
+    SplitRule,
+    StoredFilms,
+    as_batch,
+    assign_splits,
+    bytes_of,
+    free_memory,
+    load_films,
+    split_hash,
+)
 from anomaly.detector import Batch, Detector, Model, Settings
 from anomaly.finder import Finder
 from anomaly.finding import calibrate as threshold_of
@@ -42,6 +55,8 @@ PICTURED = 6
 """Validation films in reconstructions.png."""
 DRAWN = 6
 """Generated films a side of samples.png."""
+MEMORY_SHARE = 0.5
+"""Of the memory that is free, what films may take; beyond that they are read as they are needed."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +143,39 @@ class Prepared:
         chosen: NDArray[np.int64] = usable[self.split[usable] == split]
         return chosen
 
+    @property
+    def size(self) -> int:
+        """The side of the films in pixels, as the model takes them."""
+        size: int = self.config["size"]
+        return size
+
     def films(self, split: str) -> Films:
         """Read those rows, with what is to be found where the model finds something."""
-        config, learns = self.config, self.model.learns if issubclass(self.model, Finder) else None
-        sample = config["settings"]["training"]["sample"]
+        learns = self.model.learns if issubclass(self.model, Finder) else None
         rows = self.rows(split)
-        return load_films(self.cache, config["variant"], rows, config["size"], learns=learns, sample=sample)
+        return load_films(self.cache, self.config["variant"], rows, self.size, learns=learns, sample=self._sample)
+
+    def stored(self, split: str) -> StoredFilms:
+        """Return those rows as films that stay in the cache."""
+        return StoredFilms(self.cache, self.config["variant"], self.rows(split), self.size, self._sample)
+
+    def outgrown(self) -> str | None:
+        """Return why training and validation films can't be kept in memory, or None where they can.
+
+        They may take half of what is free. Nets that find things always keep theirs: films with annotations are few.
+        """
+        free = free_memory()
+        if free is None or issubclass(self.model, Finder):
+            return None
+        needed = bytes_of(self.cache, sum(len(self.rows(split)) for split in ("train", "val")), self.size)
+        if needed <= free * MEMORY_SHARE:
+            return None
+        return f"{needed / 1e9:.1f} GB of films stay in {self.cache.path}, as {free / 1e9:.1f} GB of memory are free"
+
+    @property
+    def _sample(self) -> Sample:
+        sample: Sample = self.config["settings"]["training"]["sample"]
+        return sample
 
 
 def learns_labels(kind: type[Model]) -> bool:
@@ -147,6 +189,8 @@ def prepare(plan: Plan) -> Prepared:
     model_config, training = resolve(plan.model, plan.preset, plan.settings)
     if (training.noise or training.erase) and not issubclass(kind, Reconstructor):
         raise InputError(f"{plan.model} doesn't reconstruct, so there is nothing to mend: leave out noise and erase")
+    if training.augmented_by == "device" and issubclass(kind, Finder):
+        raise InputError(f"{plan.model} learns boxes or masks, which imgaug alone moves too: leave out augmented_by")
     if training.sample == "study" and not learns_labels(kind):
         raise InputError(f"{plan.model} learns from each film by itself: leave out sample=study")
     cache = Cache(plan.cache)
@@ -335,12 +379,13 @@ def fit(
         torch.manual_seed(plan.seed)
         model_config, training = resolve(plan.model, plan.preset, plan.settings)
         model = prepared.model(model_config, config["size"])
-        films = {s: prepared.films(s) for s in ("train", "val")}
+        read = prepared.stored if prepared.outgrown() else prepared.films
+        films, validation = read("train"), read("val")
         trainer = Trainer(
             model,
             training,
-            films["train"],
-            films["val"],
+            films,
+            validation,
             seed=plan.seed,
             device=device,
             precision=config["precision"],
@@ -352,7 +397,7 @@ def fit(
             trainer.restore(checkpoint)
         elif config["weights"]:
             model.begin(Path(config["weights"]["file"]))
-        draw, end = _closing(model, prepared, films["val"], run, device)
+        draw, end = _closing(model, prepared, validation, run, device)
         if not team.first:
             trainer.run(run, on_epoch)
             team.wait()
@@ -370,7 +415,7 @@ def fit(
         model.eval()
         if isinstance(model, Detector):
             with torch.inference_mode():
-                model.remember(batches(films["train"], device))
+                model.remember(batches(films, device))
         run.write("weights.safetensors", save({k: v.contiguous() for k, v in model.state_dict().items()}))
         run.write("history.csv", history_csv(trainer.state.history))
         run.write("warnings.json", runs.to_json({"warnings": trainer.state.warnings}))
@@ -384,10 +429,11 @@ def fit(
 
 
 def _closing(
-    model: Model, prepared: Prepared, validation: Films, run: runs.Run, device: torch.device
+    model: Model, prepared: Prepared, validation: Films | StoredFilms, run: runs.Run, device: torch.device
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return what is done at every checkpoint, and what in the end, by what the model is for."""
     if isinstance(model, Finder):
+        assert isinstance(validation, Films)
         synthetic = prepared.cache.synthetic
 
         def draw_finds() -> None:
@@ -470,9 +516,10 @@ def finish_finder(model: Finder, validation: Films, run: runs.Run, device: torch
     run.write("calibration.json", runs.to_json({"threshold": threshold, "films": len(validation)}))
 
 
-def batches(films: Films, device: torch.device) -> Iterator[Batch]:
+def batches(films: Films | StoredFilms, device: torch.device) -> Iterator[Batch]:
     """Yield films as they are, in their order, some at a time."""
-    count = max(1, min(64, 2**22 // films.film.shape[1] ** 2))
+    side = films.film.shape[1] if isinstance(films, Films) else films.size
+    count = max(1, min(64, 2**22 // side**2))
     for start in range(0, len(films), count):
         yield as_batch(films.part(slice(start, start + count)), device)
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from anomaly.augment import AugmentationName
-from anomaly.data import Films, Sample, TrainingBatches, as_batch
+from anomaly.data import Films, Sample, StoredFilms, TrainingBatches, as_batch
 from anomaly.detector import Batch, Model, Settings, Step
 from anomaly.runs import Run, checkpoint_state, to_csv
 from anomaly.team import ALONE, Team
@@ -81,6 +81,9 @@ class TrainConfig(Settings):
     augmentation: AugmentationName = "advanced"
     """none, flips, advanced (flips, brightness, zoom, rotation), upright (brightness, zoom, shift), or mirrored
     (horizontal flips, rotation up to 10 degrees)."""
+    augmented_by: Literal["auto", "imgaug", "device"] = "auto"
+    """imgaug, on the processor; or one affine warp of the whole batch on the device of the training, equal in
+    distribution. auto: the device where that is a GPU, else imgaug, and imgaug for nets that find boxes or masks."""
     noise: float = Field(default=0.0, ge=0, le=1)
     """Gaussian noise of this standard deviation on the film that is shown, the plain one to be drawn (models that
     reconstruct only: a denoising autoencoder, Vincent et al. 2008)."""
@@ -89,6 +92,9 @@ class TrainConfig(Settings):
     erase: float = Field(default=0.0, ge=0, lt=1)
     """Share of the squares of an 8 x 8 grid that are blackened in the film that is shown, to be painted in (the same
     models; Zavrtanik et al. 2021)."""
+    compile: bool = False
+    """Compile the networks (torch.compile; takes a C++ compiler, and about a minute before the first step): pays for
+    itself in long trainings of large films."""
     patience: int = Field(default=15, ge=0)
     """Epochs without a lower validation loss after which training, or its stage, stops; 0 never stops early."""
     stages: str = "all"
@@ -174,8 +180,8 @@ class Trainer:
         self,
         model: Model,
         config: TrainConfig,
-        train: Films,
-        validation: Films,
+        train: Films | StoredFilms,
+        validation: Films | StoredFilms,
         *,
         seed: int,
         device: torch.device,
@@ -189,6 +195,10 @@ class Trainer:
         self.model.weigh(int((train.label == 0).sum()), int((train.label == 1).sum()))
         self.validation, self.samples = validation, validation.samples()
         self.autocast = precision == "bfloat16"
+        augmented_by = config.augmented_by
+        if augmented_by == "auto":
+            found = isinstance(train, Films) and (train.boxes is not None or train.foreground is not None)
+            augmented_by = "device" if device.type == "cuda" and not found else "imgaug"
         self.batches = TrainingBatches(
             train,
             batch_size=config.batch_size,
@@ -197,12 +207,16 @@ class Trainer:
             workers=workers,
             device=device,
             team=team,
+            augmented_by=augmented_by,
         )
         self.films = len(train)
         self.parameters = {
             player: [p for module in modules for p in module.parameters()]
             for player, modules in model.players().items()
         }
+        if config.compile:
+            for module in {module for modules in model.players().values() for module in modules}:
+                module.compile()
         self.optimisers = self._optimisers()
         self.state = State()
         self.best_weights: dict[str, Tensor] = {}

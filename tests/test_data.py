@@ -1,12 +1,29 @@
 """Splits by patient, films at the model's size, the order of training."""
 
+import sys
+from pathlib import Path
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomaly.data import Films, SplitRule, TrainingBatches, assign_splits, brought_to, load_films, split_hash
+from anomaly.augment import AugmentationName
+from anomaly.data import (
+    Films,
+    SplitRule,
+    StoredFilms,
+    TrainingBatches,
+    assign_splits,
+    brought_to,
+    bytes_of,
+    free_memory,
+    load_films,
+    split_hash,
+)
+from anomaly.detector import Batch
 from preprocessing import InputError
 from preprocessing.schema import Cache
 
@@ -188,3 +205,73 @@ def test_levels_of_any_depth_become_zero_to_one(dtype: type, greatest: int) -> N
     assert batch.film.dtype == torch.float32
     assert sorted(batch.film[:, 0, 0, 0].tolist()) == [0.0, 1.0]
     assert films.unit().max() == 1.0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("sample", ["film", "study"])
+@pytest.mark.parametrize("size", [64, 32])
+def test_films_that_stay_in_the_cache_make_the_same_batches(
+    cache: Cache, workers: int, sample: Literal["film", "study"], size: int
+) -> None:
+    rows = np.arange(len(cache))[3:40][::-1]
+    kept = load_films(cache, "full-he", rows, size, sample=sample)
+    stored = StoredFilms(cache, "full-he", rows, size, sample)
+    assert len(stored) == len(kept) and (stored.label == kept.label).all()
+
+    def batches(films: Films | StoredFilms) -> list[Batch]:
+        made = TrainingBatches(films, batch_size=4, augmentation="advanced", seed=0, workers=workers, device=CPU)
+        return list(made.epoch(1))
+
+    for ours, theirs in zip(batches(stored), batches(kept), strict=True):
+        assert torch.equal(ours.film, theirs.film) and torch.equal(ours.mask, theirs.mask)
+        assert torch.equal(ours.label, theirs.label) and ours.studies == theirs.studies
+        assert ours.study is theirs.study is None or torch.equal(ours.study, theirs.study)  # type: ignore[arg-type]
+
+
+def test_the_memory_that_films_take_is_that_of_their_arrays(cache: Cache) -> None:
+    films = load_films(cache, "full-he", np.arange(5), 32)
+    assert bytes_of(cache, 5, 32) == films.film.nbytes + films.mask.nbytes
+    free = free_memory()
+    assert free is None or 0 < free < 2**50
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is told apart in /proc")
+def test_processes_that_prepare_batches_share_the_films() -> None:
+    film = np.zeros((800, 256, 256), np.uint8)
+    films = Films(film, film == 0, np.zeros(len(film), np.int8))  # 105 MB
+    made = TrainingBatches(films, batch_size=8, augmentation="none", seed=0, workers=1, device=CPU)
+
+    def private() -> int:
+        assert made._loader._iterator is not None
+        (worker,) = made._loader._iterator._workers
+        lines = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) * 1024
+
+    epoch = made.epoch(1)
+    for _ in range(5):
+        next(epoch)
+    before = private()
+    for _ in epoch:
+        pass
+    assert private() - before < film.nbytes / 4
+
+
+@pytest.mark.parametrize("augmentation", ["none", "flips", "advanced"])
+def test_augmentation_on_the_device_gives_films_with_masks_in_the_same_order(augmentation: AugmentationName) -> None:
+    def batches(augmented_by: Literal["imgaug", "device"]) -> list[Batch]:
+        made = TrainingBatches(
+            counted(20),
+            batch_size=4,
+            augmentation=augmentation,
+            seed=0,
+            workers=0,
+            device=CPU,
+            augmented_by=augmented_by,
+        )
+        return list(made.epoch(1))
+
+    for ours, theirs in zip(batches("device"), batches("imgaug"), strict=True):
+        assert ours.film.dtype == torch.float32 and ours.mask.dtype == torch.bool
+        assert ours.film.shape == theirs.film.shape and (ours.film[~ours.mask] == 0).all()
+        middle = (slice(None), 0, 14, 14)  # films of one level each: brightness alone changes it there
+        assert torch.allclose(ours.film[middle], theirs.film[middle], rtol=0.55, atol=1e-6)

@@ -312,6 +312,8 @@ def test_the_paper_preset_is_the_papers() -> None:
         "stages": "all",
         "clip": 0.0,
         "augmentation": "advanced",
+        "augmented_by": "auto",
+        "compile": False,
         "noise": 0.0,
         "noise_cell": 1,
         "erase": 0.0,

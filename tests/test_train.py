@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from anomaly import fit as fitting
 from anomaly.data import as_batch, load_films
 from anomaly.detector import Batch, Step
-from anomaly.fit import Plan, continue_or_create, fit, prepare
+from anomaly.fit import Plan, Prepared, continue_or_create, fit, prepare
 from anomaly.models.cae import CAE
 from anomaly.models.vae import VAE, VAEConfig
 from anomaly.runs import Run
@@ -299,3 +299,26 @@ def test_a_tracker_is_told_what_the_history_says(cache: Cache, tmp_path: Path) -
     run = continue_or_create(prepared, tmp_path / "a", resume=False)
     fit(prepared, run, workers=0, on_epoch=lambda report: None, track="tensorboard")
     assert list((run.path / "tensorboard").glob("events.*")) and len(run.history()) == 3
+
+
+def test_films_that_outgrow_the_memory_are_read_as_needed_with_the_same_result(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = trained(cache, tmp_path / "kept", "epochs=2")
+    monkeypatch.setattr("anomaly.fit.free_memory", lambda: 1000)
+    prepared = prepare(plan(cache, "epochs=2"))
+    said = prepared.outgrown()
+    assert said and "of films stay in" in said
+    monkeypatch.setattr(Prepared, "films", lambda *_: pytest.fail("read whole"))
+    assert same(kept, trained(cache, tmp_path / "read", "epochs=2"))
+
+
+def test_every_player_is_compiled_where_that_is_asked_for(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    trained(cache, tmp_path / "plain", "epochs=1")
+    assert not compiled
+    trained(cache, tmp_path / "compiled", "epochs=1", "compile=true")
+    assert len(compiled) == 2  # encoder and decoder
