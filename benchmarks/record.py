@@ -1,10 +1,11 @@
-"""What every benchmark shares: where it ran, and a line in results.jsonl."""
+"""What every benchmark shares: sides timed in turns, where it ran, and a line in results.jsonl."""
 
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -32,6 +33,25 @@ def machine() -> dict[str, Any]:
 def spread(seconds: Sequence[float]) -> dict[str, float]:
     """Return median, minimum and maximum."""
     return {"median": median(seconds), "min": min(seconds), "max": max(seconds)}
+
+
+def alternate(
+    sides: Mapping[str, Callable[[], object]], rounds: int, units: float = 1.0
+) -> dict[str, dict[str, float]]:
+    """Return the seconds a unit of every side, as `spread` has them: all sides in turn, round by round, in one process.
+
+    What a shared machine does to one round it does to all sides. A round before the first warms up and isn't counted.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number:
+                seconds[name].append((time.perf_counter() - start) / units)
+    return {name: spread(values) for name, values in seconds.items()}
 
 
 def record(name: str, command: str, settings: dict[str, Any], figures: dict[str, Any]) -> None:
