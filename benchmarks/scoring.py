@@ -1,0 +1,79 @@
+"""Films a second of scores and of maps, from the cache to numbers, and where the time goes: net alone against all.
+
+The five models with their presets `standard` at 128 px, untrained (weights change no time), in float32 as always when
+scoring; built-in films, SYNTHETIC. `net` is the reconstruction or judgement alone on films in place.
+"""
+
+import argparse
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from anomaly.data import as_batch
+from anomaly.detector import Batch, Detector
+from anomaly.fit import resolve
+from anomaly.models import find_detector
+from anomaly.score import View, make_repeatable, maps, score
+from benchmarks.record import alternate, record
+from benchmarks.training import DEVICE
+from preprocessing.build import build
+from preprocessing.phantom import write_phantoms
+from preprocessing.recipe import Recipe
+from preprocessing.schema import Cache
+from preprocessing.sources import open_source
+
+MODELS = ("cae", "vae", "dcgan", "bigan", "alphagan")
+
+
+@torch.inference_mode()
+def net(model: Detector, batches: list[Batch]) -> None:
+    for batch in batches:
+        if model.reconstruct(batch) is None:
+            model.scores(batch)
+
+
+def drawn(model: Detector, view: View) -> None:
+    for _ in maps(model, view, DEVICE):
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--films", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    make_repeatable(DEVICE)
+    figures: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        write_phantoms(Path(folder) / "films", seed=0, patients=options.films)
+        recipe, path = Recipe(name="hand", size=options.size), Path(folder) / "cache.h5"
+        build(open_source(Path(folder) / "films"), recipe, path, variants=("full-he",))
+        view = View(Cache(path), "full-he", np.arange(options.films), options.size)
+        batches = [as_batch(films, DEVICE) for _, films in view.chunks()]
+        for name in MODELS:
+            kind = find_detector(name)
+            torch.manual_seed(0)
+            model = kind(resolve(name, "standard", [])[0], options.size)
+            model = model.to(device=DEVICE, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+            with torch.inference_mode():
+                model.remember(batches)
+                draws = model.anomaly_map(batches[0]) is not None
+            sides = {"net": partial(net, model, batches), "scores": partial(score, model, view, DEVICE)}
+            if draws:
+                sides["maps"] = partial(drawn, model, view)
+            for side, seconds in alternate(sides, options.rounds, units=options.films).items():
+                figures[f"{name}, {side}, films_per_second"] = {
+                    "median": 1 / seconds["median"],
+                    "min": 1 / seconds["max"],
+                    "max": 1 / seconds["min"],
+                }
+    command = f"python -m benchmarks.scoring --size {options.size} --films {options.films} --rounds {options.rounds}"
+    record("scoring", command, {**vars(options), "device": DEVICE.type}, figures)
+
+
+if __name__ == "__main__":
+    main()
