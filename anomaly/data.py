@@ -383,5 +383,5 @@ class TrainingBatches:
             batch = to_batch(tensors, self.device)
             if self._on_device:
                 film, mask = self._on_device(batch.film, batch.mask, seed)
-                batch = replace(batch, film=film * mask, mask=mask)
+                batch = replace(batch, film=film, mask=mask)
             yield batch
