@@ -4,24 +4,33 @@
     cells/            <model>-<variant>-<seed>: ordinary run folders, scored on the test split
     failures/         a cell that could not be trained: why
     workers/          what each process is at: cell and epoch
+    locks/            held by the process that is at a cell
+    tries/            how often a cell was begun from where it stands, by processes that did not come back
     results.json, table.md, table.tex, table.csv   the table
     index.html        the page
 
 Any number of processes work at one bench: each takes the first cell that is not done and that no other holds, so that
-one which dies costs its cell's last seconds only. On a disk that machines share, the same command on each of them is a
-bench on all of them.
+one which dies costs its cell's last seconds only. A cell that takes its process with it `TRIES` times, and comes no
+further in between, has failed; the tries are counted in the folder, whichever machine they are made on. On a disk that
+machines share, the same command on each of them is a bench on all of them.
 """
 
+import errno
 import fcntl
 import json
 import multiprocessing
 import os
+import shutil
+import signal
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +39,32 @@ import torch
 from joblib import Parallel, delayed
 
 from anomaly import runs
-from anomaly.data import LABELS, assign_splits
+from anomaly.data import LABELS, SplitRule, assign_splits
 from anomaly.evaluation import score_films
-from anomaly.fit import Plan, continue_or_create, fit, prepare, resolve, settings_of
+from anomaly.fit import Plan, Prepared, continue_or_create, fit, prepare, resolve, settings_of
 from anomaly.metrics import TRIVIAL
-from anomaly.models import find_detector
+from anomaly.models import find_detector, zoo
 from anomaly.report import BenchRun, render_bench
 from anomaly.runs import write_atomic
 from anomaly.score import View, open_model, run_view
-from anomaly.table import Scored, Table, build, to_csv, to_json, to_latex, to_markdown, to_terminal
+from anomaly.table import Scored, Table, build, from_json, to_csv, to_json, to_latex, to_markdown, to_terminal
 from anomaly.train import EpochReport, Trainer, choose_device
 from preprocessing import InputError
 from preprocessing.cluster import call_up
 from preprocessing.schema import Cache
 
 TRIES = 2
-"""Times that a cell may take its process with it before it counts as failed."""
+"""Times that a cell may take its process with it, from the same checkpoint, before it counts as failed."""
 POLL_SECONDS = 0.5
+END_SECONDS = 10.0
+"""What a process gets to end when it is told to."""
 PAPERS = ("cae", "vae", "dcgan", "bigan", "alphagan")
 """The models of the paper's table, in its order."""
 FLOOR = "contrast_density"
 FORMATS = {"terminal": to_terminal, "markdown": to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json}
 WRITTEN = {"table.md": to_markdown, "table.tex": to_latex, "table.csv": to_csv, "results.json": to_json}
+STOPS = (*runs.FULL, errno.EPIPE)
+"""Errors of the system that are no cell's: a full disk; whoever read the progress has gone."""
 LABELLED = {name: value for value, name in LABELS.items() if value >= 0}
 
 
@@ -90,7 +103,7 @@ class Grid:
     precision: str = "auto"
 
     def cells(self) -> list[Cell]:
-        """Return its cells: seed by seed, so that the table is complete early, and those of one variant together."""
+        """Return its cells: seed by seed, so that the table has all its rows early, those of one variant together."""
         return [
             Cell(row, variant, seed, row.partition("/")[2] or _preset(row, self.preset))
             for seed in self.seeds
@@ -119,28 +132,23 @@ class Grid:
         cache = Cache(self.cache)
         for variant in self.variants:
             cache.films(variant, np.arange(0))  # an unknown one is refused, with those there are
-        index = cache.index
-        for seed in self.seeds:
-            split_seed = seed if self.split_by_seed else 0
-            split = assign_splits(index["patient"], index["label"], index["split"], seed=split_seed)
-            label = index["label"][split == "test"]
-            for value, name in LABELS.items():
-                if value >= 0 and not (label == value).any():
-                    raise InputError(
-                        f"{cache.path} has no {name} films to test on ({len(label)} films in its test split): a table "
-                        "needs films of both classes; give them in a MURA tree, class folders or a manifest"
-                    )
+        rows = self.cells()[: len(self.models)]
         for text in self.settings:
-            if not any(text.partition("=")[0] in settings_of(find_detector(c.model)) for c in self.cells()):
+            if not any(text.partition("=")[0] in settings_of(find_detector(row.model)) for row in rows):
                 raise InputError(f"--set {text!r}: none of {', '.join(self.models)} has this setting")
-        for cell in self.cells()[: len(self.models)]:
-            kind = find_detector(cell.model)
-            if cell.preset not in kind.presets:
-                raise InputError(f"no preset {cell.preset!r} of {cell.model}; there are: {', '.join(kind.presets)}")
+        rules: set[SplitRule] = set()
+        for row in rows:
+            find_detector(row.model)
+            _, training = resolve(row.model, row.preset, self.plan(row).settings)
+            rules.add(training.splits)
+        for seed in self.seeds:
+            wrong = [_untestable(cache, seed if self.split_by_seed else 0, rule) for rule in sorted(rules)]
+            if reason := wrong[0] if all(wrong) else None:
+                raise InputError(reason)
 
     def told(self) -> dict[str, Any]:
         """Return it as plain data; the same films elsewhere are the same films."""
-        plain = {key: value for key, value in asdict(self).items() if key not in ("cache", "device", "precision")}
+        plain = {key: value for key, value in asdict(self).items() if key not in ("cache", "device")}
         return json.loads(runs.to_json(plain | {"content_hash": Cache(self.cache).content_hash}))  # type: ignore[no-any-return]
 
 
@@ -149,11 +157,37 @@ def _preset(row: str, preset: str) -> str:
     return preset if preset in find_detector(row).presets or row != FLOOR else "standard"
 
 
+def _untestable(cache: Cache, seed: int, rule: SplitRule) -> str | None:
+    """Return why a split of a cache has no films of both classes to test on, or None."""
+    index = cache.index
+    try:
+        split = assign_splits(index["patient"], index["label"], index["split"], seed=seed, rule=rule)
+    except InputError as error:
+        return f"{cache.path}: {error}"
+    label = index["label"][split == "test"]
+    for name, value in LABELLED.items():
+        if not (label == value).any():
+            return (
+                f"{cache.path} has no {name} films to test on ({len(label)} films in its test split): a table "
+                "needs films of both classes; give them in a MURA tree, class folders or a manifest"
+            )
+    return None
+
+
+def every_model(preset: str) -> tuple[str, ...]:
+    """Return the rows of all models that have a preset, the paper's first, and of what learns nothing."""
+    names = sorted(zoo(), key=lambda name: (PAPERS.index(name) if name in PAPERS else len(PAPERS), name))
+    having = {name for name in names if preset in find_detector(name).presets}
+    if not having:
+        raise InputError(f"no model has a preset {preset!r}")
+    return tuple(name for name in names if name in having | {FLOOR})
+
+
 # --- the folder -----------------------------------------------------------------------------------------------------
 
 
-Found = dict[tuple[str, str, str], list[Scored] | str]
-"""(row, score, variant) -> its seeds, or why there is none."""
+Found = dict[tuple[str, str, str], list[Scored | str | None]]
+"""(row, score, variant) -> its seeds: scored, or why it failed, or None where it is not done."""
 
 
 class Bench:
@@ -163,41 +197,132 @@ class Bench:
         """Open or make it; a folder of another grid is refused with the differences."""
         self.path, self.grid, self.cells = path, grid, grid.cells()
         file = path / "bench.json"
-        if file.is_file():
-            try:
-                old = json.loads(file.read_text())
-            except ValueError as error:
-                raise InputError(f"{file} is damaged ({error}); delete it, the cells stay") from None
-            if changed := runs.differences(old, grid.told()):
-                raise InputError(
-                    f"{path} is a bench of other films or settings: {'; '.join(changed)}; take another --out"
-                )
-        elif path.exists() and any(path.iterdir()):
+        begun = file.is_file() or any(path.glob("cells/[!.]*/run.json"))
+        if not begun and path.exists() and any(not inside.name.startswith(".") for inside in path.iterdir()):
             raise InputError(f"{path} exists and is no bench; take another --out")
-        else:
-            write_atomic(file, runs.to_json(grid.told()))
+        with self._locked():
+            try:
+                changed = runs.differences(_read_told(path), grid.told())
+            except FileNotFoundError:
+                for cell in self.cells:
+                    self._check_cell(cell)
+                write_atomic(file, runs.to_json(grid.told()))
+                return
+            except ValueError as error:
+                raise InputError(
+                    f"{file} is damaged ({error}); delete it, the same command writes it anew and keeps the cells"
+                ) from None
+        if changed:
+            raise InputError(f"{path} is a bench of other films or settings: {'; '.join(changed)}; take another --out")
+
+    def _check_cell(self, cell: Cell) -> None:
+        """Refuse a cell of other films or settings than the grid's, in a folder that has lost its bench.json."""
+        if not (self.folder(cell) / "run.json").is_file():
+            return
+        old = runs.Run(self.folder(cell)).config
+        plan = self.grid.plan(cell)
+        chosen = zip(("model", "training"), resolve(cell.model, cell.preset, plan.settings), strict=True)
+        known = {owner: settings.model_dump() for owner, settings in chosen}
+        new = {name: getattr(plan, name) for name in ("model", "preset", "variant", "seed", "split_seed")}
+        new |= {
+            # Of a version that knew fewer settings, those it knew.
+            "settings": {
+                owner: {k: v for k, v in known[owner].items() if k in old["settings"][owner]} for owner in known
+            },
+            "cache": {"content_hash": Cache(self.grid.cache).content_hash},
+        }
+        told = {name: old.get(name) for name in new} | {"cache": {"content_hash": old["cache"].get("content_hash")}}
+        if changed := runs.differences(told, new):
+            raise InputError(
+                f"{self.folder(cell)} is a cell of other films or settings: {'; '.join(changed)}; take another --out"
+            )
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the folder, however long that takes, to write what is of the whole bench."""
+        with _held(self.path / ".lock", fcntl.LOCK_EX):
+            yield
 
     def folder(self, cell: Cell) -> Path:
         """Return the run folder of a cell."""
         return self.path / "cells" / cell.name
 
     def done(self, cell: Cell) -> bool:
-        """Whether a cell is trained and scored."""
-        return (self.folder(cell) / "metrics.json").is_file()
+        """Whether a cell is trained and scored, and has its page, which is written last."""
+        return all((self.folder(cell) / name).is_file() for name in ("scores.csv", "report.html"))
 
     def failure(self, cell: Cell) -> str | None:
-        """Return why a cell failed, or None."""
-        file = self.path / "failures" / f"{cell.name}.txt"
-        return file.read_text().strip() if file.is_file() else None
+        """Return why a cell failed, or None; one that was done after all has not failed."""
+        try:
+            reason = (self.path / "failures" / f"{cell.name}.txt").read_text().strip()
+        except FileNotFoundError:
+            return None
+        return None if self.done(cell) else reason
 
     def fail(self, cell: Cell, reason: str) -> None:
         """Note why a cell failed."""
         write_atomic(self.path / "failures" / f"{cell.name}.txt", reason + "\n")
 
     def forgive(self) -> None:
-        """Forget what failed: a new command tries again."""
-        for file in (self.path / "failures").glob("*.txt"):
-            file.unlink()
+        """Forget what failed: a new command tries again. One that joins others at their work does not, or a cell that
+        ends every process would end one for every command.
+        """
+        with _held(self._at_work) as alone:
+            if alone:
+                for file in (*self.path.glob("failures/[!.]*"), *self.path.glob("workers/[!.]*")):  # of killed ones
+                    file.unlink(missing_ok=True)
+
+    @property
+    def _at_work(self) -> Path:
+        return self.path / "locks" / "at-work.lock"
+
+    def at_work(self) -> AbstractContextManager[bool]:
+        """Say, while it is held, that a command is at work here."""
+        return _held(self._at_work, fcntl.LOCK_SH)
+
+    def take(self, cell: Cell) -> AbstractContextManager[bool]:
+        """Hold a cell, unless another process does."""
+        return _held(self.path / "locks" / f"{cell.name}.lock")
+
+    @contextmanager
+    def tried(self, cell: Cell) -> Iterator[bool]:
+        """Count a try at a cell until it is over; False, and a failure, where it ended `TRIES` processes in one place.
+
+        Only what ends a process on the spot leaves the try behind: a kill, a crash, the lack of memory.
+        """
+        file, place = self.path / "tries" / f"{cell.name}.json", self._place(cell)
+        tries = 0
+        with suppress(OSError, ValueError):
+            told = json.loads(file.read_text())
+            tries = told["tries"] if told["place"] == place else 0
+        if tries >= TRIES:
+            self.fail(cell, f"its process ended {TRIES} times {place}: killed, or out of memory?")
+            file.unlink(missing_ok=True)
+            yield False
+            return
+        write_atomic(file, json.dumps({"tries": tries + 1, "place": place}))
+        try:
+            yield True
+        finally:
+            file.unlink(missing_ok=True)
+
+    def tries(self) -> dict[str, str]:
+        """Return what is noted of tries that are not over."""
+        found = {}
+        for file in self.path.glob("tries/[!.]*.json"):
+            with suppress(FileNotFoundError):  # over in this moment
+                found[file.name] = file.read_text()
+        return found
+
+    def _place(self, cell: Cell) -> str:
+        """Return in words where work at a cell goes on."""
+        with suppress(InputError):
+            run = runs.Run(self.folder(cell))
+            if run.finished:
+                return "after the training"
+            if done := run.epochs_done():
+                return f"after epoch {done}"
+        return "at the start"
 
     def open(self) -> list[Cell]:
         """Return the cells that are neither done nor failed."""
@@ -207,17 +332,19 @@ class Bench:
         """Return the table of what is there."""
         grid = self.grid
         found: Found = {}
-        plain: Found = {}
+        trivial: Found = {}
+        given: set[tuple[str, int]] = set()  # the trivial scores are the films' own, the same whatever the model
         for cell in self.cells:
-            reason = None if self.done(cell) else self.failure(cell) or "not done"
-            lines = [] if reason else _labelled(self.folder(cell))
+            done = self.done(cell)
+            lines = _labelled(self.folder(cell)) if done else []
             for score in find_detector(cell.model).score_names:
-                key = cell.row, score, cell.variant
-                _put(found, key, reason or _scored(lines, score))
-            for name in TRIVIAL if reason is None else ():
-                key = "trivial", name, cell.variant
-                if cell.row == self._first_done(cell):  # the films' own, the same whatever the model
-                    _put(plain, key, _scored(lines, name))
+                seeds = found.setdefault((cell.row, score, cell.variant), [])
+                seeds.append(_scored(lines, score) if done else self.failure(cell))
+            if done and (cell.variant, cell.seed) not in given:
+                given.add((cell.variant, cell.seed))
+                for name in TRIVIAL:
+                    there = trivial.setdefault(("trivial", name, cell.variant), [None] * len(grid.seeds))
+                    there[grid.seeds.index(cell.seed)] = _scored(lines, name)
         cache = Cache(grid.cache)
         title = f"Film ROC-AUC on test: {cache.source}, preset {grid.preset}"
         facts = {
@@ -226,33 +353,27 @@ class Bench:
             "preset": grid.preset,
             "seeds": list(grid.seeds),
         }
-        return build(found | plain, title=title, synthetic=cache.synthetic, facts=facts, **options)
+        return build(found | trivial, title=title, synthetic=cache.synthetic, facts=facts, **options)
 
     def write(self, table: Table) -> None:
         """Write the table in every form, and the page."""
-        for name, make in WRITTEN.items():
-            write_atomic(self.path / name, make(table))
-        write_atomic(
-            self.path / "index.html", render_bench(table, [self._shown(c) for c in self.cells], self.grid.told())
-        )
+        page = render_bench(table, [self._shown(cell) for cell in self.cells], self.grid.told())
+        with self._locked():
+            for name, make in WRITTEN.items():
+                write_atomic(self.path / name, make(table))
+            write_atomic(self.path / "index.html", page)
+
+    def has_paper(self) -> bool:
+        """Whether its table, as it was written last, has the published figures beside its own."""
+        try:
+            table = from_json((self.path / "results.json").read_text())
+        except (OSError, ValueError):
+            return False
+        return any(entry.paper for entry in table.entries.values())
 
     def _shown(self, cell: Cell) -> BenchRun:
         page = f"cells/{cell.name}/report.html" if self.done(cell) else None
-        return BenchRun(cell.row, cell.variant, cell.seed, page, None if page else self.failure(cell) or "not done")
-
-    def _first_done(self, cell: Cell) -> str | None:
-        others = (c for c in self.cells if (c.variant, c.seed) == (cell.variant, cell.seed) and self.done(c))
-        first = next(others, None)
-        return first.row if first else None
-
-
-def _put(found: Found, key: tuple[str, str, str], value: Scored | str) -> None:
-    """Add one seed to a cell of the table; one that failed fails it."""
-    there = found.setdefault(key, [])
-    if isinstance(value, str) or isinstance(there, str):
-        found[key] = there if isinstance(there, str) else str(value)
-    else:
-        there.append(value)
+        return BenchRun(cell.row, cell.variant, cell.seed, page, self.failure(cell))
 
 
 def _labelled(folder: Path) -> list[dict[str, str]]:
@@ -269,19 +390,38 @@ def _scored(lines: Sequence[Mapping[str, str]], score: str) -> Scored:
     )
 
 
-def reopen(path: Path) -> Bench:
-    """Open a bench for what is there already; its cache is where its cells found it."""
+def _read_told(path: Path) -> dict[str, Any]:
+    """Return what a bench.json says; raises OSError where there is none, ValueError where it is damaged."""
+    told = json.loads((path / "bench.json").read_text())
+    if not isinstance(told, dict):
+        raise ValueError("not what makes a bench")
+    return {"precision": "auto"} | told  # one from before this key was told
+
+
+def reopen(path: Path, cache: Path | None = None) -> Bench:
+    """Open a bench for what is there already; its cache is where its cells found it, unless it is given."""
     file = path / "bench.json"
     try:
-        told = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        plain = {key: value for key, value in _read_told(path).items() if key != "content_hash"}
+        told: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
+        grid = Grid(cache or Path(), **told)
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{file} can't be read ({error}); the same `anomaly bench` command writes it anew") from None
-    cells = sorted((path / "cells").glob("*/run.json"))
-    if not cells:
-        raise InputError(f"{path} has no finished cell yet; the command that made it goes on with it")
-    cache = Path(runs.Run(cells[0].parent).config["cache"]["path"])
-    lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
-    return Bench(path, Grid(cache, **{key: value for key, value in lists.items() if key != "content_hash"}))
+    return Bench(path, grid if cache else replace(grid, cache=_cache_of(path)))
+
+
+def _cache_of(path: Path) -> Path:
+    """Return where a bench's films are, as its cells say."""
+    places = []
+    for file in sorted(path.glob("cells/[!.]*/run.json")):
+        with suppress(InputError):  # a damaged one is made anew by the command that made the bench
+            places.append(Path(runs.Run(file.parent).config["cache"]["path"]))
+    if not places:
+        raise InputError(f"{path} has no cell yet; the command that made it goes on with it, --cache shows it as it is")
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise InputError(f"the films of {path} are not at {places[0]}; say where with --cache")
+    return found
 
 
 def take_folder(out: Path | None, grid: Grid) -> Path:
@@ -291,7 +431,7 @@ def take_folder(out: Path | None, grid: Grid) -> Path:
     told = grid.told()
     for path in reversed(runs.numbered("bench")):
         with suppress(OSError, ValueError):
-            if json.loads((path / "bench.json").read_text()) == told:
+            if _read_told(path) == told:
                 return path
     return runs.next_path("bench")
 
@@ -300,11 +440,14 @@ def take_folder(out: Path | None, grid: Grid) -> Path:
 
 
 def run_cell(bench: Bench, cell: Cell, on_epoch: Callable[[EpochReport], None] = lambda report: None) -> None:
-    """Train a cell from wherever it stands and score it on test; what a user could mend is noted as its failure."""
+    """Train a cell from wherever it stands and score it on test; whatever is wrong with it is noted as its failure.
+
+    But what would be wrong with any other cell as well, a full disk above all, is raised.
+    """
     path = bench.folder(cell)
     try:
         prepared = prepare(bench.grid.plan(cell))
-        run = continue_or_create(prepared, path, resume=(path / "run.json").is_file())
+        run = _run_of(prepared, path)
         fit(prepared, run, workers=0, on_epoch=on_epoch)
         device = choose_device(bench.grid.device)
         model = open_model(run, device)
@@ -322,10 +465,32 @@ def run_cell(bench: Bench, cell: Cell, on_epoch: Callable[[EpochReport], None] =
             command=f"anomaly score {path}",
             on_films=lambda count: None,
         )
+    except runs.DiskFull:
+        raise
     except InputError as error:
         bench.fail(cell, str(error))
-    except (RuntimeError, MemoryError) as error:  # torch says with the first that memory is out, or a shape can't be
-        bench.fail(cell, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    except Exception as error:  # of a model too, and some models are of other packages
+        if isinstance(error, OSError) and error.errno in STOPS:
+            raise
+        bench.fail(cell, f"{type(error).__name__}: {_first_line(error)}")
+
+
+def _run_of(prepared: Prepared, path: Path) -> runs.Run:
+    """Return the run folder of a cell: as it stands where it can go on, or a new one.
+
+    The grid is the same, so what differs from an unfinished run is the machine or the versions on it; its checkpoint is
+    not gone on with, as half a training of each would be neither's. A finished one stands.
+    """
+    if path.exists():
+        with suppress(InputError):
+            run = runs.Run(path)
+            return run if run.finished else continue_or_create(prepared, path, resume=True)
+        shutil.rmtree(path)
+    return continue_or_create(prepared, path, resume=False)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip()[:300] for line in str(error).splitlines() if line.strip()), "it says no more")
 
 
 def work(path: Path, grid: Grid, threads: int, note: Callable[[Cell, str], None] | None = None) -> None:
@@ -346,32 +511,51 @@ def work(path: Path, grid: Grid, threads: int, note: Callable[[Cell, str], None]
 
     try:
         while todo := bench.open():
-            taken = False
-            for cell in todo:
-                with _held(path / "locks" / f"{cell.name}.lock") as held:
-                    if not held or bench.done(cell) or bench.failure(cell) is not None:
-                        continue
-                    tell(cell, "begins")
-                    run_cell(bench, cell, lambda r, cell=cell: tell(cell, f"epoch {r.epoch}/{r.epochs}"))  # type: ignore[misc]
-                    taken = True
-                    tell(cell, "failed" if bench.failure(cell) else "done")
-            if not taken:
+            if not any([_do(bench, cell, tell) for cell in todo]):
                 time.sleep(POLL_SECONDS)  # others hold what is left; one of them may die
     finally:
         mine.unlink(missing_ok=True)
 
 
+def _do(bench: Bench, cell: Cell, tell: Callable[[Cell, str], None]) -> bool:
+    """Do a cell, unless another process holds it or has done it; return whether this one has."""
+    with bench.take(cell) as held:
+        if not held or bench.done(cell) or bench.failure(cell) is not None:
+            return False
+        with bench.tried(cell) as may:
+            if may:
+                tell(cell, "begins")
+                run_cell(bench, cell, lambda report: tell(cell, f"epoch {report.epoch}/{report.epochs}"))
+        tell(cell, "failed" if bench.failure(cell) else "done")
+        return True
+
+
 @contextmanager
-def _held(path: Path) -> Iterator[bool]:
-    """Try to hold a lock; the kernel lets it go with the process."""
+def _held(path: Path, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> Iterator[bool]:
+    """Hold a lock, or yield False where another holds it and `how` waits for none; the kernel lets it go with the
+    process.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("a+") as file:  # on NFS a shared lock needs a file to read, one's own a file to write
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, how)
         except BlockingIOError:
             yield False
             return
         yield True
+
+
+@contextmanager
+def _ends_in_order() -> Iterator[None]:
+    """Let SIGTERM, by which schedulers end a program, end it as Ctrl-C does: children first, and no try is counted."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may say what signals do
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True)
@@ -391,25 +575,30 @@ class Standing:
 
 def run_bench(bench: Bench, *, jobs: int, threads: int, on_change: Callable[[Standing], None]) -> None:
     """Do all cells in `jobs` processes of `threads` threads each; one that dies is replaced, its cell goes on."""
-    if jobs == 1:
-        running: dict[str, str] = {}
+    with bench.at_work(), _ends_in_order():
+        if jobs == 1:
+            _work_here(bench, threads, on_change)
+        else:
+            _work_beside(bench, jobs, threads, on_change)
 
-        def note(cell: Cell, stands: str) -> None:
-            running.clear()
-            running[cell.name] = stands
-            on_change(_standing(bench, running))
 
-        work(bench.path, bench.grid, threads, note)
-        on_change(_standing(bench, {}))
-        return
+def _work_here(bench: Bench, threads: int, on_change: Callable[[Standing], None]) -> None:
+    """Do all cells in this process."""
+    work(bench.path, bench.grid, threads, lambda cell, stands: on_change(_standing(bench, {cell.name: stands})))
+    on_change(_standing(bench, {}))
+
+
+def _work_beside(bench: Bench, jobs: int, threads: int, on_change: Callable[[Standing], None]) -> None:
+    """Do all cells in other processes, and look after them."""
     context = multiprocessing.get_context("spawn")
+    hear, tell = context.Pipe(duplex=False)
 
     def begin() -> Any:
-        process = context.Process(target=work, args=(bench.path, bench.grid, threads), daemon=True)
+        process = context.Process(target=_work_apart, args=(bench.path, bench.grid, threads, tell), daemon=True)
         process.start()
         return process
 
-    deaths: dict[str, int] = {}
+    stillborn = 0
     crew = [begin() for _ in range(min(jobs, len(bench.open())))]
     try:
         while crew:
@@ -419,42 +608,61 @@ def run_bench(bench: Bench, *, jobs: int, threads: int, on_change: Callable[[Sta
                 crew.remove(process)
                 if process.exitcode == 0:
                     continue
-                cell = _left_behind(bench, process.pid)
-                deaths[cell] = deaths.get(cell, 0) + 1
-                if not cell and deaths[cell] >= TRIES:
+                if hear.poll():
+                    raise InputError(hear.recv())
+                stillborn += not _left_behind(bench, process.pid)
+                if stillborn >= TRIES:
                     raise InputError(f"the processes of {bench.path} end before they begin; see what they print")
-                if deaths[cell] >= TRIES:
-                    own = next(c for c in bench.cells if c.name == cell)
-                    bench.fail(own, f"its process ended {TRIES} times with status {process.exitcode}: out of memory?")
                 crew.append(begin())
     finally:
         for process in crew:
             process.terminate()
         for process in crew:
-            process.join()
+            process.join(END_SECONDS)
+            process.kill()
+
+
+def _work_apart(path: Path, grid: Grid, threads: int, out: Connection) -> None:
+    """Work as a process of its own, and say what stops it, if it is no cell's failure."""
+    try:
+        with _ends_in_order():
+            work(path, grid, threads)
+    except Exception as error:
+        out.send(str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {_first_line(error)}")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:  # of the whole group of processes: the first one says so
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def run_on_cluster(bench: Bench, address: str, *, threads: int, on_change: Callable[[Standing], None]) -> None:
     """Do all cells on the workers of a Dask cluster, a cell at a time each; they read the cache and write the bench.
 
-    A cell whose worker is lost is done by another from its last checkpoint.
+    A cell whose worker is lost is done by another from its last checkpoint. One that another process holds is waited
+    for while there is nothing else to do.
     """
     path, grid = bench.path.absolute(), replace(bench.grid, cache=bench.grid.cache.absolute())
     able = partial(_able, path, grid.cache)
-    with call_up(address, able, runs.FORMAT, f"{grid.cache} and {path}", gpu=True) as crew:
-        for tries in range(TRIES + 1):
-            todo = bench.open()
-            if not todo:
-                return
-            if tries == TRIES:
-                for cell in todo:
-                    bench.fail(cell, f"its worker on {address} was lost {TRIES} times: out of memory?")
-                return
+    with (
+        bench.at_work(),
+        _ends_in_order(),
+        call_up(address, able, runs.FORMAT, f"{grid.cache} and {path}", gpu=True) as crew,
+    ):
+        fruitless = 0
+        while todo := bench.open():
+            before = bench.tries()
             with crew.processes():  # at least two: with one joblib would work in this process
                 parallel = Parallel(n_jobs=max(2, crew.at_once), batch_size=1, return_as="generator_unordered")
-            with suppress(crew.lost):
+            try:
                 for _ in parallel(delayed(_elsewhere)(path, grid, cell, threads) for cell in todo):
                     on_change(_standing(bench, {}))
+            except crew.lost:
+                # The cell at which it was lost has a try more, which ends in time.
+                fruitless = fruitless + 1 if bench.open() == todo and bench.tries() == before else 0
+                if fruitless >= TRIES:
+                    raise InputError(f"{address}: its workers end before they begin; see what they print") from None
+            if bench.open() == todo:
+                time.sleep(POLL_SECONDS)
+        on_change(_standing(bench, {}))
 
 
 def _able(path: Path, cache: Path) -> int:
@@ -465,12 +673,9 @@ def _able(path: Path, cache: Path) -> int:
 
 
 def _elsewhere(path: Path, grid: Grid, cell: Cell, threads: int) -> None:
-    """Do one cell on a worker of a cluster, unless it is being done."""
+    """Do one cell on a worker of a cluster, unless another process does it."""
     torch.set_num_threads(threads)
-    bench = Bench(path, grid)
-    with _held(path / "locks" / f"{cell.name}.lock") as held:
-        if held and not bench.done(cell):
-            run_cell(bench, cell)
+    _do(Bench(path, grid), cell, lambda cell, stands: None)
 
 
 def _note_of(pid: int | None) -> str:
@@ -518,35 +723,45 @@ class Estimate:
     seconds: float  # of one run, at most
 
 
-def estimate(grid: Grid) -> list[Estimate]:
-    """Time a step of each row on this machine, and return what that makes of its runs."""
+def estimate(grid: Grid) -> tuple[list[Estimate], dict[str, str]]:
+    """Time a step of each row on this machine; return what that makes of its runs, and why other rows can't be trained.
+
+    A row is judged by its first cell.
+    """
     cells = grid.cells()
-    found = []
-    for row in grid.models:
-        cell = next(cell for cell in cells if cell.row == row)
-        prepared = prepare(grid.plan(cell))
-        config, training = resolve(cell.model, cell.preset, grid.plan(cell).settings)
-        films, device = prepared.config["films"], choose_device(grid.device)
-        few = prepared.films("train").part(np.arange(min(films["train"], training.batch_size)))
-        model = prepared.model(config, prepared.config["size"])
-        seconds = 0.0
-        if model.players():
-            trainer = Trainer(
-                model,
-                training,
-                few,
-                few.part(np.arange(2)),
-                seed=0,
-                device=device,
-                precision=prepared.config["precision"],
-                workers=0,
-            )
-            seconds = min(trainer._epoch(number)["seconds"] for number in (1, 2)) / len(few)
-        made = sum(cell.row == row for cell in cells)
-        most = training.most_epochs
-        found.append(
-            Estimate(
-                row, cell.preset, prepared.config["size"], films["train"], most, made, seconds * films["train"] * most
-            )
+    found, refused = [], {}
+    for cell in cells[: len(grid.models)]:
+        try:
+            one = _estimate(grid, cell)
+        except InputError as error:
+            refused[cell.row] = str(error)
+        except (RuntimeError, MemoryError) as error:  # torch says with the first that memory is out
+            refused[cell.row] = f"{type(error).__name__}: {_first_line(error)}"
+        else:
+            found.append(replace(one, runs=sum(other.row == cell.row for other in cells)))
+    return found, refused
+
+
+def _estimate(grid: Grid, cell: Cell) -> Estimate:
+    """Time a step of one cell."""
+    plan = grid.plan(cell)
+    prepared = prepare(plan)
+    config, training = resolve(cell.model, cell.preset, plan.settings)
+    films, device = prepared.config["films"]["train"], choose_device(grid.device)
+    few = prepared.films("train").part(np.arange(min(films, training.batch_size)))
+    model = prepared.model(config, prepared.config["size"])
+    seconds = 0.0
+    if model.players():
+        trainer = Trainer(
+            model,
+            training,
+            few,
+            few.part(np.arange(2)),
+            seed=0,
+            device=device,
+            precision=prepared.config["precision"],
+            workers=0,
         )
-    return found
+        seconds = min(trainer._epoch(number)["seconds"] for number in (1, 2)) / len(few)
+    most = training.most_epochs
+    return Estimate(cell.row, cell.preset, prepared.config["size"], films, most, 1, seconds * films * most)

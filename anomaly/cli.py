@@ -248,14 +248,14 @@ def bench(
         Path | None, typer.Argument(help="Films to prepare; none: --cache, or else the built-in SYNTHETIC films.")
     ] = None,
     table: Annotated[
-        bool, typer.Option("--table", help="Print the table when all is done, or as far as it is.")
+        bool, typer.Option("--table", help="Print the table when all is done; `report` shows it as far as it is.")
     ] = False,
     cache: Annotated[Path | None, typer.Option("--cache", help="Cache file, instead of a SOURCE.")] = None,
     models: Annotated[
         str | None,
         typer.Option(
-            help="Comma list of models, as cae or classifier/mura.  [default: the paper's five, contrast_density, "
-            "classifier]"
+            help="Comma list of models, as cae or classifier/mura; or all.  [default: the paper's five, "
+            "contrast_density, classifier]"
         ),
     ] = None,
     variants: Annotated[

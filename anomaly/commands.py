@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anomaly.console import clock, progress, say, warn
+from anomaly.console import clock, hand_over, progress, say, warn
 from preprocessing import InputError
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def train(
 
     path = cache or newest_cache(CACHES)
     chosen = (*settings, *(() if weights is None else (f"weights={weights}",)))
-    with join() as team:
+    with join(device) as team:
         return _train(
             Plan(model, path, variant, preset, chosen, seed, split_seed, device, precision),
             out,
@@ -322,6 +322,8 @@ def _train(plan: "Plan", out: Path | None, resume: bool, workers: int, track: st
         f"{path}: {config['films']['train']} films to train on, {config['films']['val']} to validate with, "
         f"variant {config['variant']} at {config['size']} px"
     )
+    if outgrown := prepared.outgrown():
+        say(f"{outgrown}: each batch is read when it is needed; --workers 2 or more read ahead")
     if prepared.cache.synthetic:
         say(SYNTHETIC)
     done = run.epochs_done()
@@ -430,7 +432,7 @@ def bench(
     precision: str,
 ) -> None:
     """Train the grid and print its table."""
-    from anomaly.bench import FLOOR, FORMATS, PAPERS, Bench, Grid, run_bench, run_on_cluster, take_folder
+    from anomaly.bench import FLOOR, FORMATS, PAPERS, Bench, Grid, every_model, run_bench, run_on_cluster, take_folder
     from anomaly.table import PAPER_VARIANTS
     from anomaly.train import choose_device
     from preprocessing.schema import Cache
@@ -449,11 +451,14 @@ def bench(
         path = cache or _bench_cache(source, recipe, size or (512 if protocol else 64), variants)
         there = Cache(path).variants
         wanted = _words(variants) or tuple(name for name in PAPER_VARIANTS if name in there) or tuple(there)
-        rows = _words(models) or (*PAPERS, *(() if protocol else (FLOOR, "classifier")))
-        numbers = _words(seeds) or _words(PAPER_SEEDS if protocol else "0")
-        if not all(text.isdecimal() for text in numbers):
+        named = _words(models) or (*PAPERS, *(() if protocol else (FLOOR, "classifier")))
+        chosen = [row for name in named for row in (every_model(preset) if name == "all" else (name,))]
+        rows = tuple(dict.fromkeys(chosen))
+        words = _words(seeds) or _words(PAPER_SEEDS if protocol else "0")
+        if not all(text.isdecimal() for text in words):
             raise InputError(f"--seeds {seeds!r} is no comma list of whole numbers")
-        grid = Grid(path, rows, wanted, tuple(map(int, numbers)), preset, tuple(settings), protocol, device, precision)
+        numbers = tuple(dict.fromkeys(map(int, words)))
+        grid = Grid(path, rows, wanted, numbers, preset, tuple(settings), protocol, device, precision)
         grid.check()
         shape = f"{len(rows)} models x {len(wanted)} variants x {len(numbers)} seeds"
         say(f"{len(grid.cells())} trainings: {shape}, preset {preset}")
@@ -463,7 +468,7 @@ def bench(
             _plan(grid)
         if dry_run:
             return
-        cores = os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         most = min(cores, len(grid.cells())) if choose_device(device).type == "cpu" else 1
         threads = cores // most  # whatever --jobs: another number of them rounds otherwise
         jobs = jobs or most
@@ -489,13 +494,17 @@ def bench(
         for cell in made.cells:
             if reason := made.failure(cell):
                 warn(f"{cell.name} failed: {reason}")
-    if table:
+    if table and format_ == "terminal":
         for line in FORMATS[format_](result).splitlines():
             say(line)
+    elif table:
+        hand_over(FORMATS[format_](result))
     files = ("index.html", "table.md", "table.tex", "table.csv", "results.json")
     print(", ".join(str(made.path / name) for name in files), file=sys.stderr)
     if result.synthetic and format_ == "terminal":
         say(SYNTHETIC)
+    if not any(made.done(cell) for cell in made.cells):
+        raise InputError(f"{made.path}: none of its {len(made.cells)} cells could be trained, for the reasons above")
 
 
 def _words(text: str | None) -> tuple[str, ...]:
@@ -521,13 +530,15 @@ def _plan(grid: "Grid") -> None:
     """Say what a grid trains and, from a step of each model, how long that takes at most."""
     from anomaly.bench import estimate
 
-    total = 0.0
-    for one in estimate(grid):
-        total += one.runs * one.seconds
+    estimates, refused = estimate(grid)
+    for one in estimates:
         say(
             f"{one.row}: {one.runs} runs of at most {one.epochs} epochs on {one.films} films of {one.size} px "
             f"({one.preset}), {clock(one.seconds)} each at most"
         )
+    for row, reason in refused.items():
+        say(f"{row}: can't be trained, and will stand as failed: {reason}")
+    total = sum(one.runs * one.seconds for one in estimates)
     say(f"all of them: {clock(total)} at most, one after the other, on this machine")
 
 
@@ -715,8 +726,8 @@ def report(path: Path | None, cache: Path | None, device: str) -> None:
     if (chosen / "bench.json").is_file():
         from anomaly.bench import reopen
 
-        made = reopen(chosen)
-        made.write(made.table())
+        made = reopen(chosen, cache)
+        made.write(made.table(paper=made.has_paper()))
         say(f"{chosen / 'index.html'}: the page to open")
         return
     for line in run_page(Run(chosen), cache, choose_device(device)):

@@ -29,8 +29,13 @@ def plain(text: str) -> str:
 
 def say(text: str = "") -> None:
     """Print one line of a result. A reader that has gone, as of `anomaly train cae | head`, ends no work."""
+    hand_over(plain(text) + "\n")
+
+
+def hand_over(text: str) -> None:
+    """Print what a program is to read, sign for sign; a reader that has gone ends no work."""
     try:
-        print(plain(text), flush=True)
+        print(text, end="", flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -100,6 +105,8 @@ class _Pace:
 
     def state(self, count: int, unit: str, note: str, seconds_left: float | None) -> str:
         self.done += count
+        if self.done == self.start:  # no unit yet to tell the pace by
+            return note if seconds_left is None else f"{clock(seconds_left)} left  {note}".rstrip()
         rate = (self.done - self.start) / max(1e-9, time.monotonic() - self.began)
-        left = seconds_left if seconds_left is not None else (self.total - self.done) / max(1e-9, rate)
+        left = seconds_left if seconds_left is not None else (self.total - self.done) / rate
         return f"{rate:.3g} {unit}/s  {clock(left)} left  {note}".rstrip()

@@ -36,7 +36,7 @@ POOLINGS: tuple[Pooling, ...] = ("mean", "max")
 
 TRIVIAL = ("mean_grey", "minus_std")
 
-_CELLS = 2**21  # films x draws at a time: bounds the memory of the resampling to tens of megabytes
+_CELLS = 2**18  # films x draws at a time: the resampling takes megabytes, which a processor has at hand
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
@@ -223,6 +223,8 @@ class _Draws:
         """The figure of every draw, (B,): a film counts as often as its patient came. Nan where a class is missing."""
         if not self.enough:
             return np.full(self.resamples, math.nan)
+        if metric == "roc_auc":
+            return self._roc_auc(scores)
         order = np.argsort(scores, kind="stable")
         ranked = scores[order]
         starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])  # (G,) where a new score begins
@@ -232,11 +234,29 @@ class _Draws:
         for start in range(0, self.resamples, step):
             weight = self.counts[start : start + step][:, patient].astype(np.float64)  # (b, N)
             parts.append(
-                _WEIGHTED[metric](
+                _weighted_ap(
                     np.add.reduceat(weight * abnormal, starts, axis=1),
                     np.add.reduceat(weight * ~abnormal, starts, axis=1),
                 )
             )
+        return np.concatenate(parts)
+
+    def _roc_auc(self, scores: Floats) -> Floats:
+        """The ROC-AUC of every draw, (B,), from whole and half numbers of pairs won, which float64 keeps exactly."""
+        order = np.argsort(scores, kind="stable")
+        abnormal = self.labels[order] == 1
+        above, rivals = scores[order[abnormal]], scores[order[~abnormal]]  # (A,), (M,) rising
+        owners, others = self.patient[order[abnormal]], self.patient[order[~abnormal]]
+        below, upto = np.searchsorted(rivals, above), np.searchsorted(rivals, above, "right")  # (A,) normal films
+        step = max(1, _CELLS // len(scores))
+        parts = []
+        for start in range(0, self.resamples, step):
+            counts = np.ascontiguousarray(self.counts[start : start + step].T)  # (P, b)
+            beaten = np.zeros((len(rivals) + 1, counts.shape[1]))  # normal films by the rising scores
+            np.cumsum(counts[others], axis=0, dtype=np.float64, out=beaten[1:])
+            weight = counts[owners].astype(np.float64)  # (A, b)
+            won = np.einsum("ab,ab->b", weight, beaten[below] + beaten[upto]) / 2  # a tie is half of either
+            parts.append(_ratio(won, weight.sum(axis=0) * beaten[-1]))
         return np.concatenate(parts)
 
     def interval(self, estimate: float, drawn: Floats, level: float) -> tuple[float, float]:
@@ -284,7 +304,6 @@ def _weighted_ap(abnormal: Floats, normal: Floats) -> Floats:
 
 
 _ESTIMATE: dict[Metric, Callable[[ArrayLike, ArrayLike], float]] = {"roc_auc": roc_auc, "ap": average_precision}
-_WEIGHTED: dict[Metric, Callable[[Floats, Floats], Floats]] = {"roc_auc": _weighted_roc_auc, "ap": _weighted_ap}
 
 
 # --------------------------------------------------------------------------------------------------------- evaluation

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from anomaly import heatmap, metrics
 from anomaly.chart import Chart, swatch
 from anomaly.data import LABELS
-from anomaly.table import Entry, Table, against_paper, failures, underneath
+from anomaly.table import Entry, Table, against_paper, failures, state, underneath
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _WIDEST = 360  # pixels of a film in the gallery
@@ -98,8 +98,8 @@ class BenchRun:
     model: str  # as the table names it in its rows
     variant: str
     seed: int
-    report: str | None  # where its page lies, relative to the bench's; None where it has none
-    failure: str | None = None  # why it has none
+    report: str | None  # where its page lies, relative to the bench's; None where it failed or is not done
+    failure: str | None = None  # why it failed
 
 
 def render_report(context: ReportContext) -> str:
@@ -201,7 +201,7 @@ def render_bench(table: Table, runs: Sequence[BenchRun], settings: Mapping[str, 
         trivial=set(table.statistics["trivial"]),
         notes=notes,
         failures=reasons,
-        underneath=underneath(table, best="Dark")[: -len(reasons) or None],
+        underneath=underneath(table, best="best")[: -len(reasons) or None],
         winners=_winners(table),
         forests=[_forest(table, column) for column in table.columns],
         runs=by_model,
@@ -227,6 +227,7 @@ def _page(template: str, **given: Any) -> str:
         "signed": _signed,
         "compact": _compact,
         "against_paper": against_paper,
+        "state": state,
         "label": LABELS.__getitem__,
         "quoted": quote,
         "hashed": _hashed,
@@ -591,7 +592,8 @@ def _winners(table: Table) -> list[str]:
             metrics.with_interval(entries[best].mean, entries[best].interval),
         )
         told = f"{tied} of {len(others)} others cannot be told apart from it" if others else "no other row to compare"
-        lines.append(f"{column}: {' '.join(best)} is the best, {value}; {told}.")
+        part = state(entries[best])
+        lines.append(f"{column}: {' '.join(best)} is the best, {value}{f' ({part})' if part else ''}; {told}.")
     return lines
 
 

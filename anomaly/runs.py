@@ -30,8 +30,11 @@ import json
 import os
 import platform
 import re
+import secrets
+import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,28 +45,57 @@ FORMAT = 2
 RUNS = Path("runs")
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says when a disk can take no more."""
+STALE_SECONDS = 3600.0
+"""A part of a file or folder that is older was left by a process that was killed."""
+
+
+class DiskFull(InputError):
+    """A file could not be written for want of room: whatever comes next would fail as well."""
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write `content` beside `path` and move it there: a reader sees the old file or the new one, never half of one."""
+    """Write `content` beside `path` and move it there: a reader sees the old file or the new one, never half of one.
+
+    Any number of processes may write the same file at once: one of them is the last.
+    """
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")  # a fixed name: what a killed process left is written over
+    beside = _beside(path)
     try:
-        with beside.open("wb") as file:
+        with beside.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
             size = f"{len(data) / 1e6:.1f} MB"
-            raise InputError(
-                f"{path}: the disk is full; free {size} or more and type the same command again"
-            ) from error
+            raise DiskFull(f"{path}: the disk is full; free {size} or more and type the same command again") from error
         raise
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def _beside(path: Path) -> Path:
+    """Return a name beside `path` that no other process has, to write under; short, as `path` may be as long as can be.
+
+    What killed processes left there is removed, when a process first comes by.
+    """
+    folder = path.parent.absolute()
+    if folder not in _tidied:
+        _tidied.add(folder)
+        for old in folder.glob(".anomaly-*.partial"):
+            with suppress(OSError):  # another process may tidy too
+                if time.time() - old.stat().st_mtime > STALE_SECONDS:
+                    (shutil.rmtree if old.is_dir() else os.unlink)(old)
+    return path.with_name(f".anomaly-{secrets.token_hex(8)}.partial")
+
+
+_tidied: set[Path] = set()
 
 
 def to_json(value: Any) -> str:
@@ -201,7 +233,7 @@ def checkpoint_state(path: Path) -> dict[str, Any]:
 
 def _existing(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else RUNS
-    names = sorted(str(p.parent) for p in folder.glob("*/run.json"))
+    names = sorted(str(p.parent) for p in folder.glob("[!.]*/run.json"))
     return f"; there are: {', '.join(names[-5:])}" if names else ""
 
 
@@ -210,11 +242,12 @@ def create(path: Path, config: Mapping[str, Any]) -> Run:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path} exists; take another --out")
     # Made beside and moved into place: a folder of this name is a run from the first moment on.
-    beside = path.with_name(f".{path.name}.partial")
+    beside = _beside(path)
     write_atomic(beside / "run.json", to_json({"format": FORMAT, **config}))
     try:
         beside.replace(path)
     except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
         raise InputError(f"{path} can't be made ({error.strerror}); take another --out") from None
     return Run(path)
 
@@ -229,7 +262,7 @@ def numbered(model: str, folder: Path = RUNS) -> list[Path]:
 
 def newest(folder: Path = RUNS) -> Path:
     """Return the run or bench that was made last; raises InputError where there is none."""
-    made = [p for name in ("run.json", "bench.json") for p in folder.glob(f"*/{name}")]
+    made = [p for name in ("run.json", "bench.json") for p in folder.glob(f"[!.]*/{name}")]
     if not made:
         raise InputError(f"{folder}/ has no run and no bench; `anomaly train cae` or `anomaly bench --table` makes one")
     return max(made, key=lambda file: file.stat().st_mtime).parent

@@ -79,13 +79,16 @@ ALONE = Team()
 
 
 @contextmanager
-def join() -> Iterator[Team]:
-    """Yield the team that `torchrun` called up; without it, this process alone."""
+def join(device: str) -> Iterator[Team]:
+    """Yield the team that `torchrun` called up; without it, this process alone.
+
+    device  on which it trains, as given to `--device`: GPUs talk to each other by another library than processors.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE
         return
-    gpus = torch.cuda.is_available()
+    gpus = torch.cuda.is_available() and device.partition(":")[0] in ("auto", "cuda")
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if gpus else "gloo")

@@ -1,23 +1,34 @@
 """The grid: every cell once, whoever dies; the table the same however it came about."""
 
+import errno
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import joblib
 import pytest
 
 from anomaly import bench as module
-from anomaly import commands
+from anomaly import commands, runs
 from anomaly import table as tables
-from anomaly.bench import Bench, Cell, Grid, Standing, estimate, run_bench, run_on_cluster, take_folder
+from anomaly.bench import Bench, Cell, Grid, Standing, estimate, run_bench, run_cell, run_on_cluster, take_folder
+from anomaly.fit import continue_or_create, prepare
 from anomaly.models.cae import CAE
+from anomaly.train import Trainer
 from preprocessing import InputError
 from preprocessing.build import build
+from preprocessing.cluster import Crew
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import Recipe
 from preprocessing.schema import Cache
@@ -67,6 +78,12 @@ def test_a_bench_has_a_run_a_cell_and_a_table_of_all(whole: Bench, cache: Cache)
         assert [e for e in table.entries.values() if e.best and e in column(table, variant)]
     for name in (*module.WRITTEN, "index.html"):
         assert (whole.path / name).stat().st_size > 200
+
+
+@pytest.fixture
+def copied(whole: Bench, tmp_path: Path) -> Bench:
+    """The same in a folder of its own, to be spoilt."""
+    return Bench(Path(shutil.copytree(whole.path, tmp_path / "copied")), whole.grid)
 
 
 def column(table: tables.Table, variant: str) -> list[tables.Entry]:
@@ -204,7 +221,275 @@ def test_a_cell_that_takes_its_process_with_it_fails_alone(cache: Cache, tmp_pat
     run_bench(bench, jobs=2, threads=1, on_change=lambda standing: None)
     killer.join()
     assert len(deaths) == module.TRIES
-    assert "its process ended 2 times with status -9" in str(bench.failure(cell))
+    assert bench.failure(cell) == "its process ended 2 times at the start: killed, or out of memory?"
+
+
+def floor(cache: Cache, **more: object) -> Grid:
+    """A grid of cells that are done in a moment: nothing is trained."""
+    return grid(cache, **({"models": ("contrast_density",), "variants": ("raw", "raw-he"), "settings": ()} | more))
+
+
+def dies_at(bench: Bench, cell: Cell) -> None:
+    """Let a process end on the spot while it is at a cell."""
+    with warnings.catch_warnings(action="ignore"):  # the child of a process with threads; it ends before it needs one
+        child = os.fork()
+    if child == 0:
+        with bench.take(cell), bench.tried(cell) as may:
+            os._exit(9 if may else 0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def test_tries_are_counted_in_the_folder_whichever_process_made_them(cache: Cache, tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "a", floor(cache, seeds=(0,)))
+    poison, other = bench.cells
+    for _ in range(module.TRIES):
+        dies_at(bench, poison)
+        assert bench.failure(poison) is None
+    run_bench(bench, jobs=1, threads=1, on_change=lambda standing: None)
+    assert bench.done(other) and "its process ended 2 times at the start" in str(bench.failure(poison))
+    bench.forgive()
+    run_bench(bench, jobs=1, threads=1, on_change=lambda standing: None)
+    assert bench.done(poison) and not bench.tries()
+
+
+def test_a_try_from_a_later_checkpoint_is_the_first_one_again(cache: Cache, tmp_path: Path) -> None:
+    """Long cells outlive any number of machines that are taken away, as long as they come further."""
+    bench = Bench(tmp_path / "a", grid(cache, models=("cae",), seeds=(0,)))
+    (cell,) = bench.cells
+    dies_at(bench, cell)
+
+    def stops(report: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(bench, cell, stops)
+    for _ in range(module.TRIES):
+        dies_at(bench, cell)
+    with bench.tried(cell) as may:
+        assert not may
+    assert "its process ended 2 times after epoch 1" in str(bench.failure(cell))
+
+
+def test_what_python_ends_leaves_no_try(cache: Cache, tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "a", floor(cache, seeds=(0,)))
+    with pytest.raises(KeyboardInterrupt), bench.tried(bench.cells[0]):
+        raise KeyboardInterrupt
+    with pytest.raises(SystemExit), module._ends_in_order(), bench.tried(bench.cells[0]):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert not bench.tries() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_failures_are_forgiven_by_a_new_command_but_not_by_one_that_joins(cache: Cache, tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "a", floor(cache, seeds=(0,)))
+    bench.fail(bench.cells[0], "no memory")
+    with bench.at_work(), bench.at_work():
+        bench.forgive()
+        assert bench.failure(bench.cells[0]) == "no memory"
+    bench.forgive()
+    assert bench.open() == bench.cells
+
+
+def test_any_error_is_its_cells_failure(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score = module.score_films
+
+    def broken(run: runs.Run, *arguments: object, **more: object) -> object:
+        if run.config["variant"] == "raw":
+            raise ValueError("label 3; there are: 0, 1\nand more")
+        return score(run, *arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "score_films", broken)
+    bench = Bench(tmp_path / "a", floor(cache, seeds=(0,)))
+    run_bench(bench, jobs=1, threads=1, on_change=lambda standing: None)
+    assert bench.failure(bench.cells[0]) == "ValueError: label 3; there are: 0, 1" and bench.done(bench.cells[1])
+
+
+@pytest.mark.parametrize("error", [runs.DiskFull("the disk is full"), OSError(errno.ENOSPC, "No space left")])
+def test_a_full_disk_stops_the_bench(
+    error: Exception, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "score_films", full)
+    bench = Bench(tmp_path / "a", floor(cache))
+    with pytest.raises(type(error)):
+        run_bench(bench, jobs=1, threads=1, on_change=lambda standing: None)
+    assert bench.open() == bench.cells
+
+
+def test_what_stops_a_process_beside_is_said(cache: Cache, tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "a", floor(cache))
+    (tmp_path / "a" / "bench.json").write_text(runs.to_json(floor(cache, seeds=(7,)).told()))
+    with pytest.raises(InputError, match=r"a is a bench of other films or settings: seeds: \[7\] -> \[0, 1\]"):
+        run_bench(bench, jobs=2, threads=1, on_change=lambda standing: None)
+
+
+class Lost(Exception):
+    """What a cluster raises where a worker was lost."""
+
+
+@pytest.fixture
+def near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster of two threads of this process."""
+
+    @contextmanager
+    def call_up(*arguments: object, **more: object) -> Iterator[Crew]:
+        yield Crew(2, 2, lambda: joblib.parallel_config("threading"), Lost)
+
+    monkeypatch.setattr(module, "call_up", call_up)
+
+
+def test_a_cluster_waits_for_a_cell_that_another_process_holds(near: None, cache: Cache, tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "a", floor(cache, seeds=(0,)))
+    held = (tmp_path / "a" / "locks" / f"{bench.cells[0].name}.lock").absolute()
+    held.parent.mkdir(exist_ok=True)
+    with held.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        timer = threading.Timer(3, lambda: fcntl.flock(file, fcntl.LOCK_UN))
+        timer.start()
+        run_on_cluster(bench, "near", threads=1, on_change=lambda standing: None)
+        timer.join()
+    assert all(map(bench.done, bench.cells)) and not any(map(bench.failure, bench.cells))
+
+
+def test_a_cell_that_a_cluster_loses_fails_alone(
+    near: None, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path / "a", floor(cache))
+    poison, *others = bench.cells
+    deaths: list[Cell] = []
+    elsewhere = module._elsewhere
+
+    def loses(path: Path, chosen: Grid, cell: Cell, threads: int) -> None:
+        if cell != poison or len(deaths) == module.TRIES:
+            elsewhere(path, chosen, cell, threads)
+            return
+        deaths.append(cell)
+        told = {"tries": len(deaths), "place": "at the start"}  # what a worker leaves that ends on the spot
+        runs.write_atomic(path / "tries" / f"{cell.name}.json", json.dumps(told))
+        raise Lost
+
+    monkeypatch.setattr(module, "_elsewhere", loses)
+    run_on_cluster(bench, "near", threads=1, on_change=lambda standing: None)
+    assert all(map(bench.done, others)) and "its process ended 2 times" in str(bench.failure(poison))
+
+
+def test_a_cluster_whose_workers_end_at_once_is_given_up(
+    near: None, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*arguments: object) -> None:
+        raise Lost
+
+    monkeypatch.setattr(module, "_elsewhere", lost)
+    with pytest.raises(InputError, match="near: its workers end before they begin"):
+        run_on_cluster(Bench(tmp_path / "a", floor(cache)), "near", threads=1, on_change=lambda standing: None)
+
+
+def test_one_bench_is_opened_and_written_by_many_at_once(copied: Bench, tmp_path: Path) -> None:
+    table = copied.table()
+    gate = threading.Barrier(8)
+
+    def opens(number: int) -> None:
+        gate.wait()
+        for place in range(5):
+            Bench(tmp_path / str(place), copied.grid)
+            copied.write(table)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(opens, range(8)))
+    assert not [file for file in tmp_path.rglob("*") if "partial" in file.name]
+    assert tables.to_json(table) == (copied.path / "results.json").read_text()
+
+
+def test_a_table_shows_the_seeds_that_are_there(copied: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    """Seeds that are done, one that failed, one that is still to do: none of them spoils another."""
+    for name in ("cae-full-he-1", "contrast_density-full-he-0"):
+        shutil.rmtree(copied.path / "cells" / name)
+    copied.fail(next(cell for cell in copied.cells if cell.name == "cae-full-he-1"), "no memory")
+    table = copied.table()
+    failed, undone = (
+        table.entries["cae", "mse", "full-he"],
+        table.entries["contrast_density", "typicality", "full-he"],
+    )
+    assert (len(failed.each), failed.failed, failed.undone, failed.failure) == (1, 1, 0, "no memory")
+    assert (len(undone.each), undone.failed, undone.undone, undone.failure) == (1, 0, 1, None)
+    assert len(table.entries["trivial", "mean_grey", "full-he"].each) == 2
+    commands.report(copied.path, None, "cpu")
+    page = (copied.path / "index.html").read_text()
+    assert "1 of 2 seeds, failed (1)" in page and '<span title="no memory">1 failed</span>' in page
+    assert "<span>0 not done</span>" in page
+    shutil.rmtree(copied.path / "cells" / "contrast_density-full-he-1")
+    assert tables.state(copied.table().entries["contrast_density", "typicality", "full-he"]) == "not done"
+
+
+def test_a_report_keeps_the_papers_figures(copied: Bench) -> None:
+    copied.write(copied.table(paper=True))
+    assert ".570 ± .019" in (copied.path / "table.md").read_text()
+    commands.report(copied.path, None, "cpu")
+    assert ".570 ± .019" in (copied.path / "table.md").read_text()
+    copied.write(copied.table())
+    commands.report(copied.path, None, "cpu")
+    assert ".570 ± .019" not in (copied.path / "table.md").read_text()
+
+
+def test_a_report_takes_the_cache_from_where_it_is_told(copied: Bench, cache: Cache, tmp_path: Path) -> None:
+    for file in copied.path.glob("cells/*/run.json"):
+        file.write_text(file.read_text().replace(str(cache.path), "/moved.h5"))
+    with pytest.raises(InputError, match=r"the films of .* are not at /moved.h5; say where with --cache"):
+        commands.report(copied.path, None, "cpu")
+    commands.report(copied.path, cache.path, "cpu")
+    shutil.copy(cache.path, tmp_path / "other.h5")
+    (copied.path / "bench.json").write_text(
+        (copied.path / "bench.json").read_text().replace(cache.content_hash, "0" * 64)
+    )
+    with pytest.raises(InputError, match="bench of other films or settings: content_hash"):
+        commands.report(copied.path, tmp_path / "other.h5", "cpu")
+
+
+def test_another_precision_is_another_bench(copied: Bench, cache: Cache) -> None:
+    with pytest.raises(InputError, match="precision: auto -> float32"):
+        Bench(copied.path, grid(cache, precision="float32"))
+    told = {key: value for key, value in copied.grid.told().items() if key != "precision"}
+    (copied.path / "bench.json").write_text(runs.to_json(told))  # as it was written before this was told
+    assert not Bench(copied.path, grid(cache)).open() and not module.reopen(copied.path).open()
+
+
+def test_a_cell_begun_on_another_machine_begins_anew(cache: Cache, tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "a", floor(cache, seeds=(0,), variants=("raw",)))
+    (cell,) = bench.cells
+    prepared = prepare(bench.grid.plan(cell))
+    run = continue_or_create(prepared, bench.folder(cell), resume=False)
+    run.write("run.json", runs.to_json(run.config | {"device": "cuda", "versions": {"torch": "0.1"}}))
+    run.write("checkpoint.safetensors", "of that device")
+    run_cell(bench, cell)
+    assert bench.done(cell) and bench.failure(cell) is None
+    assert runs.Run(bench.folder(cell)).config["device"] == "cpu"
+
+
+@pytest.mark.parametrize("gone", ["report.html", "scores.csv"])
+def test_a_cell_without_its_page_is_not_done_but_needs_no_training(
+    gone: str, copied: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = copied.cells[0]
+    (copied.folder(cell) / gone).unlink()
+    assert copied.open() == [cell]
+    monkeypatch.setattr(Trainer, "run", lambda *arguments: pytest.fail("trained again"))
+    run_cell(copied, cell)
+    assert copied.done(cell)
+
+
+def test_a_bench_that_lost_its_bench_json_is_taken_up(copied: Bench, cache: Cache) -> None:
+    file = copied.path / "bench.json"
+    file.write_text("{")
+    with pytest.raises(InputError, match=r"is damaged .*; delete it"):
+        Bench(copied.path, copied.grid)
+    file.unlink()
+    with pytest.raises(InputError, match=r"of other films or settings: settings\.model\.width: 4 -> 8; take another"):
+        Bench(copied.path, grid(cache, settings=("width=8", *TINY[1:])))
+    assert not file.exists()
+    again = Bench(copied.path, copied.grid)
+    assert not again.open() and tables.to_json(module.reopen(copied.path).table()) == tables.to_json(again.table())
 
 
 def test_what_cannot_be_benched_is_refused(cache: Cache, whole: Bench, tmp_path: Path) -> None:
@@ -214,6 +499,7 @@ def test_what_cannot_be_benched_is_refused(cache: Cache, whole: Bench, tmp_path:
     (tmp_path / "x" / "mine").write_text("")
     with pytest.raises(InputError, match="exists and is no bench"):
         Bench(tmp_path / "x", grid(cache))
+    assert [file.name for file in (tmp_path / "x").iterdir()] == ["mine"]
     for more, message in (
         ({"variants": ("raw", "side")}, "side"),
         ({"models": ("cae", "vqvae")}, "no model 'vqvae'"),
@@ -221,6 +507,7 @@ def test_what_cannot_be_benched_is_refused(cache: Cache, whole: Bench, tmp_path:
         ({"settings": ("legs=4",)}, "none of cae, contrast_density has this setting"),
         ({"preset": "best"}, "no preset 'best' of cae"),
         ({"models": ("cae/best",)}, "no preset 'best' of cae"),
+        ({"settings": ("epochs=abc",)}, "--set epochs=abc: Input should be a valid integer"),
     ):
         with pytest.raises(InputError, match=message):
             grid(cache, **more).check()
@@ -237,6 +524,15 @@ def test_films_of_one_class_are_refused_before_anything_is_trained(tmp_path: Pat
     )
     with pytest.raises(InputError, match=r"m\.h5 has no abnormal films to test on \(\d+ films in its test split\)"):
         grid(Cache(tmp_path / "m.h5"), variants=("raw",)).check()
+
+
+def test_the_test_split_is_looked_at_by_the_rule_that_is_set(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    split = module.assign_splits
+    monkeypatch.setattr(module, "assign_splits", lambda *a, rule, **k: asked.append(rule) or split(*a, rule=rule, **k))
+    grid(cache, models=("cae", "classifier/mura"), settings=(*TINY, "splits=70/20/10")).check()
+    grid(cache, models=("cae",)).check()
+    assert set(asked[:-2]) == {"70/20/10"} and asked[-2:] == ["paper", "paper"]
 
 
 def test_the_same_grid_takes_the_same_folder(cache: Cache) -> None:
@@ -261,9 +557,9 @@ def test_rows_may_name_their_preset_and_settings_go_where_they_belong(cache: Cac
 
 def test_an_estimate_counts_runs_epochs_and_films(cache: Cache) -> None:
     chosen = grid(cache, settings=("width=4", "epochs=7"))
-    cae, floor = estimate(chosen)
+    (cae, density), refused = estimate(chosen)
     assert (cae.row, cae.runs, cae.epochs, cae.size) == ("cae", 2, 7, 64) and cae.seconds > 0 and cae.films >= 8
-    assert floor.seconds == 0
+    assert density.seconds == 0 and not refused
 
 
 def test_a_bench_is_shown_again_from_its_folder_alone(whole: Bench, tmp_path: Path) -> None:
@@ -309,6 +605,54 @@ def test_a_plan_is_said_and_nothing_is_trained(cache: Cache, capsys: pytest.Capt
     assert "2 trainings: 1 models x 1 variants x 2 seeds, preset fast" in said
     assert "cae: 2 runs of at most 2 epochs on" in said and "all of them:" in said
     assert not Path("runs").exists()
+
+
+def test_a_plan_names_what_cannot_be_trained_and_goes_on(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    planned(cache.path, models="cae,vae", settings=[*TINY[1:], "size=128"])
+    said = capsys.readouterr().out
+    assert "cae: can't be trained, and will stand as failed: " in said and "holds films of 64 px" in said
+    assert "all of them: 0 s at most" in said
+
+
+def test_seeds_are_numbers_and_models_may_be_all(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    planned(cache.path, seeds="1,01,2")
+    assert "2 trainings: 1 models x 1 variants x 2 seeds" in capsys.readouterr().out
+    assert module.every_model("fast") == (*module.PAPERS, "classifier", "contrast_density")
+    assert module.every_model("paper") == (*module.PAPERS, "contrast_density")  # which has nothing to set
+    with pytest.raises(InputError, match="no model has a preset 'best'"):
+        module.every_model("best")
+    planned(cache.path, models="all,cae", seeds="0", settings=["epochs=1"], preset="fast")
+    said = capsys.readouterr().out
+    assert "7 trainings: 7 models" in said and "alphagan: 1 runs" in said
+
+
+def test_a_bench_takes_the_cores_that_it_may(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[object] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda number: {1, 3, 5}, raising=False)
+    monkeypatch.setattr(module, "run_bench", lambda bench, **more: given.append((more["jobs"], more["threads"])))
+    with pytest.raises(InputError, match="none of its 2 cells could be trained"):
+        planned(cache.path, dry_run=False, jobs=0)
+    assert given == [(2, 1)]
+
+
+def test_a_bench_without_a_cell_is_an_error(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="bench-1: none of its 1 cells could be trained, for the reasons above"):
+        planned(cache.path, dry_run=False, seeds="0", settings=[*TINY, "size=128"], table=True)
+    said = capsys.readouterr()
+    assert "failed (1)" in said.out and "holds films of 64 px" in said.err
+
+
+def test_data_formats_are_printed_sign_for_sign(
+    whole: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(module.FORMATS, "json", lambda table: '{"films": "Hand\u00a0films"}\n')
+    planned(
+        whole.grid.cache, models="cae,contrast_density", dry_run=False, table=True, format_="json", out=whole.path,
+        precision="auto",
+    )  # fmt: skip
+    assert json.loads(capsys.readouterr().out) == {"films": "Hand\u00a0films"}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from anomaly.cli import main
+from anomaly.console import _Pace
 from anomaly.runs import Run
 from preprocessing.schema import Cache
 
@@ -95,6 +96,14 @@ def test_a_reader_that_goes_ends_no_work(cache: Cache) -> None:
     command = f"{sys.executable} -m anomaly train cae --cache {cache.path} {words} | true"
     subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], check=True, stderr=subprocess.DEVNULL)
     assert Run(Path("runs/cae-1")).finished
+
+
+def test_a_time_is_told_when_there_is_one_to_tell() -> None:
+    pace = _Pace(total=9, start=3)
+    assert pace.state(0, "cells", "cae begins", None) == "cae begins"
+    assert pace.state(0, "epochs", "", 70) == "1 min 10 s left"
+    pace.began -= 10
+    assert pace.state(2, "cells", "vae begins", None) == "0.2 cells/s  20 s left  vae begins"
 
 
 def test_models_are_listed_and_explained(capsys: pytest.CaptureFixture[str]) -> None:

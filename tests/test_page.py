@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pytest
 
 from anomaly import evaluation, report
 from anomaly.runs import Run
-from tests.test_report import bench_page, context
+from tests.test_report import bench_page, classes, context
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 SECONDS = 60
@@ -212,6 +213,15 @@ def test_a_layer_is_seen(browser, pages):
     green = pictures["mask"][..., 1] - pictures["mask"][..., 2]
     assert (green > 30).mean() > 0.02  # what lies outside the mask is green
     assert (abs(pictures["reconstruction"][..., 1] - pictures["reconstruction"][..., 2]) < 12).mean() > 0.98
+
+
+def test_what_scrolls_is_reached_by_keyboard(browser, pages, tmp_path):
+    given = context()
+    page = tmp_path / "classifier.html"
+    page.write_text(report.render_report(replace(given, metrics={**given.metrics, "classes": classes()})))
+    for file in (page, pages["report"], pages["bench"]):
+        browser.open(file)
+        assert browser.js("[...document.querySelectorAll('.wide')].map((one) => one.tabIndex)").count(-1) == 0
 
 
 def test_names_of_controls_are_there_for_those_who_hear_them(browser, pages):

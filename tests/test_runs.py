@@ -1,6 +1,8 @@
 """Run folders: safe writes, names that stay inside, refusals that say what to do."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,54 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path: Path, m
     with pytest.raises(InputError, match=r"a.json: the disk is full; free 0.0 MB or more"):
         runs.write_atomic(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_one_file_is_written_by_many_at_once(tmp_path: Path) -> None:
+    gate = threading.Barrier(8)
+
+    def write(number: int) -> None:
+        gate.wait()
+        for _ in range(40):
+            runs.write_atomic(tmp_path / "a.json", str(number) * 1000)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(write, range(8)))
+    written = (tmp_path / "a.json").read_text()
+    assert len(written) == 1000 and len(set(written)) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    old, folder, new, other = (
+        tmp_path / f"{name}.partial" for name in (".anomaly-0", ".anomaly-1", ".anomaly-2", ".a")
+    )
+    folder.mkdir()
+    for file in (old, folder / "run.json", new, other):
+        file.write_text("part")
+    for path in (old, folder, other):
+        os.utime(path, (0, 0))
+    runs.write_atomic(tmp_path / "a.json", "{}")
+    assert sorted(tmp_path.iterdir()) == sorted([new, other, tmp_path / "a.json"])
+
+
+def test_a_name_may_be_as_long_as_the_disk_takes(tmp_path: Path) -> None:
+    runs.write_atomic(tmp_path / ("a" * 255), "x")
+    assert (tmp_path / ("a" * 255)).read_text() == "x"
+
+
+def test_of_several_that_make_one_folder_one_does(tmp_path: Path) -> None:
+    gate = threading.Barrier(4)
+
+    def make(number: int) -> bool:
+        gate.wait()
+        try:
+            return bool(runs.create(tmp_path / "cae-1", {"model": "cae", "settings": {}, "cache": {}}))
+        except InputError:
+            return False
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sum(threads.map(make, range(4))) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["cae-1"]
 
 
 @pytest.mark.parametrize("name", ["../out", "/etc/passwd", "a/../../b", ".."])

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
+from anomaly import team
 from anomaly.runs import Run
 from preprocessing.schema import Cache
 
@@ -39,3 +41,23 @@ def test_two_processes_take_the_steps_of_one(cache: Cache, tmp_path: Path) -> No
     histories = [Run(tmp_path / name).history() for name in ("one", "two")]
     for a, b in zip(*histories, strict=True):
         assert abs(float(a["validation"]) - float(b["validation"])) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "backend"),
+    [("auto", True, "nccl"), ("cuda", True, "nccl"), ("cpu", True, "gloo"), ("auto", False, "gloo")],
+)
+def test_processes_talk_by_the_device_that_they_train_on(
+    device: str, gpus: bool, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
+    monkeypatch.setattr(team.dist, "init_process_group", asked.append)
+    monkeypatch.setattr(team.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(team.dist, "destroy_process_group", lambda: None)
+    with team.join(device) as joined:
+        assert (joined.rank, joined.size) == (1, 2)
+    assert asked == ([1, "nccl"] if backend == "nccl" else ["gloo"])
