@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from anomaly.detector import Batch, Model
 
+HANDS = 2
+"""So many of the caches' classes of boxes, the first, are hands; class 0 is none of them."""
+
 
 @dataclass(frozen=True)
 class Found:

@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 
 from anomaly.console import warn
 from anomaly.data import Films, as_batch, assign_splits, load_films, split_hash
-from anomaly.finder import Finder, Found
+from anomaly.finder import HANDS, Finder, Found
 from anomaly.metrics import markdown, mean_interval, number, with_interval
 from anomaly.models import TOOLS, find_model
-from anomaly.models.ssd import HANDS
 from anomaly.runs import Run, to_csv, to_json
 from anomaly.score import load_weights, make_repeatable
 from preprocessing import InputError, steps

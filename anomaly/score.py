@@ -107,7 +107,8 @@ def make_repeatable(device: torch.device) -> None:
 
     TF32, which a GPU would take for float32 unasked, is off: thresholds found on one machine hold on another.
     """
-    torch.use_deterministic_algorithms(device.type == "cpu")
+    # As use_deterministic_algorithms, which loads a compiler on the way: a second of every start.
+    torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False

@@ -167,6 +167,24 @@ def test_one_film_is_one_chunk(cache):
         assert file["masks/full"].shape == (5, SIZE * SIZE // 8)
 
 
+def test_films_are_read_past_hdf5_where_they_lie_as_they_are(tmp_path, monkeypatch):
+    """And through it where they don't: compressed, or where the system gives less than was asked for."""
+    plain, packed = write(tmp_path / "a.h5"), write(tmp_path / "b.h5", compression="lzf")
+    rows = np.array([3, 0, 3, 4])
+    with h5py.File(plain.path, locking=False) as file:
+        films, masks = file["films/full-he"][:][rows], file["masks/full"][:][rows]
+    asked = []
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *given: asked.append(given) or real(*given))
+    for cache, past in ((plain, 2 * len(rows)), (packed, 0)):
+        asked.clear()
+        np.testing.assert_array_equal(cache.films("full-he", rows), films)
+        np.testing.assert_array_equal(np.packbits(cache.masks("full", rows).reshape(4, -1), axis=1), masks)
+        assert len(asked) == past
+    monkeypatch.setattr(os, "preadv", lambda *given: 0)
+    np.testing.assert_array_equal(Cache(plain.path).films("full-he", rows), films)
+
+
 def test_a_pickled_cache_opens_anew(cache):
     films = cache.films("raw", slice(None))
     again = pickle.loads(pickle.dumps(cache))

@@ -17,11 +17,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou, nms
 
 from anomaly.detector import Batch, Choice, Range, Settings, Step
-from anomaly.finder import Finder, Found
+from anomaly.finder import HANDS, Finder, Found
 from preprocessing.schema import BOX_CLASSES
 
-HANDS = 2
-"""So many of the caches' classes of boxes, the first, are hands; class 0 is none of them."""
 SCALES = (0.07, 0.25, 0.5, 0.65, 0.8, 0.95, 1.0)
 """Sides of the default boxes by layer, as shares of the film's. The first two are smaller than torchvision's (.2, .35):
 a side marker is .05 to .1 of a film."""
