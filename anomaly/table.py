@@ -16,7 +16,7 @@ same draws has a normal interval (`metrics.paired`). Its p-value is corrected fo
 pick of the best included (`against_best`): were all rows equally good, at most about one column in twenty would have a
 row with p < .05, fewer where patients are few. A row with p >= 1 - level is *tied*: it cannot be told apart from the
 best. The intervals of the differences are not corrected, and p knows no spread over seeds. `benchmarks/ties.py` counts
-by simulation; Holm's correction, which takes the best for given, tells one of 24 equal rows apart in 21 to 43 % of
+by simulation; Holm's correction, which takes the best for given, tells one of 24 equal rows apart in 25 to 39 % of
 columns.
 
 **Seeds that are missing** leave the others' figures: a cell says how many of its seeds it has, and why some failed.
