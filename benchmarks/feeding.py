@@ -1,7 +1,8 @@
 """How much of the bare training step's pace a whole epoch keeps: films in memory, augmented, moved, trained on.
 
 The bare step has a batch in place; the epoch takes its films as `anomaly train` does, with the augmentation of the
-preset `standard`. Same model, same number of steps; both sides alternate in one process. Films are noise, SYNTHETIC.
+preset `standard`. Same model, same number of steps; both sides alternate in one process, and what is kept is the
+median over rounds of the bare steps' time over that of the epoch right after them. Films are noise, SYNTHETIC.
 """
 
 import argparse
@@ -9,7 +10,7 @@ from functools import partial
 
 from anomaly.detector import Batch
 from anomaly.train import Trainer
-from benchmarks.record import alternate, record
+from benchmarks.record import record, rounds_of, spread
 from benchmarks.training import DEVICE, noise, our_epoch, step, trainer
 
 CASES = {"cae": ((128, 16, 8), (512, 8, 3)), "vae": ((128, 16, 8),), "bigan": ((128, 16, 2),)}
@@ -33,11 +34,11 @@ def main() -> None:
             made = trainer(name, films, size, f"batch_size={batch}", workers=options.workers)
             ready = next(made.batches.epoch(0))
             sides = {"bare": partial(bare, made, ready, count), "epoch": partial(our_epoch, made, 1)}
-            spent = alternate(sides, options.rounds, units=batch * count)
+            spent = rounds_of(sides, options.rounds, units=batch * count)
             case = f"{name} {size} px"
             for side, seconds in spent.items():
-                figures[f"{case}, {side}, ms_per_film"] = {k: 1000 * s for k, s in seconds.items()}
-            figures[f"{case}, kept"] = spent["bare"]["median"] / spent["epoch"]["median"]
+                figures[f"{case}, {side}, ms_per_film"] = spread([1000 * s for s in seconds])
+            figures[f"{case}, kept"] = spread([a / b for a, b in zip(spent["bare"], spent["epoch"], strict=True)])
     command = f"python -m benchmarks.feeding --rounds {options.rounds} --workers {options.workers}"
     record("feeding", command, {**vars(options), "device": DEVICE.type}, figures)
 

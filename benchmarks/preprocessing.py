@@ -34,7 +34,7 @@ def main() -> None:
     if options.localizer and options.segmenter:
         nets = {"localizer": load_localizer(options.localizer), "segmenter": load_segmenter(options.segmenter)}
         sides["full-he by SSD and U-Net"] = {"variants": ("full-he",), **nets}
-        trained = f" --localizer {options.localizer} --segmenter {options.segmenter}"
+        trained = f" --localizer {_at_home(options.localizer)} --segmenter {_at_home(options.segmenter)}"
     with tempfile.TemporaryDirectory() as folder:
         films = Path(folder) / "films"
         made = write_phantoms(films, seed=0, patients=options.patients)
@@ -60,6 +60,12 @@ def main() -> None:
         {"films": made.films, "film_px": 512, "size": options.size, "rounds": options.rounds},
         figures,
     )
+
+
+def _at_home(path: Path) -> str:
+    """Return a path as the shell takes it, without the name of whose home it is."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 if __name__ == "__main__":

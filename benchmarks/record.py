@@ -35,10 +35,8 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
     return {"median": median(seconds), "min": min(seconds), "max": max(seconds)}
 
 
-def alternate(
-    sides: Mapping[str, Callable[[], object]], rounds: int, units: float = 1.0
-) -> dict[str, dict[str, float]]:
-    """Return the seconds a unit of every side, as `spread` has them: all sides in turn, round by round, in one process.
+def rounds_of(sides: Mapping[str, Callable[[], object]], rounds: int, units: float = 1.0) -> dict[str, list[float]]:
+    """Return the seconds a unit of every side in every round: all sides in turn, round by round, in one process.
 
     What a shared machine does to one round it does to all sides. A round before the first warms up and isn't counted.
     """
@@ -51,7 +49,14 @@ def alternate(
                 torch.cuda.synchronize()
             if number:
                 seconds[name].append((time.perf_counter() - start) / units)
-    return {name: spread(values) for name, values in seconds.items()}
+    return seconds
+
+
+def alternate(
+    sides: Mapping[str, Callable[[], object]], rounds: int, units: float = 1.0
+) -> dict[str, dict[str, float]]:
+    """Return `rounds_of` as `spread` has it."""
+    return {name: spread(values) for name, values in rounds_of(sides, rounds, units).items()}
 
 
 def record(name: str, command: str, settings: dict[str, Any], figures: dict[str, Any]) -> None:

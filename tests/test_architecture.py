@@ -17,6 +17,7 @@ LAYERS = [
     {"console", "runs", "augment", "metrics", "classification", "detector", "team"},
     {
         "nn.adversarial",
+        "nn.attention",
         "nn.blocks",
         "nn.filters",
         "nn.losses",

@@ -9,7 +9,9 @@ from torch.nn.utils.parametrizations import spectral_norm as torchs
 
 from anomaly.fit import resolve
 from anomaly.models import find_model
-from anomaly.nn.blocks import FromPoint, ToPoint
+from anomaly.nn import blocks
+from anomaly.nn.attention import PRODUCTS, attend
+from anomaly.nn.blocks import Convolution, FromPoint, ToPoint, TransposedConvolution
 from anomaly.nn.spectral import spectral_norm
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -80,6 +82,75 @@ def test_points_and_whole_maps_are_convolutions(
     b.square().sum().backward()
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(one.grad, other.grad, atol=1e-4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("low", [True, False])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "settings", "shape"),
+    [
+        (Convolution, nn.Conv2d, (4, 2, 1), (3, 12, 8, 8)),
+        (Convolution, nn.Conv2d, (4, 2, 1), (1, 12, 6, 8)),
+        (Convolution, nn.Conv2d, (3, 1, 1), (3, 12, 4, 4)),
+        (Convolution, nn.Conv2d, (4, 2, 1), (3, 12, 16, 16)),  # by oneDNN
+        (TransposedConvolution, nn.ConvTranspose2d, (4, 2, 1), (3, 12, 4, 4)),
+        (TransposedConvolution, nn.ConvTranspose2d, (4, 2, 1), (2, 12, 2, 1)),
+    ],
+)
+def test_gradients_of_small_maps_are_those_of_convolutions(
+    ours: type[nn.Module],
+    theirs: type[nn.Module],
+    settings: tuple[int, ...],
+    shape: tuple[int, ...],
+    low: bool,
+    bias: bool,
+) -> None:
+    torch.manual_seed(0)
+    pair = [kind(12, 20, *settings, bias=bias) for kind in (ours, theirs)]
+    pair[1].load_state_dict(pair[0].state_dict())
+    draw = torch.Generator().manual_seed(0)
+    x, found = torch.randn(shape, generator=draw), []
+    for layer in pair:
+        layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        film = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            out = layer(film)
+        out.float().sin().sum().backward()
+        assert (out.dtype == torch.bfloat16) == low
+        found.append([out, film.grad, *(p.grad for p in layer.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert (one - other).float().norm() <= (0.02 if low else 1e-6) * other.float().norm()
+
+
+def test_who_asks_for_a_films_gradient_alone_pays_for_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, film = Convolution(4, 8, 4, 2, 1), torch.randn(2, 4, 8, 8, requires_grad=True)
+    asked: list[object] = []
+    kept = blocks._windows
+    monkeypatch.setattr(blocks, "_windows", lambda *given: (asked.append(1), kept(*given))[1])
+    layer(film).sum().backward(inputs=[film])
+    assert film.grad is not None and not asked
+    layer(film).sum().backward(inputs=[layer.weight])
+    assert asked
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "loud"), [(9, 5, 1.0), (1, 1, 1.0), (70, 40, 30.0), (PRODUCTS // 256 + 3, 256, 2.0)]
+)
+def test_attention_in_bfloat16_is_attention(queries: int, keys: int, loud: float) -> None:
+    """Within bfloat16's own error of float64's, and of what torch's kernel makes of the same numbers."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(2, queries, 4), (2, keys, 4), (2, keys, 32), (2, queries, 32)]
+    *given, change = (torch.randn(shape, generator=draw).to(torch.bfloat16) for shape in shapes)
+    given[0] *= loud
+    found = []
+    for dtype in (torch.float64, torch.bfloat16):
+        parts = [part.to(dtype).requires_grad_() for part in given]
+        out = attend(*parts)
+        out.backward(change.to(dtype))
+        found.append([out, *(part.grad for part in parts)])
+    for exact, ours in zip(*found, strict=True):
+        assert ours.dtype == torch.bfloat16 and ours.isfinite().all()
+        assert (ours.double() - exact).norm() <= 0.03 * exact.norm() + 0.03  # a single key has no gradient at all
 
 
 @pytest.mark.parametrize("name", ["dcgan", "alphagan"])

@@ -21,7 +21,7 @@ from anomaly.nn.adversarial import (
     unit,
     watch,
 )
-from anomaly.nn.blocks import FromPoint, ToPoint
+from anomaly.nn.blocks import Convolution, FromPoint, ToPoint, TransposedConvolution
 from anomaly.nn.losses import masked_mean
 
 SLOPE = 0.01
@@ -73,8 +73,9 @@ class _Generator(nn.Module):
         layers: list[nn.Module] = [nn.Unflatten(1, (config.latent, 1, 1))]
         for i, (before, after) in enumerate(pairwise(channels)):
             bias = not config.batch_norm
+            grow: nn.ConvTranspose2d
             if i:
-                grow = nn.ConvTranspose2d(before, after, 4, 2, padding=1, bias=bias)
+                grow = TransposedConvolution(before, after, 4, 2, padding=1, bias=bias)
             else:
                 grow = FromPoint(before, after, 4, bias=bias)
             layers.append(_initialised(grow, config.spectral_norm))
@@ -99,7 +100,7 @@ class _Discriminator(nn.Module):
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate(pairwise(channels)):
             inner = i < count - 1
-            shrink = nn.Conv2d(before, after, 4, 2, padding=1) if inner else ToPoint(before, after, 4)
+            shrink = Convolution(before, after, 4, 2, padding=1) if inner else ToPoint(before, after, 4)
             layers += [_initialised(shrink, config.spectral_norm), nn.LeakyReLU(SLOPE, inplace=True)]
         self.features = nn.Sequential(*layers, nn.Flatten())  # (N, 1, S, S) -> (N, A)
         self.closeness = MinibatchDiscrimination(channels[-1], KERNELS, KERNEL_WIDTH, config.references)  # -> A + B

@@ -6,9 +6,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, softplus
+from torch.nn.functional import softplus
 
-from anomaly.nn.blocks import FromPoint
+from anomaly.nn.attention import SelfAttention
+from anomaly.nn.blocks import Convolution, FromPoint, TransposedConvolution
 from anomaly.nn.spectral import spectral_norm
 
 Attention = Literal["full", "pooled", "none"]
@@ -20,40 +21,6 @@ def normalised(layer: nn.Module, on: bool) -> nn.Module:
     Miyato et al. 2018; one power iteration a training step, none when scoring.
     """
     return spectral_norm(layer) if on else layer
-
-
-class SelfAttention(nn.Module):
-    """x + gamma * attention(x) over the positions of a map: (N, C, H, W) -> (N, C, H, W). Zhang et al. 2019 (SAGAN).
-
-    Query and key have C / 8 channels, gamma starts at 0. Key and value are pooled by 2, as in SAGAN, where `pool` is
-    set: a quarter of the work.
-    """
-
-    def __init__(self, channels: int, *, pool: bool) -> None:
-        super().__init__()
-        narrow = max(1, channels // 8)
-        self.query, self.key = nn.Conv2d(channels, narrow, 1), nn.Conv2d(channels, narrow, 1)
-        self.value = nn.Conv2d(channels, channels, 1)
-        self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
-        self.gamma = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend over all positions."""
-        query, key, value = self.query(x), self.pool(self.key(x)), self.pool(self.value(x))
-        # The fused kernel takes one width for all three: query and key are padded with zeros, which changes no product.
-        missing = value.shape[1] - query.shape[1]
-        out = scaled_dot_product_attention(
-            self._rows(query, missing),
-            self._rows(key, missing),
-            self._rows(value, 0),
-            scale=1.0,  # SAGAN doesn't scale the product
-        )[:, 0]  # (N, HW, C)
-        return x + self.gamma * out.transpose(1, 2).reshape(x.shape)
-
-    @staticmethod
-    def _rows(x: Tensor, missing: int) -> Tensor:
-        rows = x.flatten(2).transpose(1, 2)  # (N, HW, C)
-        return nn.functional.pad(rows, (0, missing))[:, None]  # (N, 1, HW, C): one head
 
 
 def halvings(size: int) -> int:
@@ -89,7 +56,7 @@ def trunk(size: int, width: int, *, attention: Attention, norm: Literal["spectra
     channels = [1] + [width * 16 >> (count - 1 - i) for i in range(count)]
     layers: list[nn.Module] = []
     for i, (before, after) in enumerate(pairwise(channels)):
-        layers.append(normalised(nn.Conv2d(before, after, 4, 2, padding=1), norm == "spectral"))
+        layers.append(normalised(Convolution(before, after, 4, 2, padding=1), norm == "spectral"))
         if norm == "batch":
             layers.append(nn.BatchNorm2d(after, affine=False))
         layers.append(nn.LeakyReLU(0.1))
@@ -112,7 +79,7 @@ class Generator(nn.Module):
         channels = [latent] + [width * 16 >> i for i in range(count)]
         layers: list[nn.Module] = [nn.Unflatten(1, (latent, 1, 1))]
         for i, (before, after) in enumerate(pairwise(channels)):
-            grow = nn.ConvTranspose2d(before, after, 4, 2, padding=1) if i else FromPoint(before, after, 4)
+            grow = TransposedConvolution(before, after, 4, 2, padding=1) if i else FromPoint(before, after, 4)
             layers += [normalised(grow, spectral), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
             if attention != "none" and i >= count - 2:
                 layers.append(SelfAttention(after, pool=attention == "pooled"))
