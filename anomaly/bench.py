@@ -42,6 +42,7 @@ from anomaly import runs
 from anomaly.data import LABELS, SplitRule, assign_splits
 from anomaly.evaluation import score_films
 from anomaly.fit import Plan, Prepared, continue_or_create, fit, prepare, resolve, settings_of
+from anomaly.memory import share_memory
 from anomaly.metrics import TRIVIAL
 from anomaly.models import find_detector, zoo
 from anomaly.report import BenchRun, render_bench
@@ -594,7 +595,7 @@ def _work_beside(bench: Bench, jobs: int, threads: int, on_change: Callable[[Sta
     hear, tell = context.Pipe(duplex=False)
 
     def begin() -> Any:
-        process = context.Process(target=_work_apart, args=(bench.path, bench.grid, threads, tell), daemon=True)
+        process = context.Process(target=_work_apart, args=(bench.path, bench.grid, jobs, threads, tell), daemon=True)
         process.start()
         return process
 
@@ -622,8 +623,9 @@ def _work_beside(bench: Bench, jobs: int, threads: int, on_change: Callable[[Sta
             process.kill()
 
 
-def _work_apart(path: Path, grid: Grid, threads: int, out: Connection) -> None:
-    """Work as a process of its own, and say what stops it, if it is no cell's failure."""
+def _work_apart(path: Path, grid: Grid, jobs: int, threads: int, out: Connection) -> None:
+    """Work as one of `jobs` processes, and say what stops it, if it is no cell's failure."""
+    share_memory(jobs)
     try:
         with _ends_in_order():
             work(path, grid, threads)
@@ -748,7 +750,7 @@ def _estimate(grid: Grid, cell: Cell) -> Estimate:
     prepared = prepare(plan)
     config, training = resolve(cell.model, cell.preset, plan.settings)
     films, device = prepared.config["films"]["train"], choose_device(grid.device)
-    few = prepared.films("train").part(np.arange(min(films, training.batch_size)))
+    few = prepared.stored("train").part(np.arange(min(films, training.batch_size)))
     model = prepared.model(config, prepared.config["size"])
     seconds = 0.0
     if model.players():

@@ -322,8 +322,8 @@ def _train(plan: "Plan", out: Path | None, resume: bool, workers: int, track: st
         f"{path}: {config['films']['train']} films to train on, {config['films']['val']} to validate with, "
         f"variant {config['variant']} at {config['size']} px"
     )
-    if outgrown := prepared.outgrown():
-        say(f"{outgrown}: each batch is read when it is needed; --workers 2 or more read ahead")
+    if prepared.outgrown:
+        say(f"{prepared.outgrown}: each batch is read when it is needed; --workers 2 or more read ahead")
     if prepared.cache.synthetic:
         say(SYNTHETIC)
     done = run.epochs_done()

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import cv2
@@ -199,24 +198,6 @@ def bytes_of(cache: Cache, films: int, size: int) -> int:
     return films * size**2 * (cache.dtype.itemsize + 1)
 
 
-def free_memory() -> int | None:
-    """Return the bytes that this machine has left, or this process where a control group allows it less; None where
-    the system doesn't say.
-    """
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    try:
-        group = Path("/sys/fs/cgroup")
-        allowed, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return min(free, allowed - used + int(kept["inactive_file"]))  # files read are counted, and given back
-    except (OSError, KeyError, ValueError):  # no such group, or no limit ("max")
-        return free
-
-
 def load_films(
     cache: Cache,
     variant: str,
@@ -361,7 +342,13 @@ class TrainingBatches:
         self.device = device
         cv2.setNumThreads(1)  # of films this small they speed up nothing, and they fight for cores with torch's threads
         self._on_device = DeviceAugmentation(augmentation) if augmented_by == "device" else None
-        self._order = _Order(films.samples(), batch_size, seed, team)
+        samples = films.samples()
+        if len(samples) < 2 * team.size:  # on all of a team alike: one alone would leave the others waiting
+            raise InputError(
+                f"{len(samples)} films, or studies with sample=study, to train on; each of {team.size} processes takes "
+                "two of every batch: take fewer processes, or more films"
+            )
+        self._order = _Order(samples, batch_size, seed, team)
         self._loader: DataLoader[Any] = DataLoader(
             _Augmented(films, "none" if self._on_device else augmentation),
             sampler=self._order,

@@ -215,7 +215,8 @@ class Detector(Model):
     def scores(self, batch: Batch) -> dict[str, Tensor]:
         """Return name -> (N,), higher is more abnormal.
 
-        A film's score depends on that film and the weights alone: not on its batch, the order, or chance.
+        A film's score depends on that film and the weights alone: not on its batch, beyond the rounding of float32,
+        the order, or chance.
         """
 
     @abstractmethod

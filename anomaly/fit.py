@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,6 @@ from anomaly.data import (
     as_batch,
     assign_splits,
     bytes_of,
-    free_memory,
     load_films,
     split_hash,
 )
@@ -34,6 +34,7 @@ from anomaly.finder import Finder
 from anomaly.finding import calibrate as threshold_of
 from anomaly.finding import pictured, rows_of, splits_of
 from anomaly.heatmap import blend, map_scale, png, titled
+from anomaly.memory import free_memory, keep_freed_memory
 from anomaly.models import TOOLS, find_detector, find_model, zoo
 from anomaly.models.ensemble import Ensemble, EnsembleConfig
 from anomaly.reconstructor import Reconstructor
@@ -159,8 +160,9 @@ class Prepared:
         """Return those rows as films that stay in the cache."""
         return StoredFilms(self.cache, self.config["variant"], self.rows(split), self.size, self._sample)
 
+    @cached_property
     def outgrown(self) -> str | None:
-        """Return why training and validation films can't be kept in memory, or None where they can.
+        """Why training and validation films can't be kept in memory, or None where they can; asked once.
 
         They may take half of what is free. Nets that find things always keep theirs: films with annotations are few.
         """
@@ -376,10 +378,11 @@ def fit(
         if run.finished:
             return run
         make_repeatable(device)
+        keep_freed_memory()
         torch.manual_seed(plan.seed)
         model_config, training = resolve(plan.model, plan.preset, plan.settings)
         model = prepared.model(model_config, config["size"])
-        read = prepared.stored if prepared.outgrown() else prepared.films
+        read = prepared.stored if prepared.outgrown else prepared.films
         films, validation = read("train"), read("val")
         trainer = Trainer(
             model,

@@ -19,6 +19,7 @@ from anomaly.classification import youden
 from anomaly.data import Films, as_batch, assign_splits, chunks, split_hash
 from anomaly.detector import Detector, Model
 from anomaly.heatmap import map_scale, smooth
+from anomaly.memory import keep_freed_memory
 from anomaly.metrics import POOLINGS, Groups, aggregate
 from anomaly.models import find_detector
 from anomaly.runs import Run
@@ -87,6 +88,7 @@ def load_weights(run: Run, kind: type[M], device: torch.device) -> M:
             f"{run.path} is unfinished; `anomaly train {run.config['model']} --out {run.path} --resume` goes on with it"
         )
     make_repeatable(device)
+    keep_freed_memory()
     model = kind(kind.Config(**run.config["settings"]["model"]), run.config["size"])
     path = run.path / "weights.safetensors"
     if not path.is_file():
@@ -109,6 +111,8 @@ def make_repeatable(device: torch.device) -> None:
     """
     # As use_deterministic_algorithms, which loads a compiler on the way: a second of every start.
     torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
+    # A help to find bugs, for which all memory is written twice.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from anomaly.memory import share_memory
+
 LONGEST_PATH = 4096
 
 
@@ -36,7 +38,7 @@ class Team:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
         parts = [gradient.flatten() * films for gradient in gradients]
-        whole = torch.cat([*parts, parts[0].new_tensor([films])])  # one message, not one a parameter
+        whole = torch.cat([*parts, parts[0].new_full((1,), films)])  # one message, not one a parameter
         dist.all_reduce(whole)
         whole /= whole[-1].clone()
         start = 0
@@ -91,6 +93,7 @@ def join(device: str) -> Iterator[Team]:
     gpus = torch.cuda.is_available() and device.partition(":")[0] in ("auto", "cuda")
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    share_memory(int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     dist.init_process_group("nccl" if gpus else "gloo")
     try:
         yield Team(dist.get_rank(), size)

@@ -15,7 +15,7 @@ A stage ends like a training, after `epochs` or by `patience`; the next begins w
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ import torch
 from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from anomaly.augment import AugmentationName
@@ -163,7 +163,8 @@ def choose_precision(name: str, device: torch.device, *, pays: bool) -> Precisio
     if name != "auto":
         raise InputError(f"no precision {name!r}; there are: auto, float32, bfloat16")
     if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        with torch.cuda.device(device):
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bfloat16" if pays and has_avx512_bf16() else "float32"
 
 
@@ -171,6 +172,28 @@ def has_avx512_bf16() -> bool:
     """Whether the processor multiplies bfloat16 itself; without that, autocast costs more than it saves."""
     known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private, so it may go
     return bool(known and known())
+
+
+def _compilable(players: Mapping[str, Sequence[nn.Module]]) -> Iterator[nn.Module]:
+    """Give the outermost sequences of layers of all players, once each; where there are none, the players' own modules.
+
+    Compiled is what happens at a module's call, and not all networks are called as a whole.
+    """
+    seen: set[nn.Module] = set()
+    for modules in players.values():
+        for module in modules:
+            for part in list(_sequences(module)) or [module]:
+                if part not in seen:
+                    seen.add(part)
+                    yield part
+
+
+def _sequences(module: nn.Module) -> Iterator[nn.Module]:
+    if isinstance(module, nn.Sequential):
+        yield module
+        return
+    for child in module.children():
+        yield from _sequences(child)
 
 
 class Trainer:
@@ -215,7 +238,7 @@ class Trainer:
             for player, modules in model.players().items()
         }
         if config.compile:
-            for module in {module for modules in model.players().values() for module in modules}:
+            for module in _compilable(model.players()):
                 module.compile()
         self.optimisers = self._optimisers()
         self.state = State()
@@ -293,7 +316,7 @@ class Trainer:
                 for name, term in (named | step.watch).items():
                     terms.setdefault(name, []).append(term.detach())
         figures = {}
-        for name, values in terms.items():  # the only point of the epoch at which the host waits for the device
+        for name, values in terms.items():  # here the host waits for the device, not before
             series = self.team.mean(torch.stack(values).float())
             if not bool(series.isfinite().all()):
                 first = int((~series.isfinite()).nonzero()[0, 0]) + 1

@@ -64,6 +64,7 @@ from anomaly import runs
 from anomaly.console import Advance, progress, warn
 from anomaly.detector import Choice, Detector, Model, Range, Space
 from anomaly.fit import Plan
+from anomaly.memory import share_memory
 from anomaly.metrics import markdown, roc_auc
 from anomaly.models import TOOLS, find_model, zoo
 from anomaly.score import View, open_model, run_view, score
@@ -830,7 +831,7 @@ def _supervise(task: _Task, jobs: int, display: _Display) -> None:
     deaths, done = 0, display.done
     try:
         for _ in range(jobs):
-            _start(task, threads, children)
+            _start(task, jobs, threads, children)
         while children:
             wait([child.sentinel for child in children], timeout=POLL_SECONDS)
             display.refresh()
@@ -846,7 +847,7 @@ def _supervise(task: _Task, jobs: int, display: _Display) -> None:
                         "take fewer --jobs or a lower --set size=; the same command goes on"
                     )
                 warn(f"a worker died by {_cause(child)}; another goes on with its trial")
-                _start(task, threads, children)
+                _start(task, jobs, threads, children)
     finally:
         for child in children:
             child.terminate()
@@ -862,10 +863,10 @@ def _cause(child: BaseProcess) -> str:
     return f"signal {-code}" if code < 0 else f"status {code}"
 
 
-def _start(task: _Task, threads: int, children: dict[BaseProcess, Connection]) -> None:
+def _start(task: _Task, jobs: int, threads: int, children: dict[BaseProcess, Connection]) -> None:
     context = multiprocessing.get_context("spawn")  # a fork would share the database's connection, and CUDA fails in it
     reader, writer = context.Pipe(duplex=False)
-    child = context.Process(target=_work, args=(task, threads, writer))
+    child = context.Process(target=_work, args=(task, jobs, threads, writer))
     # Ctrl-C goes to every process of a terminal: the workers leave it to this one, from their first moment on.
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     limit = os.environ.get("OMP_NUM_THREADS")
@@ -882,8 +883,9 @@ def _start(task: _Task, threads: int, children: dict[BaseProcess, Connection]) -
     children[child] = reader
 
 
-def _work(task: _Task, threads: int, say: Connection) -> None:
-    """Be a worker, in a process of its own."""
+def _work(task: _Task, jobs: int, threads: int, say: Connection) -> None:
+    """Be one of `jobs` workers, in a process of its own."""
+    share_memory(jobs)
 
     def stop(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

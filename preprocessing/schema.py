@@ -825,7 +825,7 @@ class Cache:
                 places[chunk.chunk_offset[0]] = chunk.byte_offset
 
             plain = dataset.chunks == (1, *shape) and not dataset.id.get_create_plist().get_nfilters()
-            if plain and not file.userblock_size:
+            if plain and not file.userblock_size and hasattr(dataset.id, "chunk_iter"):  # from HDF5 1.12.3 on
                 dataset.id.chunk_iter(note)
             self._datasets[name] = dataset, places if (places > 0).all() else None
         return self._datasets[name]

@@ -14,6 +14,7 @@ HEAVY = {"torch", "torchvision", "imgaug", "cv2", "sklearn", "skimage", "matplot
 
 # Each module and those of `anomaly` it may import: the rooms of the house, bottom up.
 LAYERS = [
+    {"memory"},
     {"console", "runs", "augment", "metrics", "classification", "detector", "team"},
     {
         "nn.adversarial",

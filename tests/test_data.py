@@ -19,11 +19,11 @@ from anomaly.data import (
     assign_splits,
     brought_to,
     bytes_of,
-    free_memory,
     load_films,
     split_hash,
 )
 from anomaly.detector import Batch
+from anomaly.memory import free_memory
 from preprocessing import InputError
 from preprocessing.schema import Cache
 

@@ -14,15 +14,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from anomaly import fit as fitting
 from anomaly.data import as_batch, load_films
 from anomaly.detector import Batch, Step
-from anomaly.fit import Plan, Prepared, continue_or_create, fit, prepare
+from anomaly.fit import Plan, Prepared, continue_or_create, fit, prepare, resolve
+from anomaly.models import TOOLS, ZOO, find_model
 from anomaly.models.cae import CAE
 from anomaly.models.vae import VAE, VAEConfig
+from anomaly.nn.blocks import ToPoint
 from anomaly.runs import Run
-from anomaly.train import EpochReport, TrainConfig, Trainer, choose_device, choose_precision, damage
+from anomaly.train import EpochReport, TrainConfig, Trainer, _compilable, choose_device, choose_precision, damage
 from preprocessing import InputError
 from preprocessing.schema import Cache
 
@@ -307,7 +310,7 @@ def test_films_that_outgrow_the_memory_are_read_as_needed_with_the_same_result(
     kept = trained(cache, tmp_path / "kept", "epochs=2")
     monkeypatch.setattr("anomaly.fit.free_memory", lambda: 1000)
     prepared = prepare(plan(cache, "epochs=2"))
-    said = prepared.outgrown()
+    said = prepared.outgrown
     assert said and "of films stay in" in said
     monkeypatch.setattr(Prepared, "films", lambda *_: pytest.fail("read whole"))
     assert same(kept, trained(cache, tmp_path / "read", "epochs=2"))
@@ -322,3 +325,14 @@ def test_every_player_is_compiled_where_that_is_asked_for(
     assert not compiled
     trained(cache, tmp_path / "compiled", "epochs=1", "compile=true")
     assert len(compiled) == 2  # encoder and decoder
+
+
+@pytest.mark.parametrize("name", [name for name in (*ZOO, *TOOLS) if find_model(name).presets])
+def test_all_convolutions_on_maps_are_compiled(name: str) -> None:
+    """Of every player, those too that aren't called as a whole."""
+    kind = find_model(name)
+    model = kind(resolve(name, "fast" if "fast" in kind.presets else "standard", ())[0], 64)
+    for player, modules in model.players().items():
+        inside = {layer for part in _compilable({player: modules}) for layer in part.modules()}
+        layers = {layer for module in modules for layer in module.modules() if isinstance(layer, nn.Conv2d)}
+        assert inside and {layer for layer in layers - inside if not isinstance(layer, ToPoint)} == set()

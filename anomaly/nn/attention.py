@@ -38,7 +38,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
     In bfloat16 on a processor by blocks of queries; elsewhere by torch's fused kernel.
     """
-    if query.dtype == torch.bfloat16 and query.device.type == "cpu":
+    if query.dtype == torch.bfloat16 and query.device.type == "cpu" and not torch.compiler.is_compiling():
         out: Tensor = _ByBlocks.apply(query, key, value)
         return out
     # The fused kernel takes one width for all three: query and key are padded with zeros, which changes no product.

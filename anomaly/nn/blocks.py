@@ -30,7 +30,7 @@ class FromPoint(nn.ConvTranspose2d):
     def __init__(self, channels: int, features: int, kernel: int, *, bias: bool = True) -> None:
         super().__init__(channels, features, kernel, bias=bias)
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # no size to choose
         """Multiply each point by the weight."""
         weight = self.weight.permute(0, 2, 3, 1)  # (C, K, K, F): as it lies
         out = torch.mm(x.flatten(1), weight.flatten(1)).view(len(x), *weight.shape[1:])
@@ -61,12 +61,12 @@ class Convolution(nn.Conv2d):
 class TransposedConvolution(nn.ConvTranspose2d):
     """A transposed convolution of square kernel, stride and padding, likewise."""
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # no size to choose
         """Convolve: (N, C, h, w) -> (N, F, H, W)."""
         stride, pad = (int(pair[0]) for pair in (self.stride, self.padding))
         weight = self.weight
-        if output_size is not None or not _by_product(x.shape[2] * x.shape[3], weight):
-            return super().forward(x, output_size)
+        if not _by_product(x.shape[2] * x.shape[3], weight):
+            return super().forward(x)
         out = nn.functional.conv_transpose2d(x, weight.detach(), None, stride, pad)
         out = out + _OfWeight.apply(weight, x.detach().to(out.dtype), out.shape, stride, pad)
         return _with_bias(out, self.bias)
@@ -77,7 +77,8 @@ def _with_bias(out: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _by_product(points: int, weight: Tensor) -> bool:
-    return points <= POINTS and weight.device.type == "cpu" and weight.requires_grad and torch.is_grad_enabled()
+    asked = weight.requires_grad and torch.is_grad_enabled()
+    return points <= POINTS and asked and weight.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class _OfWeight(torch.autograd.Function):

@@ -45,11 +45,12 @@ class _SpectralNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         matrix, v = self._matrix(weight.detach()), self._ordered(self._v, weight)
-        if self.training:
-            sigma = self._iterate(matrix, v)
-            self._v.copy_(self._disordered(v, weight))
-        else:
-            sigma = torch.dot(self._u, torch.mv(matrix, v))
+        with torch.autocast(weight.device.type, enabled=False):  # a GPU's would cast the whole weight, twice a pass
+            if self.training:
+                sigma = self._iterate(matrix, v)
+                self._v.copy_(self._disordered(v, weight))
+            else:
+                sigma = torch.dot(self._u, torch.mv(matrix, v))
         # As they are now: later passes move them before the gradient asks for them.
         u, v = self._u.clone(), self._disordered(v, weight)
         shape = (1, -1, *[1] * (weight.ndim - 2)) if self.transposed else (-1, *[1] * (weight.ndim - 1))
