@@ -19,7 +19,7 @@ from anomaly.fit import Plan, Prepared, prepare
 from anomaly.metrics import interval, markdown, number, paired, roc_auc, with_interval
 from anomaly.runs import Run
 from anomaly.score import View, open_model, read_calibration, run_view, score
-from benchmarks.record import record
+from benchmarks.record import command_line, record
 from preprocessing.schema import Cache
 
 CPU = torch.device("cpu")
@@ -152,7 +152,7 @@ def main() -> None:
         "variant": first["variant"],
         "synthetic": first["cache"]["synthetic"],
     }
-    record("classifiers", "python -m benchmarks.classifiers", settings, told)
+    record("classifiers", command_line("classifiers"), settings, told)
     head = ["network", "recipe", "px", "parameters", "val", "test ROC-AUC", "minus linear", "accuracy", "F1", "kappa"]
     head.append("accuracy / kappa at chosen")
     print("\n".join(markdown(head, rows)))

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.metrics import _Draws, interval, markdown, number
-from benchmarks.record import record
+from benchmarks.record import command_line, record
 
 Floats = NDArray[np.float64]
 
@@ -114,7 +114,7 @@ def main() -> None:
             rows.append([str(patients), number(true)[:3], *shares, number(found["ours"]["width"])])
     settings = {"cohorts": count, "films": FILMS, "correlation": correlation, "level": LEVEL, "resamples": RESAMPLES}
     told["seconds"] = round(time.perf_counter() - start, 1)
-    record("coverage", "python -m benchmarks.coverage", settings | {"seed": arguments.seed}, told)
+    record("coverage", command_line("coverage"), settings | {"seed": arguments.seed}, told)
     head = ["patients", "true ROC-AUC", "ours", "percentile, patients", "percentile, films", "mean width of ours"]
     print("\n".join(markdown(head, rows)))
 

@@ -1,8 +1,9 @@
-"""How much of the bare training step's pace a whole epoch keeps: films in memory, augmented, moved, trained on.
+"""How much of the bare training step's pace an epoch keeps: films in memory, augmented, moved, trained on.
 
-The bare step has a batch in place; the epoch takes its films as `anomaly train` does, with the augmentation of the
-preset `standard`. Same model, same number of steps; both sides alternate in one process, and what is kept is the
-median over rounds of the bare steps' time over that of the epoch right after them. Films are noise, SYNTHETIC.
+The bare step has a batch in place; the epoch's take their films as `anomaly train` does, with the augmentation of the
+preset `standard`; the validation after them is not in it. Same model, same number of steps; both sides alternate in one
+process, and what is kept is the median over rounds of the bare steps' time over that of the epoch right after them.
+Films are noise, SYNTHETIC.
 """
 
 import argparse

@@ -15,8 +15,10 @@ it is told to: they take turns, each for about as long.
     checkpoint  what it leaves to score with: anomalib's model.ckpt, Adam's moments included; our weights.safetensors
 
 GANomaly trains in float32, anomalib's default; as our precision `auto` takes bfloat16 where it pays, a second GANomaly
-in Lightning's bf16-mixed shows what that would give. The networks differ in size: "per parameter" compares films/s
-times the number of trained parameters, which is how much network is trained on how many films in a second.
+in Lightning's bf16-mixed shows what that would give. Each side has the allocator that its own tool takes: ours keeps
+what is freed. The networks differ in size: "per parameter" compares films/s times the number of trained parameters,
+which is how much network is trained on how many films in a second. Parameters are no work, so the operations of a step
+stand beside them, and "per operation" compares films/s times operations a film, which is what the processor does.
 """
 
 import argparse
@@ -177,15 +179,17 @@ def main() -> None:
     figures: dict[str, Any] = {}
     for name in sides:
         figures[f"{name}, parameters"] = facts[name]["parameters"]
+        figures[f"{name}, GFLOP a film"] = facts[name]["gflop"] / facts[name]["batch"]
         figures |= {f"{name}, {kind}, films/s": rate for kind, rate in rates[name].items()}
         figures |= {f"{name}, {key}": value for key, value in found.get(name, {}).items()}
     for other in THEIRS:
         for name in OURS:
-            size = facts[name]["parameters"] / facts[other]["parameters"]
+            size, work = (facts[name][kind] / facts[other][kind] for kind in ("parameters", "gflop"))
             for kind in ("step", "epoch"):
                 ratio = rates[name][kind]["median"] / rates[other][kind]["median"]
                 figures[f"{name} over {other}, {kind}"] = ratio
                 figures[f"{name} over {other}, {kind}, per parameter"] = ratio * size
+                figures[f"{name} over {other}, {kind}, per operation"] = ratio * work
     settings = {"size": SIZE, "batch": BATCH, "films": facts[OURS[0]]["films"], "rounds": options.rounds}
     settings |= {"threads": torch.get_num_threads(), "theirs": facts["ganomaly"]["versions"]}
     settings["precision"] = {name: each["precision"] for name, each in facts.items()}

@@ -29,16 +29,27 @@ def trainable(model: Any) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def work(step: Any) -> float:
+    """Return the floating-point operations of a step, in GFLOP, by torch's own count of products and convolutions."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counted:
+        step()
+    return float(counted.get_total_flops() / 1e9)
+
+
 def ours(name: str, cache: str) -> None:
     """Train one of our models as `anomaly train` does, without validation."""
     import torch
 
     from anomaly.fit import Plan, prepare, resolve
+    from anomaly.memory import keep_freed_memory
     from anomaly.score import make_repeatable
     from anomaly.train import Trainer, choose_device, damage
 
     device = choose_device("auto")
     make_repeatable(device)
+    keep_freed_memory()
     torch.manual_seed(0)
     prepared = prepare(Plan(name, Path(cache)))
     config, training = resolve(name, "standard", ())
@@ -52,7 +63,8 @@ def ours(name: str, cache: str) -> None:
     )
     model.train()
     ready = next(trainer.batches.epoch(0))
-    tell(parameters=trainable(model), films=len(films), batch=len(ready.film), precision=precision)
+    gflop = work(lambda: list(trainer._steps(ready)))
+    tell(parameters=trainable(model), films=len(films), batch=len(ready.film), precision=precision, gflop=gflop)
     for number, word in enumerate(sys.stdin, start=1):
         start = time.perf_counter()
         for batch in trainer.batches.epoch(number) if word == "epoch\n" else [ready] * int(word):
@@ -75,7 +87,8 @@ def theirs(config: str, out: str, precision: str) -> None:
             module.pre_processor.on_train_batch_start(trainer, module, self.ready, 0)
             packages = {name: version(name) for name in ("anomalib", "lightning", "torch")}
             films, batch = len(data.train_data), len(self.ready.image)
-            tell(parameters=trainable(module), films=films, batch=batch, precision=precision, versions=packages)
+            facts = {"films": films, "batch": batch, "precision": precision, "versions": packages}
+            tell(parameters=trainable(module), gflop=work(lambda: module.training_step(self.ready, 0)), **facts)
 
         def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
             for word in iter(sys.stdin.readline, "epoch\n"):

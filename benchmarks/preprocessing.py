@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly.finding import load_localizer, load_segmenter
-from benchmarks.record import record, spread
+from benchmarks.record import command_line, record, spread
 from preprocessing.build import build
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import VARIANTS, Recipe
@@ -30,11 +30,9 @@ def main() -> None:
         "full-he": {"variants": ("full-he",)},
         "the paper's six variants": {"variants": VARIANTS[:6]},
     }
-    trained = ""
     if options.localizer and options.segmenter:
         nets = {"localizer": load_localizer(options.localizer), "segmenter": load_segmenter(options.segmenter)}
         sides["full-he by SSD and U-Net"] = {"variants": ("full-he",), **nets}
-        trained = f" --localizer {_at_home(options.localizer)} --segmenter {_at_home(options.segmenter)}"
     with tempfile.TemporaryDirectory() as folder:
         films = Path(folder) / "films"
         made = write_phantoms(films, seed=0, patients=options.patients)
@@ -55,17 +53,10 @@ def main() -> None:
         figures[f"{name}, two_workers_over_one"] = two / one
     record(
         "preprocessing",
-        f"python -m benchmarks.preprocessing --patients {options.patients} --size {options.size} "
-        f"--rounds {options.rounds}{trained}",
+        command_line("preprocessing"),
         {"films": made.films, "film_px": 512, "size": options.size, "rounds": options.rounds},
         figures,
     )
-
-
-def _at_home(path: Path) -> str:
-    """Return a path as the shell takes it, without the name of whose home it is."""
-    home = Path.home()
-    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 if __name__ == "__main__":

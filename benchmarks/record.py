@@ -3,7 +3,9 @@
 import json
 import os
 import platform
+import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -59,9 +61,22 @@ def alternate(
     return {name: spread(values) for name, values in rounds_of(sides, rounds, units).items()}
 
 
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, cwd=RESULTS.parents[1]).stdout.strip()
+
+
+def command_line(module: str) -> str:
+    """Return the command that runs, as it was given; the home folder in it as the shell knows it."""
+    home = f"{Path.home()}/"
+    words = [word.replace(home, "~/", 1) if word.startswith(home) else shlex.quote(word) for word in sys.argv[1:]]
+    return " ".join(["python", "-m", f"benchmarks.{module}", *words])
+
+
 def record(name: str, command: str, settings: dict[str, Any], figures: dict[str, Any]) -> None:
     """Print a result and append it with commit, machine and versions."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    commit = _git("rev-parse", "--short", "HEAD")
+    if _git("status", "--porcelain", "--untracked-files=no", "--", "*.py", "pyproject.toml"):
+        commit += ", changed since"
     line = {
         "benchmark": name,
         "command": command,

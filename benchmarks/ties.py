@@ -30,7 +30,7 @@ from scipy.special import ndtr
 from anomaly.metrics import markdown
 from anomaly.table import Scored, against_best, build
 from benchmarks.coverage import RESAMPLES, Resampling
-from benchmarks.record import record
+from benchmarks.record import command_line, record
 
 Floats = NDArray[np.float64]
 
@@ -132,7 +132,7 @@ def main() -> None:
         "resamples": RESAMPLES,
         "seed": arguments.seed,
     }
-    record("ties", "python -m benchmarks.ties", settings, told)
+    record("ties", command_line("ties"), settings, told)
     print("\n".join(markdown(["patients", "rows", "which are", *found], lines)))
 
 

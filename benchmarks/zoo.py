@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anomaly.fit import combine
+from anomaly.fit import combine, resolve
 from anomaly.metrics import interval, markdown, paired, roc_auc
 from anomaly.runs import Run, to_json, write_atomic
 from anomaly.score import View, open_model, run_view, score
-from benchmarks.record import record
+from benchmarks.record import command_line, record
 from preprocessing import InputError
 from preprocessing.schema import Cache
 
@@ -40,10 +40,12 @@ def train(arguments: argparse.Namespace, cell: str, seed: int) -> None:
     settings = [text for text in settings if not text.startswith("preset=")]
     path = folder(arguments.out, cell, seed)
     if (path / "calibration.json").is_file():
-        config = Run(path).config
-        films = Cache(arguments.cache).content_hash
-        if (config["variant"], config["cache"]["content_hash"]) != (arguments.variant, films):
-            raise SystemExit(f"{path} was trained on other films; take another --out")
+        config, cache = Run(path).config, Cache(arguments.cache)
+        asked = resolve(model, preset, settings)
+        given = [arguments.variant, preset, cache.content_hash, *(own.model_dump(mode="json") for own in asked)]
+        there = [config["variant"], config["preset"], config["cache"]["content_hash"]]
+        if given != [*there, config["settings"]["model"], config["settings"]["training"]]:
+            raise SystemExit(f"{path} was trained on other films or by other settings; take another --out")
         return
     command = [sys.executable, "-m", "anomaly", "train", model, "--cache", str(arguments.cache)]
     command += ["--variant", arguments.variant, "--preset", preset, "--seed", str(seed), "--out", str(path)]
@@ -172,7 +174,7 @@ def main() -> None:
         }
         for line in lines
     }
-    record("zoo", "python -m benchmarks.zoo", told, short)
+    record("zoo", command_line("zoo"), told, short)
     print("\n".join(markdown(head, [row(line) for line in lines])))
 
 
