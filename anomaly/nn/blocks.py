@@ -1,11 +1,13 @@
 """Convolutional blocks: those of the autoencoders, and layers that are matrix products and are computed as such.
 
 Where the map is as large as the kernel, a convolution is the product of each film's map with the weight, and a
-transposed one that of each film's point. oneDNN takes four times as long for the same numbers by its own way. So it
-does for the gradient of a weight that is wider than its map is large, and there the product is formed here.
+transposed one that of each film's point. oneDNN takes four times as long for the same numbers by its own way. On small
+maps under wide weights it is half as fast as the product of the weight with what its windows see, five times slower for
+the weight's gradient, and there the product is formed here.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -40,80 +42,117 @@ class FromPoint(nn.ConvTranspose2d):
 
 
 POINTS = 16
-"""Of the smaller map, up to which a processor takes a weight's gradient as a product. From 64 on oneDNN is as fast."""
+"""Of the smaller map, up to which a processor trains convolutions as products. From 64 on oneDNN is as fast."""
 
 
 class Convolution(nn.Conv2d):
-    """A convolution of square kernel, stride and padding, whose weight's gradient is a product on small maps."""
+    """A convolution of square kernel, stride and padding, in training a product where it leads to a small map."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve: (N, C, H, W) -> (N, F, h, w)."""
-        side, stride, pad = (int(pair[0]) for pair in (self.kernel_size, self.stride, self.padding))
-        points = ((x.shape[2] + 2 * pad - side) // stride + 1) * ((x.shape[3] + 2 * pad - side) // stride + 1)
-        weight = self.weight
-        if not _by_product(points, weight):
+        tiling = _Tiling.of(self, x.shape[2], x.shape[3])
+        if not (self.training and tiling and tiling.small(x)):
             return super().forward(x)
-        out = nn.functional.conv2d(x, weight.detach(), None, stride, pad)
-        out = out + _OfWeight.apply(weight, x.detach().to(out.dtype), out.shape, stride, pad)
-        return _with_bias(out, self.bias)
+        windows: Tensor = _Windows.apply(x, tiling)
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # as it lies: (F, K K C)
+        out = nn.functional.linear(windows, weight, self.bias)
+        return out.view(len(x), *tiling.places, -1).permute(0, 3, 1, 2)
 
 
 class TransposedConvolution(nn.ConvTranspose2d):
-    """A transposed convolution of square kernel, stride and padding, likewise."""
+    """A transposed convolution of square kernel, stride and padding, in training a product where it comes from one."""
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # no size to choose
         """Convolve: (N, C, h, w) -> (N, F, H, W)."""
-        stride, pad = (int(pair[0]) for pair in (self.stride, self.padding))
-        weight = self.weight
-        if not _by_product(x.shape[2] * x.shape[3], weight):
+        side, stride, pad = (int(pair[0]) for pair in (self.kernel_size, self.stride, self.padding))
+        tiling = _Tiling.of(self, *((size - 1) * stride - 2 * pad + side for size in x.shape[2:]))
+        if not (self.training and tiling and tiling.small(x)):
             return super().forward(x)
-        out = nn.functional.conv_transpose2d(x, weight.detach(), None, stride, pad)
-        out = out + _OfWeight.apply(weight, x.detach().to(out.dtype), out.shape, stride, pad)
-        return _with_bias(out, self.bias)
+        rows = x.permute(0, 2, 3, 1).flatten(0, 2)  # (N h w, C)
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (C, K K F)
+        out: Tensor = _Folded.apply(torch.mm(rows, weight), tiling)
+        return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
 
 
-def _with_bias(out: Tensor, bias: Tensor | None) -> Tensor:
-    return out if bias is None else out + bias.to(out.dtype)[:, None, None]
+@dataclass(frozen=True)
+class _Tiling:
+    """How windows of `side` pixels lie on a map of `size` (H, W), `stride` apart, framed by `pad`."""
+
+    size: tuple[int, int]
+    side: int
+    stride: int
+    pad: int
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d | nn.ConvTranspose2d, height: int, width: int) -> Self | None:
+        """Return that of a layer on its larger map, or None where strides don't tile its windows and the map."""
+        side, stride, pad = (int(pair[0]) for pair in (layer.kernel_size, layer.stride, layer.padding))
+        fits = not (side % stride or (height + 2 * pad) % stride or (width + 2 * pad) % stride)
+        return cls((height, width), side, stride, pad) if fits else None
+
+    @property
+    def places(self) -> tuple[int, int]:
+        """Windows down and across: the size of the smaller map."""
+        height, width = ((size + 2 * self.pad - self.side) // self.stride + 1 for size in self.size)
+        return height, width
+
+    def small(self, x: Tensor) -> bool:
+        """Whether a product is what the device of `x` is faster with."""
+        down, across = self.places
+        return down * across <= POINTS and x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+    def windows(self, x: Tensor) -> Tensor:
+        """Return what each window sees: (N, C, H, W) -> (N h w, K K C)."""
+        (height, width), pad, side, stride = self.size, self.pad, self.side, self.stride
+        framed = self._frame(x, x.shape[1])
+        framed[:, pad : pad + height, pad : pad + width] = x.permute(0, 2, 3, 1)
+        film, row, point, one = framed.stride()
+        shape = (len(x), *self.places, side, side * x.shape[1])  # what is side by side lies side by side
+        return framed.as_strided(shape, (film, stride * row, stride * point, row, one)).reshape(-1, side * shape[-1])
+
+    def folded(self, windows: Tensor) -> Tensor:
+        """Return the sum, at each pixel, over the windows that see it: (N h w, K K C) -> (N, C, H, W)."""
+        (height, width), (down, across), stride = self.size, self.places, self.stride
+        steps = self.side // stride  # windows that see a pixel, down as across
+        channels = windows.shape[1] // self.side**2
+        parts = windows.view(-1, down, across, steps, stride, steps, stride * channels)
+        framed = self._frame(parts, channels)
+        tiles = framed.view(len(parts), -1, stride, framed.shape[2] // stride, stride * channels)
+        for i in range(steps):
+            for j in range(steps):
+                tiles[:, i : i + down, :, j : j + across] += parts[:, :, :, i, :, j].transpose(2, 3)
+        return framed[:, self.pad : self.pad + height, self.pad : self.pad + width].permute(0, 3, 1, 2)
+
+    def _frame(self, like: Tensor, channels: int) -> Tensor:
+        """Return zeros for as many maps as `like` has, with their frames: (N, H + 2 pad, W + 2 pad, C)."""
+        height, width = (size + 2 * self.pad for size in self.size)
+        return like.new_zeros(len(like), height, width, channels)
 
 
-def _by_product(points: int, weight: Tensor) -> bool:
-    asked = weight.requires_grad and torch.is_grad_enabled()
-    return points <= POINTS and asked and weight.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-class _OfWeight(torch.autograd.Function):
-    """Zeros in the shape of a convolution's output, whose gradient is that of its weight.
-
-    As a term of its own it is asked only where the weight is: gradients for a film alone pass it by.
-    """
+class _Windows(torch.autograd.Function):
+    """`_Tiling.windows`, whose gradient is `folded`."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, given: Tensor, shape: torch.Size, stride: int, pad: int) -> Tensor:
-        ctx.save_for_backward(given)
-        ctx.stride, ctx.pad, ctx.side, ctx.dtype = stride, pad, weight.shape[2], weight.dtype
-        return given.new_zeros(()).expand(shape)
+    def forward(ctx: Any, x: Tensor, tiling: _Tiling) -> Tensor:
+        ctx.tiling = tiling
+        return tiling.windows(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        # A convolution's film is the larger map, a transposed one's the smaller.
-        small, large = sorted((*gradients, *ctx.saved_tensors), key=lambda map: map.shape[2])
-        rows = small.permute(0, 2, 3, 1).flatten(0, 2)  # (N h w, F)
-        windows = _windows(large, ctx.side, ctx.stride, ctx.pad)  # (N h w, K K C)
-        weight = torch.mm(rows.T, windows).view(small.shape[1], ctx.side, ctx.side, -1).permute(0, 3, 1, 2)
-        return weight.to(ctx.dtype), None, None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.tiling.folded(gradients[0].contiguous()), None
 
 
-def _windows(x: Tensor, side: int, stride: int, pad: int) -> Tensor:
-    """Return what a kernel sees at each place: (N, C, H, W) -> (N h w, side side C), channels last."""
-    count, channels, height, width = x.shape
-    framed = x.new_zeros(count, height + 2 * pad, width + 2 * pad, channels)
-    framed[:, pad : pad + height, pad : pad + width] = x.permute(0, 2, 3, 1)
-    film, row, point, one = framed.stride()
-    places = ((height + 2 * pad - side) // stride + 1, (width + 2 * pad - side) // stride + 1)
-    windows = framed.as_strided(
-        (count, *places, side, side * channels), (film, stride * row, stride * point, row, one)
-    )  # neighbours in a row lie beside each other
-    return windows.reshape(-1, side * side * channels)
+class _Folded(torch.autograd.Function):
+    """`_Tiling.folded`, whose gradient is `windows`."""
+
+    @staticmethod
+    def forward(ctx: Any, windows: Tensor, tiling: _Tiling) -> Tensor:
+        ctx.tiling = tiling
+        return tiling.folded(windows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.tiling.windows(gradients[0]), None
 
 
 def convolution(channels: int, features: int, kernel: int, stride: int, *, batch_norm: bool) -> nn.Sequential:
