@@ -750,7 +750,8 @@ def _estimate(grid: Grid, cell: Cell) -> Estimate:
     prepared = prepare(plan)
     config, training = resolve(cell.model, cell.preset, plan.settings)
     films, device = prepared.config["films"]["train"], choose_device(grid.device)
-    few = prepared.stored("train").part(np.arange(min(films, training.batch_size)))
+    stored = prepared.stored("train")
+    few = stored.part(np.concatenate(stored.samples()[: training.batch_size]))
     model = prepared.model(config, prepared.config["size"])
     seconds = 0.0
     if model.players():

@@ -1,15 +1,17 @@
 """The memory of this process: how much there is for it, and that what it frees is kept for what comes next."""
 
 import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Of glibc's mallopt."""
 GROUPS = Path("/sys/fs/cgroup")
 
-_processes = 1
+_granted: int | None = None  # of what was free when it was shared; none: all
 
 
 def keep_freed_memory() -> None:
@@ -18,28 +20,43 @@ def keep_freed_memory() -> None:
     Unasked, glibc gives large tensors back and fetches them anew, page by page, in every training step: a third of a
     DCGAN's at 512 px, an eighth of a CAE's. Memory at its peak grows by 2 to 17 %.
     """
-    with suppress(AttributeError, OSError):  # another system's library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    if libc := _glibc():
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 def share_memory(processes: int) -> None:
-    """Tell how many processes count on this machine's memory alike, this one among them."""
-    global _processes
-    _processes = processes
+    """Tell that so many processes, which start together, count on what is free now alike, this one among them."""
+    global _granted
+    left = _left()
+    _granted = None if left is None else left // processes
 
 
 def free_memory() -> int | None:
     """Return the bytes that are left for this process: of the machine, or of the narrowest control group it is in where
-    that has less, divided by those who share it; None where the system doesn't say.
+    that has less, at most its share of what was shared; None where the system doesn't say.
     """
+    if libc := _glibc():
+        libc.malloc_trim(0)  # what was kept is as good as free
+    left = _left()
+    return left if left is None or _granted is None else min(left, _granted)
+
+
+def _glibc() -> Any:
+    """Return the C library, or None where it is another one."""
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "malloc_trim") and hasattr(library, "mallopt") else None
+
+
+def _left() -> int | None:
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None
-    return max(0, min([free, *_left_in_groups()])) // _processes
+    return max(0, min([free, *_left_in_groups()]))
 
 
 def _left_in_groups() -> Iterator[int]:

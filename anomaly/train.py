@@ -196,6 +196,10 @@ def _sequences(module: nn.Module) -> Iterator[nn.Module]:
         yield from _sequences(child)
 
 
+COMPILED = 256
+"""Compiled forms of all networks of a model together: a form for each shape of batch, and for scoring."""
+
+
 class Trainer:
     """One model, its films, its optimisers; `run()` goes on from wherever the state stands."""
 
@@ -238,6 +242,8 @@ class Trainer:
             for player, modules in model.players().items()
         }
         if config.compile:
+            # All share one cache of what was compiled, which by default holds eight.
+            torch._dynamo.config.recompile_limit = COMPILED
             for module in _compilable(model.players()):
                 module.compile()
         self.optimisers = self._optimisers()

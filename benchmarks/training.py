@@ -53,7 +53,8 @@ def trainer(
     workers: int = 0,
 ) -> Trainer:
     """Return a trainer of a model's preset `standard` on films in memory; `plain` is NCHW in float32."""
-    make_repeatable(DEVICE)  # as `anomaly train` does; so is what follows
+    if not plain:
+        make_repeatable(DEVICE)  # as `anomaly train` does
     if keep:
         keep_freed_memory()
     kind = find_model(name)
@@ -163,6 +164,7 @@ def main() -> None:
             sides[name], end = context.Pipe()
             given = (name, films, files, options.size, options.batch, end)
             context.Process(target=side, args=given, daemon=True).start()
+            end.close()  # so that one that dies is noticed
         precision = {name: told.recv() for name, told in sides.items()}
 
         def asked(name: str, word: str) -> float:

@@ -96,6 +96,8 @@ def test_points_and_whole_maps_are_convolutions(
         (Convolution, nn.Conv2d, (4, 2, 1), (3, 12, 16, 16)),  # by oneDNN
         (TransposedConvolution, nn.ConvTranspose2d, (4, 2, 1), (3, 12, 4, 4)),
         (TransposedConvolution, nn.ConvTranspose2d, (4, 2, 1), (2, 12, 2, 1)),
+        (TransposedConvolution, nn.ConvTranspose2d, (4, 2, 1, 1), (2, 12, 2, 1)),  # not tiled: an output padding
+        (Convolution, nn.Conv2d, (3, 1, 1, 2), (3, 12, 4, 4)),  # dilated
     ],
 )
 def test_products_on_small_maps_are_convolutions(
@@ -115,7 +117,7 @@ def test_products_on_small_maps_are_convolutions(
         layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         film = x.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
-            out = layer(film)
+            out = layer(film).mul_(2)  # in place, as a ReLU would be
         out.float().sin().sum().backward()
         assert (out.dtype == torch.bfloat16) == low
         found.append([out, film.grad, *(p.grad for p in layer.parameters())])
@@ -127,7 +129,7 @@ def test_products_on_small_maps_are_convolutions(
     ("queries", "keys", "loud"), [(9, 5, 1.0), (1, 1, 1.0), (70, 40, 30.0), (PRODUCTS // 256 + 3, 256, 2.0)]
 )
 def test_attention_in_bfloat16_is_attention(queries: int, keys: int, loud: float) -> None:
-    """Within bfloat16's own error of float64's, and of what torch's kernel makes of the same numbers."""
+    """Within bfloat16's own error of float64's."""
     draw = torch.Generator().manual_seed(0)
     shapes = [(2, queries, 4), (2, keys, 4), (2, keys, 32), (2, queries, 32)]
     *given, change = (torch.randn(shape, generator=draw).to(torch.bfloat16) for shape in shapes)

@@ -38,8 +38,9 @@ def test_the_narrowest_control_group_counts(
     monkeypatch.setattr(Path, "read_text", lambda path: given[str(path)] if str(path) in given else read(path))
     monkeypatch.setattr(memory, "GROUPS", tmp_path)
     assert memory.free_memory() == left
-    monkeypatch.setattr(memory, "_processes", 2)
-    assert memory.free_memory() == left // 2
+    monkeypatch.setattr(memory, "_granted", None)
+    memory.share_memory(3)
+    assert memory.free_memory() == left // 3
 
 
 def test_where_the_system_says_nothing_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,8 +54,8 @@ from anomaly.memory import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(8):
-        bytearray(64 << 20)
+    for _ in range(2):
+        bytearray(64 << 20), bytearray(3 << 30)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 before = faults()

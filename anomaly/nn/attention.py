@@ -48,7 +48,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class _ByBlocks(torch.autograd.Function):
-    """The fused kernel's numbers, to bfloat16's own error, in two thirds of its time where queries are narrow.
+    """What the fused kernel computes, in two thirds of its time where queries are narrow.
+
+    Errors are those of bfloat16, as the kernel's, of outputs and gradients alike (below 1.5 %); where products of
+    hundreds leave a query one key, what little gradient is left to it is coarser than the kernel's (22 against 5 %).
 
     What has to be subtracted before the exponential, or from the gradient, comes out of the product itself as two more
     columns, a number and the rest that its rounding left: the product is summed in float32, and its rounding is then

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 
 class ToPoint(nn.Conv2d):
@@ -53,7 +54,8 @@ class Convolution(nn.Conv2d):
         tiling = _Tiling.of(self, x.shape[2], x.shape[3])
         if not (self.training and tiling and tiling.small(x)):
             return super().forward(x)
-        windows: Tensor = _Windows.apply(x, tiling)
+        frame = int(self.padding[0])
+        windows: Tensor = _Windows.apply(pad(x.permute(0, 2, 3, 1), (0, 0, frame, frame, frame, frame)), tiling)
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # as it lies: (F, K K C)
         out = nn.functional.linear(windows, weight, self.bias)
         return out.view(len(x), *tiling.places, -1).permute(0, 3, 1, 2)
@@ -64,78 +66,75 @@ class TransposedConvolution(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # no size to choose
         """Convolve: (N, C, h, w) -> (N, F, H, W)."""
-        side, stride, pad = (int(pair[0]) for pair in (self.kernel_size, self.stride, self.padding))
-        tiling = _Tiling.of(self, *((size - 1) * stride - 2 * pad + side for size in x.shape[2:]))
+        side, stride, frame = (int(pair[0]) for pair in (self.kernel_size, self.stride, self.padding))
+        height, width = ((size - 1) * stride - 2 * frame + side for size in x.shape[2:])
+        tiling = _Tiling.of(self, height, width)
         if not (self.training and tiling and tiling.small(x)):
             return super().forward(x)
         rows = x.permute(0, 2, 3, 1).flatten(0, 2)  # (N h w, C)
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (C, K K F)
-        out: Tensor = _Folded.apply(torch.mm(rows, weight), tiling)
+        framed: Tensor = _Folded.apply(torch.mm(rows, weight), tiling)
+        out = framed[:, frame : frame + height, frame : frame + width].permute(0, 3, 1, 2)
         return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
 
 
 @dataclass(frozen=True)
 class _Tiling:
-    """How windows of `side` pixels lie on a map of `size` (H, W), `stride` apart, framed by `pad`."""
+    """How windows of `side` pixels lie on a framed map of `size` (H, W) pixels, `stride` apart."""
 
     size: tuple[int, int]
     side: int
     stride: int
-    pad: int
 
     @classmethod
     def of(cls, layer: nn.Conv2d | nn.ConvTranspose2d, height: int, width: int) -> Self | None:
-        """Return that of a layer on its larger map, or None where strides don't tile its windows and the map."""
-        side, stride, pad = (int(pair[0]) for pair in (layer.kernel_size, layer.stride, layer.padding))
-        fits = not (side % stride or (height + 2 * pad) % stride or (width + 2 * pad) % stride)
-        return cls((height, width), side, stride, pad) if fits else None
+        """Return that of a layer on its larger map, or None where it is no plain tiling."""
+        side, stride, frame = (int(pair[0]) for pair in (layer.kernel_size, layer.stride, layer.padding))
+        size = (height + 2 * frame, width + 2 * frame)
+        squares = all(len({*pair}) == 1 for pair in (layer.kernel_size, layer.stride, layer.padding))
+        plain = layer.groups == 1 and set(layer.dilation) == {1} and set(layer.output_padding) == {0}
+        tiled = not (side % stride or size[0] % stride or size[1] % stride)
+        return cls(size, side, stride) if squares and plain and tiled and layer.padding_mode == "zeros" else None
 
     @property
     def places(self) -> tuple[int, int]:
         """Windows down and across: the size of the smaller map."""
-        height, width = ((size + 2 * self.pad - self.side) // self.stride + 1 for size in self.size)
-        return height, width
+        down, across = ((size - self.side) // self.stride + 1 for size in self.size)
+        return down, across
 
     def small(self, x: Tensor) -> bool:
         """Whether a product is what the device of `x` is faster with."""
         down, across = self.places
         return down * across <= POINTS and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
-    def windows(self, x: Tensor) -> Tensor:
-        """Return what each window sees: (N, C, H, W) -> (N h w, K K C)."""
-        (height, width), pad, side, stride = self.size, self.pad, self.side, self.stride
-        framed = self._frame(x, x.shape[1])
-        framed[:, pad : pad + height, pad : pad + width] = x.permute(0, 2, 3, 1)
+    def windows(self, framed: Tensor) -> Tensor:
+        """Return what each window sees: (N, H, W, C) -> (N h w, K K C)."""
         film, row, point, one = framed.stride()
-        shape = (len(x), *self.places, side, side * x.shape[1])  # what is side by side lies side by side
-        return framed.as_strided(shape, (film, stride * row, stride * point, row, one)).reshape(-1, side * shape[-1])
+        shape = (len(framed), *self.places, self.side, self.side * framed.shape[3])  # what is side by side lies so
+        windows = framed.as_strided(shape, (film, self.stride * row, self.stride * point, row, one))
+        return windows.reshape(-1, self.side * shape[-1])
 
     def folded(self, windows: Tensor) -> Tensor:
-        """Return the sum, at each pixel, over the windows that see it: (N h w, K K C) -> (N, C, H, W)."""
+        """Return the sum, at each pixel, over the windows that see it: (N h w, K K C) -> (N, H, W, C)."""
         (height, width), (down, across), stride = self.size, self.places, self.stride
         steps = self.side // stride  # windows that see a pixel, down as across
         channels = windows.shape[1] // self.side**2
         parts = windows.view(-1, down, across, steps, stride, steps, stride * channels)
-        framed = self._frame(parts, channels)
-        tiles = framed.view(len(parts), -1, stride, framed.shape[2] // stride, stride * channels)
+        framed = windows.new_zeros(len(parts), height, width, channels)
+        tiles = framed.view(len(parts), height // stride, stride, width // stride, stride * channels)
         for i in range(steps):
             for j in range(steps):
                 tiles[:, i : i + down, :, j : j + across] += parts[:, :, :, i, :, j].transpose(2, 3)
-        return framed[:, self.pad : self.pad + height, self.pad : self.pad + width].permute(0, 3, 1, 2)
-
-    def _frame(self, like: Tensor, channels: int) -> Tensor:
-        """Return zeros for as many maps as `like` has, with their frames: (N, H + 2 pad, W + 2 pad, C)."""
-        height, width = (size + 2 * self.pad for size in self.size)
-        return like.new_zeros(len(like), height, width, channels)
+        return framed
 
 
 class _Windows(torch.autograd.Function):
     """`_Tiling.windows`, whose gradient is `folded`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tiling: _Tiling) -> Tensor:
+    def forward(ctx: Any, framed: Tensor, tiling: _Tiling) -> Tensor:
         ctx.tiling = tiling
-        return tiling.windows(x)
+        return tiling.windows(framed.contiguous())
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -152,7 +151,7 @@ class _Folded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.tiling.windows(gradients[0]), None
+        return ctx.tiling.windows(gradients[0].contiguous()), None
 
 
 def convolution(channels: int, features: int, kernel: int, stride: int, *, batch_norm: bool) -> nn.Sequential:
