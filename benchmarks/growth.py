@@ -1,8 +1,8 @@
 """Growth: seconds and peak memory of the commands at 250 to 16,000 films of 128 px; what that says of a million.
 
 The films are 250 built-in ones (SYNTHETIC, 512 px files), repeated by hard links under the names of new patients. Every
-stage is the command itself as a process of its own, at each number of films once, or three times (medians) for scoring,
-whose peak differs by 5 % from one time to the next:
+stage is the command itself as a process of its own, at each number of films once; scoring, whose peak differs by 5 %
+from one time to the next, --scorings times (medians):
 
     preprocess     recipe hand, variant full-he, uncompressed; once for each of --workers
     train          `cae --preset fast` for one epoch: films loaded, trained, validated, thresholds and map scale found
@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -40,7 +41,6 @@ from preprocessing.phantom import FilmPlan, plan_films, write_phantoms
 
 ANOMALY = str(Path(sys.executable).with_name("anomaly"))
 DRAWN = 250
-SCORINGS = 3
 PATIENTS = 100  # enough for as many films
 FLAT_FROM = 1000  # films from which on peak memory is to stay
 BEYOND = (100_000, 1_000_000)
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[250, 1000, 4000, 16000])
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 0], help="of preprocess; 0: every core")
+    parser.add_argument("--scorings", type=int, default=3)
     options = parser.parse_args()
     workers = list(dict.fromkeys(number or joblib.cpu_count() for number in options.workers))
     sizes = sorted(set(options.sizes))
@@ -85,7 +86,7 @@ def main() -> None:
             disk["cache"].append(cache.stat().st_size)
             disk["run"].append(sum(path.stat().st_size for path in run.rglob("*") if path.is_file()))
             for name, more in (("score all", ["--split", "all"]), ("score test", [])):
-                tries = [took(count, ["score", str(run), *more]) for _ in range(SCORINGS)]
+                tries = [took(count, ["score", str(run), *more]) for _ in range(options.scorings)]
                 scored = len(rows_of((run / "all" if more else run) / "scores.csv"))
                 peak = round(median(each.peaks[0] for each in tries))
                 stages.setdefault(name, []).append(Took(scored, median(each.seconds for each in tries), [peak]))
@@ -94,7 +95,12 @@ def main() -> None:
             print(f"{count} films: {spent}", flush=True)
     command = "python -m benchmarks.growth" + "".join(
         f" --{name} {' '.join(map(str, value))}"
-        for name, value in (("sizes", sizes), ("size", [options.size]), ("workers", options.workers))
+        for name, value in (
+            ("sizes", sizes),
+            ("size", [options.size]),
+            ("workers", options.workers),
+            ("scorings", [options.scorings]),
+        )
     )
     for name, measured in stages.items():
         figures = described(measured, sizes)
@@ -142,13 +148,10 @@ def took(films: int, words: Sequence[str]) -> Took:
 def family(process: int) -> Iterator[int]:
     """Give a process and all its descendants."""
     yield process
-    for children in Path(f"/proc/{process}/task").glob("*/children"):
-        try:
-            found = children.read_text().split()
-        except OSError:  # it has ended
-            continue
-        for child in found:
-            yield from family(int(child))
+    with suppress(OSError):  # it has ended, or one of its threads
+        for task in Path(f"/proc/{process}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from family(int(child))
 
 
 def high_water(process: int) -> int:
