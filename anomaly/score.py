@@ -123,13 +123,18 @@ def score(
     model: Detector, view: View, device: torch.device, on_films: Callable[[int], None] | None = None
 ) -> dict[str, NDArray[np.float64]]:
     """Return every score of the model and of the trivial detectors: name -> (n,) float64, in the view's order."""
-    parts: dict[str, list[NDArray[np.float64]]] = {}
+    # Arrays of their whole length from the start: a small one kept from each pass would come to lie between the large
+    # ones that the pass frees, whose place then can't be used again, and memory would grow with the films.
+    scores: dict[str, NDArray[np.float64]] = {}
+    done = 0
     for rows, films in view.chunks():
         for name, values in model.scores(as_batch(films, device)).items():
-            parts.setdefault(name, []).append(values.cpu().double().numpy())
+            if name not in scores:
+                scores[name] = np.empty(len(view.rows))
+            scores[name][done : done + len(rows)] = values.cpu().numpy()
+        done += len(rows)
         if on_films:
             on_films(len(rows))
-    scores = {name: np.concatenate(values) for name, values in parts.items()}
     for name, found in scores.items():
         if not np.isfinite(found).all():
             worst = view.column("path")[~np.isfinite(found)][0]
