@@ -179,8 +179,8 @@ def described(measured: Sequence[Took], sizes: Sequence[int]) -> dict[str, Any]:
         "peak of the largest worker, MiB": [max(each.peaks[1:], default=0) / MIB for each in measured],
         "peak of all together, MiB": [sum(each.peaks) / MIB for each in measured],
     }.items():
-        if name not in ("seconds", "peak, MiB") and all(len(each.peaks) == 1 for each in measured):
-            continue  # no workers
+        if name not in ("seconds", "peak, MiB") and any(len(each.peaks) == 1 for each in measured):
+            continue  # no workers, or not at each size
         figures[name] = {str(n): round(value, 2) for n, value in zip(films, values, strict=True)}
         figures[f"{name}, exponent"] = exponent(films, values)
         if name == "seconds":
