@@ -18,7 +18,7 @@ def keep_freed_memory() -> None:
     """Let the allocator of this process keep what is freed rather than give it back to the system (glibc; else as is).
 
     Unasked, glibc gives large tensors back and fetches them anew, page by page, in every training step: a third of a
-    DCGAN's at 512 px, an eighth of a CAE's. Memory at its peak grows by 2 to 17 %.
+    DCGAN's at 512 px, an eighth of a CAE's. Memory at its peak grows by up to 17 %.
     """
     if libc := _glibc():
         libc.mallopt(M_MMAP_MAX, 0)
