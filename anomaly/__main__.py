@@ -1,5 +1,5 @@
 """`python -m anomaly` is `anomaly`."""
 
-from anomaly.cli import main
+from anomaly.cli.app import main
 
 main()

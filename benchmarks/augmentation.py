@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import torch
 
-from anomaly.augment import Augmentation, AugmentationName, DeviceAugmentation
+from anomaly.data.augment import Augmentation, AugmentationName, DeviceAugmentation
 from benchmarks.record import alternate, record
 
 BATCHES = {128: 16, 512: 8}

@@ -13,12 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anomaly.classification import classify
-from anomaly.data import load_films
-from anomaly.fit import Plan, Prepared, prepare
-from anomaly.metrics import interval, markdown, number, paired, roc_auc, with_interval
+from anomaly.data.dataset import load_films
+from anomaly.evaluation.bootstrap import interval, paired
+from anomaly.evaluation.calibration import read_calibration
+from anomaly.evaluation.classification import classify
+from anomaly.evaluation.predict import View, score
+from anomaly.evaluation.ranking import roc_auc
+from anomaly.formatting import markdown, number, with_interval
+from anomaly.pipeline.open_run import open_model, run_view
+from anomaly.pipeline.plan import Plan, Prepared, prepare
 from anomaly.runs import Run
-from anomaly.score import View, open_model, read_calibration, run_view, score
 from benchmarks.record import command_line, record
 from preprocessing.schema import Cache
 

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.metrics import _Draws, interval, markdown, number
+from anomaly.evaluation.bootstrap import PatientBootstrap, interval
+from anomaly.formatting import markdown, number
 from benchmarks.record import command_line, record
 
 Floats = NDArray[np.float64]
@@ -41,7 +42,7 @@ class Resampling:
 
     def __init__(self, labels: NDArray[np.int64], owners: NDArray[np.int64]) -> None:
         """labels (N,) 0 or 1, of one kind an owner; owners (N,) 0 to P - 1, each with as many films as another."""
-        self.draws = _Draws(labels, owners, resamples=RESAMPLES, seed=0)
+        self.draws = PatientBootstrap(labels, owners, resamples=RESAMPLES, seed=0)
         abnormal = np.zeros(owners.max() + 1, np.bool_)
         abnormal[owners[labels == 1]] = True
         # Whole numbers below 2**24: float32 counts them exactly.

@@ -9,8 +9,8 @@ Films are noise, SYNTHETIC.
 import argparse
 from functools import partial
 
-from anomaly.detector import Batch
-from anomaly.train import Trainer
+from anomaly.data.batch import Batch
+from anomaly.training.trainer import Trainer
 from benchmarks.record import record, rounds_of, spread
 from benchmarks.training import DEVICE, noise, our_epoch, step, trainer
 

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from anomaly.data import load_films
-from anomaly.heatmap import blend, png, titled
+from anomaly.data.dataset import load_films
+from anomaly.evaluation.calibration import read_calibration
+from anomaly.evaluation.predict import View, maps
+from anomaly.pipeline.open_run import open_model, run_view
+from anomaly.reporting.heatmap import blend, png, titled
 from anomaly.runs import Run, write_atomic
-from anomaly.score import View, maps, open_model, read_calibration, run_view
 
 FILMS = 6
 LEAST = 160  # pixels a side of each film in the picture

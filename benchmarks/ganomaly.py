@@ -34,7 +34,7 @@ from typing import Any
 import cv2
 import torch
 
-from anomaly.fit import Plan, prepare
+from anomaly.pipeline.plan import Plan, prepare
 from benchmarks.record import record, spread
 from preprocessing.build import build
 from preprocessing.phantom import write_phantoms

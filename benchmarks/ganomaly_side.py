@@ -42,10 +42,10 @@ def ours(name: str, cache: str) -> None:
     """Train one of our models as `anomaly train` does, without validation."""
     import torch
 
-    from anomaly.fit import Plan, prepare, resolve
     from anomaly.memory import keep_freed_memory
-    from anomaly.score import make_repeatable
-    from anomaly.train import Trainer, choose_device, damage
+    from anomaly.pipeline.plan import Plan, prepare, resolve
+    from anomaly.training.device import choose_device, make_repeatable
+    from anomaly.training.trainer import Trainer, damage
 
     device = choose_device("auto")
     make_repeatable(device)

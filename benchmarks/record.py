@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from anomaly.runs import versions
-from anomaly.train import has_avx512_bf16
+from anomaly.training.device import has_avx512_bf16
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 

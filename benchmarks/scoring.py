@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from anomaly.data import as_batch
-from anomaly.detector import Batch, Detector
-from anomaly.fit import resolve
+from anomaly.data.batch import Batch, as_batch
+from anomaly.evaluation.predict import View, maps, score
 from anomaly.models import find_detector
-from anomaly.score import View, make_repeatable, maps, score
+from anomaly.models.base import Detector
+from anomaly.pipeline.plan import resolve
+from anomaly.training.device import make_repeatable
 from benchmarks.record import alternate, record
 from benchmarks.training import DEVICE
 from preprocessing.build import build

@@ -45,19 +45,19 @@ class Parts:
 
 
 SCORE = Parts(
-    ("anomaly.evaluation", "anomaly.models.cae", "preprocessing.build"),
+    ("anomaly.pipeline.evaluate", "anomaly.models.cae", "preprocessing.build"),
     (
         ("anomaly.score", "open_model", "open the model"),
         ("preprocessing.build", "build", "prepare the film"),
-        ("anomaly.evaluation", "score", "score it"),
+        ("anomaly.pipeline.evaluate", "score", "score it"),
     ),
 )
 TRAIN = Parts(
-    ("anomaly.fit", "anomaly.models.cae"),
+    ("anomaly.pipeline.fit", "anomaly.models.cae"),
     (
-        ("anomaly.fit", "prepare", "check the plan"),
-        ("anomaly.fit", "Trainer", "make model's optimisers, loader"),
-        ("anomaly.train:Trainer", "_steps", "the first step"),
+        ("anomaly.pipeline.fit", "prepare", "check the plan"),
+        ("anomaly.pipeline.fit", "Trainer", "make model's optimisers, loader"),
+        ("anomaly.training.trainer:Trainer", "_steps", "the first step"),
     ),
 )
 TIMED = """

@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from anomaly.metrics import markdown
-from anomaly.table import Scored, against_best, build
+from anomaly.formatting import markdown
+from anomaly.reporting.table import Scored, against_best, build
 from benchmarks.coverage import RESAMPLES, Resampling
 from benchmarks.record import command_line, record
 

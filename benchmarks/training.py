@@ -24,14 +24,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from anomaly.augment import _augmenters
-from anomaly.data import Films, load_films
-from anomaly.detector import Batch
-from anomaly.fit import resolve
+from anomaly.data.augment import _augmenters
+from anomaly.data.batch import Batch
+from anomaly.data.dataset import Films, load_films
 from anomaly.memory import keep_freed_memory
 from anomaly.models import find_model
-from anomaly.score import make_repeatable
-from anomaly.train import Trainer, choose_precision
+from anomaly.pipeline.plan import resolve
+from anomaly.training.device import choose_precision, make_repeatable
+from anomaly.training.trainer import Trainer
 from benchmarks.record import record, spread
 from preprocessing.build import build
 from preprocessing.phantom import write_phantoms

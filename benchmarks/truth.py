@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from anomaly.metrics import markdown, number, with_interval
+from anomaly.formatting import markdown, number, with_interval
 from benchmarks import original
 from benchmarks.record import record
 from preprocessing import steps
@@ -315,7 +315,7 @@ def main() -> None:
     localizer: Localizer | None = None
     segmenter: Segmenter | None = None
     if options.localizer or options.segmenter:
-        from anomaly.finding import load_localizer, load_segmenter
+        from anomaly.localization.finding import load_localizer, load_segmenter
 
         localizer = load_localizer(options.localizer) if options.localizer else None
         segmenter = load_segmenter(options.segmenter) if options.segmenter else None

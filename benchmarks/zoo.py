@@ -16,10 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anomaly.fit import combine, resolve
-from anomaly.metrics import interval, markdown, paired, roc_auc
+from anomaly.evaluation.bootstrap import interval, paired
+from anomaly.evaluation.predict import View, score
+from anomaly.evaluation.ranking import roc_auc
+from anomaly.formatting import markdown
+from anomaly.pipeline.ensemble import combine
+from anomaly.pipeline.open_run import open_model, run_view
+from anomaly.pipeline.plan import resolve
 from anomaly.runs import Run, to_json, write_atomic
-from anomaly.score import View, open_model, run_view, score
 from benchmarks.record import command_line, record
 from preprocessing import InputError
 from preprocessing.schema import Cache

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from anomaly.fit import Plan, continue_or_create, fit, prepare
+from anomaly.pipeline.fit import continue_or_create, fit
+from anomaly.pipeline.plan import Plan, prepare
 from anomaly.runs import Run
 from preprocessing.build import build
 from preprocessing.phantom import write_phantoms

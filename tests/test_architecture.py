@@ -7,35 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from anomaly.models import TOOLS, ZOO
-
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "torchvision", "imgaug", "cv2", "sklearn", "skimage", "matplotlib", "h5py", "numpy"}
 
-# Each module and those of `anomaly` it may import: the rooms of the house, bottom up.
-LAYERS = [
-    {"memory"},
-    {"console", "runs", "augment", "metrics", "classification", "detector", "team"},
-    {
-        "nn.adversarial",
-        "nn.attention",
-        "nn.blocks",
-        "nn.filters",
-        "nn.losses",
-        "nn.spectral",
-        "nn.typicality",
-        "heatmap",
-        "models",
-        "data",
-    },
-    {"finder", "reconstructor"},
-    {"segmenter"},
-    {"models.ensemble", "chart", "report", "score", "table", "tracking", "train"}
-    | {where.partition(":")[0].removeprefix("anomaly.") for where in (ZOO | TOOLS).values()},
-    {"finding"},
-    {"fit", "evaluation"},
-    {"tune", "bench"},
-    {"commands"},
+# The rooms, bottom up: a file imports from its own room and from those below it.
+ANOMALY = [
+    {"memory", "formatting", "console"},
+    {"runs", "distributed"},
+    {"nn"},
+    {"data"},
+    {"models"},
+    {"training"},
+    {"evaluation"},
+    {"localization"},
+    {"reporting"},
+    {"pipeline"},
+    {"experiments"},
     {"cli"},
     {"__main__"},
 ]
@@ -63,15 +50,44 @@ def test_preprocessing_knows_nothing_of_the_models() -> None:
         assert not {name for name in imported(path) if name.split(".")[0] in ("anomaly", "torch")}, path
 
 
+def arrows(package: str) -> dict[str, set[str]]:
+    """Return each module of a package and those of the same package it imports, functions included."""
+    files = modules(package)
+    found: dict[str, set[str]] = {}
+    for name, path in files.items():
+        inner = {other.removeprefix(f"{package}.") for other in imported(path) if other.startswith(f"{package}.")}
+        found[name] = {other for other in inner if other in files and other != name}
+    return found
+
+
 def test_imports_point_down() -> None:
-    level = {name: i for i, names in enumerate(LAYERS) for name in names}
-    found = modules("anomaly")
-    assert set(found) - {"__init__", "nn"} == set(level), "a module without a place in LAYERS"
-    for name, path in found.items():
-        for other in imported(path):
-            inner = other.removeprefix("anomaly.")
-            if other.startswith("anomaly.") and inner in level and name in level and inner != name:
-                assert level[inner] <= level[name], f"{name} imports {inner}, which lies above it"
+    level = {room: i for i, rooms in enumerate(ANOMALY) for room in rooms}
+    found = arrows("anomaly")
+    assert {name.partition(".")[0] for name in found} - {"__init__"} == set(level), (
+        "a folder without a place in ANOMALY"
+    )
+    for name, others in found.items():
+        if name == "__init__":
+            continue
+        for other in others - {"__init__"}:
+            here, there = name.partition(".")[0], other.partition(".")[0]
+            assert level[there] < level[here] or there == here, f"{name} imports {other}, which lies above it"
+
+
+@pytest.mark.parametrize("package", ["anomaly", "preprocessing"])
+def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+    found = arrows(package)
+    done: set[str] = set()
+
+    def walk(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, f"a circle: {' -> '.join((*way[way.index(name) :], name))}"
+        if name not in done:
+            for other in found[name]:
+                walk(other, (*way, name))
+            done.add(name)
+
+    for name in found:
+        walk(name, ())
 
 
 def test_only_one_module_knows_hdf5_and_one_imgaug() -> None:
@@ -96,7 +112,7 @@ def test_nothing_is_pickled() -> None:
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; sys.argv = ['anomaly', *sys.argv[1:]]\n"
-        "from anomaly.cli import main\n"
+        "from anomaly.cli.app import main\n"
         "try: main()\n"
         "except SystemExit as stop: assert not stop.code, stop.code\n"
         f"print('HEAVY', sorted({HEAVY!r} & set(sys.modules)))"

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly import augment
-from anomaly.augment import SETS, Augmentation, AugmentationName, DeviceAugmentation, Draws, to_source, warp
+from anomaly.data import augment
+from anomaly.data.augment import SETS, Augmentation, AugmentationName, DeviceAugmentation, Draws, to_source, warp
 
 RNG = np.random.default_rng(0)
 

@@ -19,13 +19,25 @@ from pathlib import Path
 import joblib
 import pytest
 
-from anomaly import bench as module
-from anomaly import commands, runs
-from anomaly import table as tables
-from anomaly.bench import Bench, Cell, Grid, Standing, estimate, run_bench, run_cell, run_on_cluster, take_folder
-from anomaly.fit import continue_or_create, prepare
+from anomaly import runs
+from anomaly.cli import commands
+from anomaly.experiments import bench as module
+from anomaly.experiments.bench import (
+    Bench,
+    Cell,
+    Grid,
+    Standing,
+    estimate,
+    run_bench,
+    run_cell,
+    run_on_cluster,
+    take_folder,
+)
 from anomaly.models.cae import CAE
-from anomaly.train import Trainer
+from anomaly.pipeline.fit import continue_or_create
+from anomaly.pipeline.plan import prepare
+from anomaly.reporting import table as tables
+from anomaly.training.trainer import Trainer
 from preprocessing import InputError
 from preprocessing.build import build
 from preprocessing.cluster import Crew

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as torchs
 
-from anomaly.fit import resolve
 from anomaly.models import find_model
 from anomaly.nn.attention import PRODUCTS, attend
 from anomaly.nn.blocks import Convolution, FromPoint, ToPoint, TransposedConvolution
 from anomaly.nn.spectral import spectral_norm
+from anomaly.pipeline.plan import resolve
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "convolution": (lambda: nn.Conv2d(8, 12, 4, 2, 1), (3, 8, 16, 16)),

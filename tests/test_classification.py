@@ -18,8 +18,11 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from anomaly import classification, metrics
-from anomaly.classification import FIGURES
+from anomaly.evaluation.bootstrap import PatientBootstrap
+from anomaly.evaluation.classification import FIGURES, _figures, classify, evaluate_classes, reliability, youden
+from anomaly.evaluation.ranking import at_threshold
+from anomaly.formatting import number
+from anomaly.reporting.text import classes_table, report_table
 
 # Label, probability, patient. Tenths tie often and lie on the edges of bins.
 films = st.lists(
@@ -56,19 +59,19 @@ def plain(value):
 
 def test_youden_stands_midway_where_the_two_shares_are_best():
     # From .4 on: sensitivity 3/3, specificity 2/3. From .6 on: 2/3 and 3/3. The gap below .4 is the wider.
-    assert classification.youden([0, 0, 1, 0, 1, 1], [0.1, 0.2, 0.4, 0.5, 0.6, 0.9]) == pytest.approx(0.3)
+    assert youden([0, 0, 1, 0, 1, 1], [0.1, 0.2, 0.4, 0.5, 0.6, 0.9]) == pytest.approx(0.3)
     # One film above .9 would also be called right, but two are missed.
-    assert classification.youden([0, 0, 1, 1, 1], [0.1, 0.2, 0.7, 0.8, 0.9]) == pytest.approx(0.45)
-    assert classification.youden([0, 1, 0, 1], [1, 2, 3, 4]) == 1.5  # equally good and equally wide: the lowest
+    assert youden([0, 0, 1, 1, 1], [0.1, 0.2, 0.7, 0.8, 0.9]) == pytest.approx(0.45)
+    assert youden([0, 1, 0, 1], [1, 2, 3, 4]) == 1.5  # equally good and equally wide: the lowest
 
 
 def test_youden_without_a_useful_threshold_calls_every_film_normal():
     for labels, scores in (([0, 1], [1.0, 1.0]), ([1, 0], [0.0, 1.0])):
-        threshold = classification.youden(labels, scores)
+        threshold = youden(labels, scores)
         assert threshold > 1 and threshold == pytest.approx(1)
     for labels in ([0, 0], [1, 1]):
         with pytest.raises(ValueError, match="one class only"):
-            classification.youden(labels, [0.1, 0.2])
+            youden(labels, [0.1, 0.2])
 
 
 @given(films, st.randoms())
@@ -77,30 +80,30 @@ def test_no_threshold_is_better_than_youdens(rows, random):
     assume(0 < labels.sum() < len(labels))
 
     def gain(threshold):
-        figures = metrics.at_threshold(labels, scores, threshold)
+        figures = at_threshold(labels, scores, threshold)
         return figures["sensitivity"] + figures["specificity"]
 
-    threshold = classification.youden(labels, scores)
+    threshold = youden(labels, scores)
     assert threshold not in scores
     assert gain(threshold) >= max(gain(other) for other in [*scores, 2.0]) - 1e-12
     order = list(range(len(labels)))
     random.shuffle(order)
-    assert classification.youden(labels[order], scores[order]) == threshold
+    assert youden(labels[order], scores[order]) == threshold
 
 
 def test_youden_parts_even_neighbouring_numbers():
     low = 0.3
     high = math.nextafter(low, 1)
-    threshold = classification.youden([0, 1], [low, high])
+    threshold = youden([0, 1], [low, high])
     assert low < threshold <= high
-    assert classification.youden([0, 1], [-1e308, 1e308]) == 0  # halves do not overflow
+    assert youden([0, 1], [-1e308, 1e308]) == 0  # halves do not overflow
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
 
 
 def test_every_figure_by_hand():
-    figures = classification.classify(LABELS, SAID, PATIENTS, 0.5)
+    figures = classify(LABELS, SAID, PATIENTS, 0.5)
     assert plain(figures)
     assert [figures[name] for name in ("threshold", "n", "n_abnormal", "n_patients")] == [0.5, 8, 4, 4]
     assert figures["confusion"] == {"counts": [[3, 1], [1, 3]], "normalised": [[0.75, 0.25], [0.25, 0.75]]}
@@ -114,7 +117,7 @@ def test_every_figure_by_hand():
         "macro avg": average,
         "weighted avg": average,
     }
-    stricter = classification.classify(LABELS, SAID, PATIENTS, 0.8)  # .8 itself is called abnormal
+    stricter = classify(LABELS, SAID, PATIENTS, 0.8)  # .8 itself is called abnormal
     assert stricter["confusion"]["counts"] == [[4, 0], [2, 2]]
     assert [stricter[name] for name in FIGURES] == [0.75, 1, 0.5, pytest.approx(2 / 3), 1, 0.5]
     assert stricter["report"]["normal"]["precision"] == pytest.approx(4 / 6)
@@ -126,7 +129,7 @@ def test_every_figure_by_hand():
 def test_figures_are_scikit_learns(rows, tenth):
     labels, scores, patients = columns_of(rows)
     threshold = tenth / 10
-    figures = classification.classify(labels, scores, patients, threshold, resamples=2)
+    figures = classify(labels, scores, patients, threshold, resamples=2)
     called = (scores >= threshold).astype(int)
     undefined = {"zero_division": math.nan}
     expected = {
@@ -153,7 +156,7 @@ def test_figures_are_scikit_learns(rows, tenth):
 @settings(deadline=None, max_examples=40)
 def test_figures_stay_in_range_and_do_not_depend_on_the_order_of_films(rows, tenth, random):
     labels, scores, patients = columns_of(rows)
-    figures = classification.classify(labels, scores, patients, tenth / 10, resamples=20)
+    figures = classify(labels, scores, patients, tenth / 10, resamples=20)
     for name in FIGURES:
         value, limits = figures[name], figures[f"{name}_interval"]
         lowest = -1 if name == "kappa" else 0
@@ -163,7 +166,7 @@ def test_figures_stay_in_range_and_do_not_depend_on_the_order_of_films(rows, ten
             assert limits[0] < limits[1]
     order = list(range(len(labels)))
     random.shuffle(order)
-    assert classification.classify(labels[order], scores[order], patients[order], tenth / 10, resamples=20) == figures
+    assert classify(labels[order], scores[order], patients[order], tenth / 10, resamples=20) == figures
 
 
 @given(films, st.integers(0, 10), st.integers(0, 99))
@@ -171,18 +174,18 @@ def test_figures_stay_in_range_and_do_not_depend_on_the_order_of_films(rows, ten
 def test_a_draw_is_classify_with_films_repeated(rows, tenth, seed):
     labels, scores, patients = columns_of(rows)
     called = (scores >= tenth / 10).astype(int)
-    draws = metrics._Draws(labels, patients, resamples=2, seed=seed)
+    draws = PatientBootstrap(labels, patients, resamples=2, seed=seed)
     times = draws.counts[0][draws.patient]
     drawn = np.repeat(np.arange(len(labels)), times)
     cells = np.bincount(2 * labels + called, weights=times, minlength=4)[None]
     if drawn.size:
-        again = classification.classify(labels[drawn], scores[drawn], patients[drawn], tenth / 10, resamples=2)
-        for name, (value,) in classification._figures(cells).items():
+        again = classify(labels[drawn], scores[drawn], patients[drawn], tenth / 10, resamples=2)
+        for name, (value,) in _figures(cells).items():
             assert (None if math.isnan(value) else value) == pytest.approx(again[name])
 
 
 def test_one_class_tells_what_it_can():
-    normal = classification.classify([0, 0, 0], [0.1, 0.2, 0.9], ["a", "b", "c"], 0.5)
+    normal = classify([0, 0, 0], [0.1, 0.2, 0.9], ["a", "b", "c"], 0.5)
     assert (normal["accuracy"], normal["specificity"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
     assert normal["recall"] is None and normal["precision"] == 0 and normal["kappa"] == 0
     assert normal["specificity_interval"][0] < 2 / 3 < normal["specificity_interval"][1]
@@ -192,12 +195,12 @@ def test_one_class_tells_what_it_can():
     assert normal["report"]["abnormal"] == {"precision": 0, "recall": None, "f1": 0, "support": 0}
     assert normal["report"]["macro avg"]["recall"] is None
     assert normal["report"]["weighted avg"]["recall"] == pytest.approx(2 / 3)  # no abnormal film weighs nothing
-    right = classification.classify([1, 1], [0.8, 0.9], ["a", "b"], 0.5)
+    right = classify([1, 1], [0.8, 0.9], ["a", "b"], 0.5)
     assert (right["recall"], right["kappa"], right["specificity"]) == (1, None, None)
 
 
 def test_calls_that_are_all_alike_have_no_precision_and_no_kappa_worth_an_interval():
-    never = classification.classify(LABELS, SAID, PATIENTS, 2.0)
+    never = classify(LABELS, SAID, PATIENTS, 2.0)
     assert (never["precision"], never["recall"], never["f1"], never["kappa"]) == (None, 0, 0, 0)
     assert never["precision_interval"] is None and never["kappa_interval"] is None
     assert never["report"]["weighted avg"]["precision"] is None
@@ -215,9 +218,9 @@ def test_calls_that_are_all_alike_have_no_precision_and_no_kappa_worth_an_interv
 )
 def test_what_cannot_be_told_is_refused(labels, scores, patients, words):
     with pytest.raises(ValueError, match=words):
-        classification.classify(labels, scores, patients, 0.5)
+        classify(labels, scores, patients, 0.5)
     with pytest.raises(ValueError, match=words if patients else "no film"):
-        classification.reliability(labels, scores, patients)
+        reliability(labels, scores, patients)
 
 
 # ---------------------------------------------------------------------------------------------------------- intervals
@@ -225,11 +228,11 @@ def test_what_cannot_be_told_is_refused(labels, scores, patients, words):
 
 def test_intervals_rest_on_patients_and_not_on_films():
     labels, scores, patients = cohort(40, 40, 0.8, 0.7)
-    alone = classification.classify(labels, scores, patients, 0.0)
-    thrice = classification.classify(*(np.repeat(column, 3) for column in (labels, scores, patients)), 0.0)
+    alone = classify(labels, scores, patients, 0.0)
+    thrice = classify(*(np.repeat(column, 3) for column in (labels, scores, patients)), 0.0)
     for name in FIGURES:
         assert thrice[f"{name}_interval"] == pytest.approx(alone[f"{name}_interval"])
-    split = classification.classify(*(np.repeat(column, 3) for column in (labels, scores)), np.arange(240), 0.0)
+    split = classify(*(np.repeat(column, 3) for column in (labels, scores)), np.arange(240), 0.0)
     widths = [np.diff(figures["accuracy_interval"])[0] for figures in (alone, split)]
     assert widths[0] > 1.5 * widths[1]
 
@@ -237,7 +240,7 @@ def test_intervals_rest_on_patients_and_not_on_films():
 def test_the_accuracy_of_independent_films_has_about_the_textbook_interval():
     labels = np.repeat([0, 1], 200)
     scores = np.where(np.arange(400) % 5 == 0, 1 - labels, labels)  # 320 of 400 right
-    figures = classification.classify(labels, scores, np.arange(400), 0.5)
+    figures = classify(labels, scores, np.arange(400), 0.5)
     error = 1.966 * (0.8 * 0.2 / 400) ** 0.5 / (0.8 * 0.2)  # Student's t, on the logit scale
     expected = [1 / (1 + math.exp(-math.log(4) - side * error)) for side in (-1, 1)]
     assert figures["accuracy"] == 0.8 and figures["accuracy_interval"] == pytest.approx(expected, abs=0.004)
@@ -245,23 +248,23 @@ def test_the_accuracy_of_independent_films_has_about_the_textbook_interval():
 
 def test_few_patients_are_taken_from_the_draws_of_metrics_with_students_t():
     labels, scores = np.repeat([0, 1], 5), np.array([0.9, 0.1, 0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9])
-    draws = metrics._Draws(labels, np.arange(10), resamples=1000, seed=4)
+    draws = PatientBootstrap(labels, np.arange(10), resamples=1000, seed=4)
     error = (draws.counts @ ((scores > 0.5) == labels) / 10).std(ddof=1)
     reach = 2.2622 * error / (0.8 * 0.2)  # nine degrees of freedom
     expected = [1 / (1 + math.exp(-math.log(4) - side * reach)) for side in (-1, 1)]
-    figures = classification.classify(labels, scores, np.arange(10), 0.5, seed=4)
+    figures = classify(labels, scores, np.arange(10), 0.5, seed=4)
     assert figures["accuracy_interval"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_no_error_is_not_certainty():
-    figures = classification.classify([0] * 8 + [1] * 5, [0.1] * 8 + [0.9] * 5, range(13), 0.5)
+    figures = classify([0] * 8 + [1] * 5, [0.1] * 8 + [0.9] * 5, range(13), 0.5)
     for name, patients in (("accuracy", 13), ("recall", 5), ("precision", 5), ("specificity", 8)):
         assert figures[f"{name}_interval"] == [pytest.approx(0.025 ** (1 / patients)), 1]
     assert figures["kappa_interval"] == [pytest.approx(2 * 0.025 ** (1 / 5) - 1), 1]
 
 
 def test_one_patient_of_a_class_leaves_what_the_others_tell():
-    figures = classification.classify([0, 0, 0, 1], [0.1, 0.7, 0.2, 0.9], ["a", "b", "c", "d"], 0.5)
+    figures = classify([0, 0, 0, 1], [0.1, 0.7, 0.2, 0.9], ["a", "b", "c", "d"], 0.5)
     assert figures["recall"] == 1 and figures["recall_interval"] is None
     assert figures["specificity_interval"] is not None and figures["accuracy_interval"] is not None
     assert figures["precision"] == 0.5 and figures["precision_interval"] is figures["kappa_interval"] is None
@@ -271,11 +274,11 @@ def test_one_patient_of_a_class_leaves_what_the_others_tell():
 def test_intervals_cover_the_truth_as_often_as_they_say(normal, abnormal, films):
     specificity, recall, prevalence = 0.95, 0.85, abnormal / (normal + abnormal)
     shares = [(1 - prevalence) * specificity, (1 - prevalence) * 0.05, prevalence * 0.15, prevalence * recall]
-    truth = classification._figures(np.array([shares]))
+    truth = _figures(np.array([shares]))
     hits = dict.fromkeys(FIGURES, 0)
     for seed in range(80):
         rows = cohort(normal, abnormal, specificity, recall, films=films, seed=seed)
-        figures = classification.classify(*rows, 0.0, resamples=100, seed=seed)
+        figures = classify(*rows, 0.0, resamples=100, seed=seed)
         for name in FIGURES:
             low, high = figures[f"{name}_interval"]
             hits[name] += low <= truth[name][0] <= high
@@ -286,7 +289,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say(normal, abnormal, films)
 
 
 def test_reliability_by_hand():
-    result = classification.reliability([0, 1, 0, 1], [0.0, 0.3, 0.75, 1.0], ["a", "b", "c", "d"], bins=4)
+    result = reliability([0, 1, 0, 1], [0.0, 0.3, 0.75, 1.0], ["a", "b", "c", "d"], bins=4)
     assert plain(result)
     assert result["brier"] == pytest.approx((0 + 0.49 + 0.5625 + 0) / 4)
     assert result["brier_of_prevalence"] == 0.25
@@ -302,7 +305,7 @@ def test_reliability_by_hand():
 @settings(deadline=None)
 def test_bins_hold_every_film_once(rows, bins, random):
     labels, said, patients = columns_of(rows)
-    result = classification.reliability(labels, said, patients, bins=bins, resamples=10)
+    result = reliability(labels, said, patients, bins=bins, resamples=10)
     assert plain(result)
     assert result["brier"] == pytest.approx(brier_score_loss(labels, said, labels=[0, 1]))
     assert sum(part["n"] for part in result["bins"]) == len(labels)
@@ -315,7 +318,7 @@ def test_bins_hold_every_film_once(rows, bins, random):
         assert limits is None or 0 <= limits[0] <= part["share"] <= limits[1] <= 1
     order = list(range(len(labels)))
     random.shuffle(order)
-    again = classification.reliability(labels[order], said[order], patients[order], bins=bins, resamples=10)
+    again = reliability(labels[order], said[order], patients[order], bins=bins, resamples=10)
     assert again["brier"] == pytest.approx(result["brier"])
     assert [part["share_interval"] for part in again["bins"]] == [part["share_interval"] for part in result["bins"]]
 
@@ -324,7 +327,7 @@ def test_calibrated_probabilities_lie_on_the_diagonal_and_beat_the_prevalence():
     random = np.random.default_rng(3)
     said = random.random(4000)
     labels = (random.random(4000) < said).astype(int)
-    result = classification.reliability(labels, said, np.arange(4000), level=0.999, resamples=200)
+    result = reliability(labels, said, np.arange(4000), level=0.999, resamples=200)
     for part in result["bins"]:
         assert part["share_interval"][0] < part["mean_probability"] < part["share_interval"][1]
     assert result["brier"] == pytest.approx(1 / 6, abs=0.01) and result["brier"] < result["brier_of_prevalence"]
@@ -333,9 +336,9 @@ def test_calibrated_probabilities_lie_on_the_diagonal_and_beat_the_prevalence():
 def test_what_is_no_probability_is_refused():
     for strange in (-0.1, 1.1):
         with pytest.raises(ValueError, match=r"they must lie in \[0, 1\]"):
-            classification.reliability([0, 1], [0.5, strange], ["a", "b"])
+            reliability([0, 1], [0.5, strange], ["a", "b"])
     with pytest.raises(ValueError, match="0 bins"):
-        classification.reliability([0, 1], [0.5, 0.5], ["a", "b"], bins=0)
+        reliability([0, 1], [0.5, 0.5], ["a", "b"], bins=0)
 
 
 # ------------------------------------------------------------------------------------------------- evaluation, tables
@@ -348,15 +351,15 @@ def evaluated(**changes):
         "study": ["a1", "a2", "b1", "b1", "c1", "c1", "c1", "d1", "d1", "e1"],
     }
     thresholds = {"film": 0.8, "study": 0.35, "patient": 0.3}
-    return classification.evaluate_classes(columns, [*SAID, 0.1, 0.9], thresholds, **{"resamples": 50} | changes)
+    return evaluate_classes(columns, [*SAID, 0.1, 0.9], thresholds, **{"resamples": 50} | changes)
 
 
 def test_every_level_is_called_at_both_thresholds():
     result = evaluated()
     assert plain(result) and list(result) == ["film", "study", "patient"]
     for name, threshold in (("half", 0.5), ("chosen", 0.8)):  # the films without a label do not count
-        assert result["film"][name] == classification.classify(LABELS, SAID, PATIENTS, threshold, resamples=50)
-    assert result["film"]["reliability"] == classification.reliability(LABELS, SAID, PATIENTS, resamples=50)
+        assert result["film"][name] == classify(LABELS, SAID, PATIENTS, threshold, resamples=50)
+    assert result["film"]["reliability"] == reliability(LABELS, SAID, PATIENTS, resamples=50)
     # Studies a1 .1, a2 .6, b1 .25; c1 .7, d1 (.7 + .1) / 2 = .4
     assert result["study"]["half"]["confusion"]["counts"] == [[2, 1], [1, 1]]
     assert result["study"]["chosen"]["confusion"]["counts"] == [[2, 1], [0, 2]]
@@ -368,20 +371,20 @@ def test_every_level_is_called_at_both_thresholds():
 
 def test_levels_without_a_known_label_are_left_out():
     columns = {"label": [-1, -1], "patient": ["a", "b"], "study": ["a", "b"]}
-    assert classification.evaluate_classes(columns, [0.1, 0.9], {"film": 0.5, "study": 0.5, "patient": 0.5}) == {}
+    assert evaluate_classes(columns, [0.1, 0.9], {"film": 0.5, "study": 0.5, "patient": 0.5}) == {}
 
 
 def test_one_class_is_evaluated_and_printed():
     columns = {"label": [0, 0], "patient": ["a", "b"], "study": ["a", "b"]}
-    result = classification.evaluate_classes(columns, [0.1, 0.9], dict.fromkeys(("film", "study", "patient"), 0.4))
+    result = evaluate_classes(columns, [0.1, 0.9], dict.fromkeys(("film", "study", "patient"), 0.4))
     assert result["film"]["half"]["accuracy"] == 0.5 and result["film"]["reliability"]["brier_of_prevalence"] == 0
-    assert "–" in classification.classes_table(result["film"])[2]
-    assert classification.report_table(result["film"]["half"])[-1].split("|")[3].strip() == "0 (–)"
+    assert "–" in classes_table(result["film"])[2]
+    assert report_table(result["film"]["half"])[-1].split("|")[3].strip() == "0 (–)"
 
 
 def test_tables_read_as_they_should():
     result = evaluated()["film"]
-    lines = classification.classes_table(result)
+    lines = classes_table(result)
     assert len(lines) == 4 and len({len(line) for line in lines}) == 1
     assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == [
         "threshold",
@@ -393,9 +396,9 @@ def test_tables_read_as_they_should():
         "kappa",
     ]
     low, high = result["half"]["kappa_interval"]
-    assert lines[2].startswith("| at .5 ") and f" .500 [{metrics.number(low)}, {metrics.number(high)}] |" in lines[2]
+    assert lines[2].startswith("| at .5 ") and f" .500 [{number(low)}, {number(high)}] |" in lines[2]
     assert lines[3].startswith("| at .800, chosen on validation |")
-    assert classification.report_table(result["chosen"]) == [
+    assert report_table(result["chosen"]) == [
         "| class        | precision | recall |   F1 |   n |",
         "| :----------- | --------: | -----: | ---: | --: |",
         "| normal       |      .667 |  1.000 | .800 |   4 |",

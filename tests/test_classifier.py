@@ -11,15 +11,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from anomaly.data import Films, as_batch, load_films
-from anomaly.detector import Batch
-from anomaly.fit import Plan, combine, continue_or_create, fit, prepare, resolve
+from anomaly.data.batch import Batch, as_batch
+from anomaly.data.dataset import Films, load_films
+from anomaly.evaluation.calibration import read_calibration
 from anomaly.models import classifier as module
 from anomaly.models.classifier import BACKBONES, CAM_CELLS, Classifier, ClassifierConfig
 from anomaly.nn.losses import class_weighted_cross_entropy, log_mean
+from anomaly.pipeline.ensemble import combine
+from anomaly.pipeline.fit import continue_or_create, fit
+from anomaly.pipeline.open_run import open_model
+from anomaly.pipeline.plan import Plan, prepare, resolve
 from anomaly.runs import Run
-from anomaly.score import open_model, read_calibration
-from anomaly.train import State, TrainConfig, Trainer, after_plateaus
+from anomaly.training.config import State, TrainConfig
+from anomaly.training.trainer import Trainer, after_plateaus
 from preprocessing import InputError
 from preprocessing.build import build
 from preprocessing.phantom import write_phantoms

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anomaly.cli import main
+from anomaly.cli.app import main
 from anomaly.console import _Pace
 from anomaly.runs import Run
 from preprocessing.schema import Cache
@@ -65,7 +65,7 @@ def test_the_whole_path_as_typed(capsys: pytest.CaptureFixture[str], films: Path
 def test_preprocess_without_a_source_draws_films_and_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anomaly import commands
+    from anomaly.cli import commands
     from preprocessing import phantom
 
     drawn: list[object] = []
@@ -263,7 +263,7 @@ def test_wrong_words(capsys: pytest.CaptureFixture[str], films: Path, cache: Cac
 def test_an_error_of_ours_is_one_line_unless_debugging(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anomaly import commands
+    from anomaly.cli import commands
 
     def broken(name: str | None, make: bool, workers: int) -> None:
         raise ZeroDivisionError("a <b>\nc")
@@ -277,7 +277,7 @@ def test_an_error_of_ours_is_one_line_unless_debugging(
 
 
 def test_an_interruption_is_said_kindly(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from anomaly import commands
+    from anomaly.cli import commands
 
     def stopped(name: str | None, make: bool, workers: int) -> None:
         raise KeyboardInterrupt

@@ -10,19 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomaly.augment import AugmentationName
-from anomaly.data import (
-    Films,
-    SplitRule,
-    StoredFilms,
-    TrainingBatches,
-    assign_splits,
-    brought_to,
-    bytes_of,
-    load_films,
-    split_hash,
-)
-from anomaly.detector import Batch
+from anomaly.data.augment import AugmentationName
+from anomaly.data.batch import Batch
+from anomaly.data.dataset import Films, StoredFilms, brought_to, bytes_of, load_films
+from anomaly.data.loader import TrainingBatches
+from anomaly.data.splits import SplitRule, assign_splits, split_hash
 from anomaly.memory import free_memory
 from preprocessing import InputError
 from preprocessing.schema import Cache

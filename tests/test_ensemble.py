@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from anomaly.fit import Plan, combine, continue_or_create, fit, prepare
+from anomaly.evaluation.predict import View, score
+from anomaly.pipeline.ensemble import combine
+from anomaly.pipeline.fit import continue_or_create, fit
+from anomaly.pipeline.open_run import open_model
+from anomaly.pipeline.plan import Plan, prepare
 from anomaly.runs import Run
-from anomaly.score import View, open_model, score
 from preprocessing import InputError
 from preprocessing.schema import Cache
 

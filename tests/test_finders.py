@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import Tensor
 
-from anomaly import finding
-from anomaly.data import Films, as_batch
-from anomaly.detector import Batch
-from anomaly.finder import Finder, Found
-from anomaly.finding import (
+from anomaly.data.batch import Batch, as_batch
+from anomaly.data.dataset import Films
+from anomaly.localization import finding
+from anomaly.localization.base import Finder, Found
+from anomaly.localization.finding import (
     Localizer,
     Matches,
     calibrate,
@@ -28,13 +28,15 @@ from anomaly.finding import (
     rows_of,
     splits_of,
 )
-from anomaly.fit import Plan, continue_or_create, fit, prepare, resolve
+from anomaly.localization.ssd import SSD
+from anomaly.localization.unet import UNet
 from anomaly.models import TOOLS, ZOO, find_model
-from anomaly.models.ssd import SSD
-from anomaly.models.unet import UNet
 from anomaly.nn.losses import soft_dice
+from anomaly.pipeline.fit import continue_or_create, fit
+from anomaly.pipeline.plan import Plan, prepare, resolve
 from anomaly.runs import Run
-from anomaly.train import TrainConfig, Trainer
+from anomaly.training.config import TrainConfig
+from anomaly.training.trainer import Trainer
 from preprocessing import InputError
 from preprocessing.annotations import annotate
 from preprocessing.build import build
@@ -76,7 +78,7 @@ def made(name: str) -> Finder:
 
 
 def some(caches: dict[str, Cache], name: str, count: int = 6) -> Films:
-    from anomaly.data import load_films
+    from anomaly.data.dataset import load_films
 
     kind = type(made(name))
     rows = rows_of(caches[name], kind.learns)[:count]

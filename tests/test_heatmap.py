@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from anomaly import heatmap
+from anomaly.evaluation.heatmap_scale import map_scale, smooth
+from anomaly.reporting.heatmap import CLEAR, REACH, _palette, blend, overlay, to_film_space, write_map, write_png
 
 RANDOM = np.random.default_rng(5)
 
@@ -17,18 +18,18 @@ def disc(size: int, radius: float) -> np.ndarray:
 
 def test_smooth_keeps_constants_inside_and_nothing_outside():
     mask = disc(64, 20)
-    out = heatmap.smooth(np.full((64, 64), 0.7), mask, sigma=5)
+    out = smooth(np.full((64, 64), 0.7), mask, sigma=5)
     assert out[mask] == pytest.approx(0.7, abs=1e-6) and not out[~mask].any()
-    assert not heatmap.smooth(np.ones((8, 8)), np.zeros((8, 8), bool), sigma=2).any()
+    assert not smooth(np.ones((8, 8)), np.zeros((8, 8), bool), sigma=2).any()
 
 
 def test_smooth_does_not_let_the_background_in():
     mask = disc(64, 20)
     map = RANDOM.random((64, 64))
     wild = np.where(mask, map, 1e3)
-    assert (heatmap.smooth(map, mask, 3) == heatmap.smooth(wild, mask, 3)).all()
-    assert heatmap.smooth(map, mask, 0) == pytest.approx(map * mask)
-    inside = heatmap.smooth(map, mask, 3)[mask]
+    assert (smooth(map, mask, 3) == smooth(wild, mask, 3)).all()
+    assert smooth(map, mask, 0) == pytest.approx(map * mask)
+    inside = smooth(map, mask, 3)[mask]
     assert map[mask].min() < inside.min() and inside.max() < map[mask].max()
 
 
@@ -43,25 +44,25 @@ def test_smooth_does_not_let_the_background_in():
 )
 def test_smooth_refuses_what_is_no_map(map, mask, sigma, words):
     with pytest.raises(ValueError, match=words):
-        heatmap.smooth(map, mask, sigma)
+        smooth(map, mask, sigma)
 
 
 def test_map_scale_is_one_number_for_all_films_under_their_masks():
     maps = [(RANDOM.random((50, 50)).astype(np.float32) * 1e-3, disc(50, 20)) for _ in range(6)]
     expected = np.quantile(np.concatenate([values[mask] for values, mask in maps]), 0.995)
-    assert heatmap.map_scale(iter(maps)) == pytest.approx(expected, rel=1e-3)
+    assert map_scale(iter(maps)) == pytest.approx(expected, rel=1e-3)
     maps = [(np.where(mask, values, 9.0), mask) for values, mask in maps]
-    assert heatmap.map_scale(maps) == pytest.approx(expected, rel=1e-3)
+    assert map_scale(maps) == pytest.approx(expected, rel=1e-3)
 
 
 def test_map_scale_of_empty_maps_is_still_a_scale():
     everywhere = np.ones((40, 40), bool)
     rare = np.zeros((40, 40))
     rare[0, 0] = 0.25
-    assert heatmap.map_scale([(rare, everywhere)]) == pytest.approx(0.25, rel=1e-3)
-    assert heatmap.map_scale([(rare * 0, everywhere)]) == 1
+    assert map_scale([(rare, everywhere)]) == pytest.approx(0.25, rel=1e-3)
+    assert map_scale([(rare * 0, everywhere)]) == 1
     with pytest.raises(ValueError, match="no pixel"):
-        heatmap.map_scale([])
+        map_scale([])
 
 
 def test_the_same_value_has_the_same_colour_in_every_film():
@@ -69,7 +70,7 @@ def test_the_same_value_has_the_same_colour_in_every_film():
     film = np.full((40, 40), 0.5)
     quiet, loud = np.full((40, 40), 0.01), np.full((40, 40), 0.01)
     loud[20:] = 5.0
-    for draw in (heatmap.blend, heatmap.overlay):
+    for draw in (blend, overlay):
         first, second = draw(film, quiet, mask, 0.008), draw(film, loud, mask, 0.008)
         rows = np.abs(first.astype(int) - second).sum(axis=(1, 2)) == 0
         assert rows[: len(rows) // 3].all() and not rows.all()
@@ -78,47 +79,45 @@ def test_the_same_value_has_the_same_colour_in_every_film():
 def test_heat_is_clear_below_and_dense_above():
     film, mask = RANDOM.random((1, 200)), np.ones((1, 200), bool)
     map = np.linspace(0, 3, 200)[None]
-    picture = heatmap.blend(film, map, mask, 1.0).astype(int)
+    picture = blend(film, map, mask, 1.0).astype(int)
     grey = np.rint(film * 255)[..., None]
-    assert (picture[map < heatmap.CLEAR] == grey[map < heatmap.CLEAR]).all()
+    assert (picture[map < CLEAR] == grey[map < CLEAR]).all()
     assert (picture != grey).any(-1)[map > 1].all()
-    assert (heatmap.blend(film, map, ~mask, 1.0) == grey).all()  # no heat outside the mask
-    top = heatmap.blend(film * 0, map, mask, 1.0)[map > heatmap.REACH]
+    assert (blend(film, map, ~mask, 1.0) == grey).all()  # no heat outside the mask
+    top = blend(film * 0, map, mask, 1.0)[map > REACH]
     assert (top == top[0]).all()
 
 
 def test_colours_rise_in_brightness_so_that_hue_is_not_needed():
     for colours in ("plasma", "viridis", "cividis", "inferno"):
-        light = heatmap._palette(colours) @ [0.2126, 0.7152, 0.0722]
+        light = _palette(colours) @ [0.2126, 0.7152, 0.0722]
         assert (np.diff(light) > -2).all() and light[-1] > light[0] + 120
     with pytest.raises(ValueError, match="no colours 'jet'; there are: plasma"):
-        heatmap.blend(np.zeros((4, 4)), np.zeros((4, 4)), np.ones((4, 4), bool), 1.0, colours="jet")  # type: ignore[arg-type]
+        blend(np.zeros((4, 4)), np.zeros((4, 4)), np.ones((4, 4), bool), 1.0, colours="jet")  # type: ignore[arg-type]
 
 
 def test_overlay_is_the_blend_with_title_and_bar_around():
     film, map, mask = RANDOM.random((400, 300)), RANDOM.random((400, 300)), np.ones((400, 300), bool)
-    picture = heatmap.overlay(film, map, mask, 0.5, title="patient00001/image1.png\nmse .012", threshold=0.7)
+    picture = overlay(film, map, mask, 0.5, title="patient00001/image1.png\nmse .012", threshold=0.7)
     top = picture.shape[0] - 400
     assert picture.dtype == np.uint8 and picture.shape[1] > 300 and top > 20
-    assert (picture[top:, :300] == heatmap.blend(film, map, mask, 0.5)).all()
-    assert (
-        picture == heatmap.overlay(film, map, mask, 0.5, title="patient00001/image1.png\nmse .012", threshold=0.7)
-    ).all()
+    assert (picture[top:, :300] == blend(film, map, mask, 0.5)).all()
+    assert (picture == overlay(film, map, mask, 0.5, title="patient00001/image1.png\nmse .012", threshold=0.7)).all()
     assert (picture[:top] > 200).any() and (picture[:, 300:] > 200).any()  # something is written there
-    assert (picture != heatmap.overlay(film, map, mask, 0.5, title="patient00001/image1.png\nmse .012")).any()
+    assert (picture != overlay(film, map, mask, 0.5, title="patient00001/image1.png\nmse .012")).any()
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 200), (200, 16), (128, 128)])
 def test_overlay_finds_room_on_small_films_and_for_long_titles(shape):
     film, mask = np.zeros(shape), np.ones(shape, bool)
-    picture = heatmap.overlay(film, film, mask, 1.0, title="a long name / " * 40, unit="a unit with many words in it")
+    picture = overlay(film, film, mask, 1.0, title="a long name / " * 40, unit="a unit with many words in it")
     assert max(picture.shape) >= 384
 
 
 def test_scale_must_be_one():
     for scale in (0.0, -1.0, np.nan):
         with pytest.raises(ValueError, match="must be above 0"):
-            heatmap.blend(np.zeros((4, 4)), np.zeros((4, 4)), np.ones((4, 4), bool), scale)
+            blend(np.zeros((4, 4)), np.zeros((4, 4)), np.ones((4, 4), bool), scale)
 
 
 @pytest.mark.parametrize("turn", [0.0, 25.0])
@@ -129,7 +128,7 @@ def test_a_blob_goes_back_to_where_it_was(turn):
     matrix = cv2.getRotationMatrix2D((110, 150), turn, 0.4)
     matrix[:, 2] += (size - 1) / 2 - np.array([110, 150])
     cached = cv2.warpAffine(truth, matrix, (size, size), flags=cv2.INTER_AREA)
-    back = heatmap.to_film_space(cached, matrix, shape)
+    back = to_film_space(cached, matrix, shape)
     assert back.shape == shape and back.dtype == np.float32
     y, x = np.nonzero(back > 0.5)
     assert (x.mean(), y.mean()) == (pytest.approx(150, abs=0.7), pytest.approx(90, abs=0.7))
@@ -137,7 +136,7 @@ def test_a_blob_goes_back_to_where_it_was(turn):
 
 
 def test_the_film_beyond_the_map_is_zero():
-    whole = heatmap.to_film_space(np.ones((10, 10)), np.array([[1.0, 0, -20], [0, 1, -30]]), (60, 50))
+    whole = to_film_space(np.ones((10, 10)), np.array([[1.0, 0, -20], [0, 1, -30]]), (60, 50))
     assert whole.sum() == 100 and (whole[30:40, 20:30] == 1).all()
 
 
@@ -145,7 +144,7 @@ def test_the_film_beyond_the_map_is_zero():
 def test_written_maps_keep_every_number(tmp_path, suffix):
     path = tmp_path / "maps" / f"image1.v2{suffix}"
     map = RANDOM.random((7, 9)).astype(np.float32)
-    heatmap.write_map(path, map)
+    write_map(path, map)
     read = np.load(path, allow_pickle=False) if suffix == ".npy" else tifffile.imread(path)
     assert read.dtype == np.float32 and (read == map).all()
     assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing partial is left
@@ -153,12 +152,12 @@ def test_written_maps_keep_every_number(tmp_path, suffix):
 
 def test_written_pictures_keep_their_colours(tmp_path):
     picture = RANDOM.integers(0, 256, (6, 5, 3), np.uint8)
-    heatmap.write_png(tmp_path / "a.png", picture)
+    write_png(tmp_path / "a.png", picture)
     assert (cv2.imread(str(tmp_path / "a.png"))[..., ::-1] == picture).all()
     with pytest.raises(ValueError, match="must be uint8"):
-        heatmap.write_png(tmp_path / "b.png", picture / 255)
+        write_png(tmp_path / "b.png", picture / 255)
     with pytest.raises(ValueError, match=r"no map format '\.exr'"):
-        heatmap.write_map(tmp_path / "a.exr", np.zeros((2, 2)))
+        write_map(tmp_path / "a.exr", np.zeros((2, 2)))
     with pytest.raises(ValueError, match=r"must be \(H, W\)"):
-        heatmap.write_map(tmp_path / "a.npy", np.zeros((2, 2, 3)))
+        write_map(tmp_path / "a.npy", np.zeros((2, 2, 3)))
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]

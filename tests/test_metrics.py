@@ -11,7 +11,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from anomaly import metrics
+from anomaly.evaluation.bootstrap import Comparison, PatientBootstrap, interval, paired
+from anomaly.evaluation.figures import aggregate, evaluate
+from anomaly.evaluation.histogram import StreamingHistogram
+from anomaly.evaluation.pixels import pixel_roc_auc
+from anomaly.evaluation.ranking import average_precision, roc_auc, roc_curve
+from anomaly.formatting import markdown, number
+from anomaly.reporting.text import table
 
 RANDOM = np.random.default_rng(7)
 
@@ -36,23 +42,23 @@ def test_raw_scores_outside_0_to_1_are_ranked_as_they_are():
     scores = np.concatenate([random.normal(100, 10, 1000), random.normal(115, 10, 1000)])
     labels = np.repeat([0, 1], 1000)
     expected = NormalDist().cdf(15 / (10 * 2**0.5))  # .856 for endless films
-    assert metrics.roc_auc(labels, scores) == pytest.approx(expected, abs=0.02)
-    assert metrics.roc_auc(labels, -scores) == pytest.approx(1 - metrics.roc_auc(labels, scores))  # never flipped
+    assert roc_auc(labels, scores) == pytest.approx(expected, abs=0.02)
+    assert roc_auc(labels, -scores) == pytest.approx(1 - roc_auc(labels, scores))  # never flipped
 
 
 @given(films)
 def test_one_draw_with_every_patient_once_is_scikit_learn(rows):
     labels, scores, _ = (np.array(column) for column in zip(*rows, strict=True))
     assume(0 < labels.sum() < len(labels))
-    assert metrics.roc_auc(labels, scores) == roc_auc_score(labels, scores)
-    assert metrics.average_precision(labels, scores) == average_precision_score(labels, scores)
+    assert roc_auc(labels, scores) == roc_auc_score(labels, scores)
+    assert average_precision(labels, scores) == average_precision_score(labels, scores)
 
 
 @given(films, st.integers(0, 99))
 @settings(deadline=None)
 def test_draws_are_scikit_learn_with_films_repeated(rows, seed):
     labels, scores, patients = (np.array(column) for column in zip(*rows, strict=True))
-    draws = metrics._Draws(labels, patients, resamples=4, seed=seed)
+    draws = PatientBootstrap(labels, patients, resamples=4, seed=seed)
     assume(draws.enough)
     for metric, figure in (("roc_auc", roc_auc_score), ("ap", average_precision_score)):
         for row, value in enumerate(draws.figures(scores.astype(float), metric)):
@@ -67,18 +73,18 @@ def test_draws_are_scikit_learn_with_films_repeated(rows, seed):
 def test_only_the_order_of_scores_counts_and_not_that_of_films(rows, random):
     labels, scores, _ = (np.array(column) for column in zip(*rows, strict=True))
     assume(0 < labels.sum() < len(labels))
-    value = metrics.roc_auc(labels, scores)
-    assert metrics.roc_auc(labels, np.exp(scores / 3.0) - 100) == value
+    value = roc_auc(labels, scores)
+    assert roc_auc(labels, np.exp(scores / 3.0) - 100) == value
     order = list(range(len(labels)))
     random.shuffle(order)
-    assert metrics.roc_auc(labels[order], scores[order]) == pytest.approx(value)
+    assert roc_auc(labels[order], scores[order]) == pytest.approx(value)
 
 
 def test_one_class_has_no_figure():
-    assert math.isnan(metrics.roc_auc([1, 1], [0.1, 0.2]))
-    assert math.isnan(metrics.average_precision([0, 0], [0.1, 0.2]))
+    assert math.isnan(roc_auc([1, 1], [0.1, 0.2]))
+    assert math.isnan(average_precision([0, 0], [0.1, 0.2]))
     with pytest.raises(ValueError, match="one class only"):
-        metrics.roc_curve([0, 0], [0.1, 0.2])
+        roc_curve([0, 0], [0.1, 0.2])
 
 
 @pytest.mark.parametrize(
@@ -92,7 +98,7 @@ def test_one_class_has_no_figure():
 )
 def test_what_cannot_be_ranked_is_refused(labels, scores, words):
     with pytest.raises(ValueError, match=words):
-        metrics.roc_auc(labels, scores)
+        roc_auc(labels, scores)
 
 
 # ---------------------------------------------------------------------------------------------------------- intervals
@@ -102,15 +108,15 @@ def test_what_cannot_be_ranked_is_refused(labels, scores, words):
 @pytest.mark.parametrize("shift", [-1.0, 0.0, 1.0, 2.5])
 def test_interval_holds_the_estimate_and_stays_between_0_and_1(metric, shift):
     labels, scores, patients = cohort(12, 15, shift)
-    low, high = metrics.interval(labels, scores, patients, metric)
-    estimate = {"roc_auc": metrics.roc_auc, "ap": metrics.average_precision}[metric](labels, scores)
+    low, high = interval(labels, scores, patients, metric)
+    estimate = {"roc_auc": roc_auc, "ap": average_precision}[metric](labels, scores)
     assert 0 < low < estimate < high < 1
-    assert (low, high) == metrics.interval(labels, scores, patients, metric)  # the same seed draws the same patients
+    assert (low, high) == interval(labels, scores, patients, metric)  # the same seed draws the same patients
 
 
 def test_fewer_patients_and_films_that_share_patients_give_wider_intervals():
     def width(labels, scores, patients):
-        low, high = metrics.interval(labels, scores, patients)
+        low, high = interval(labels, scores, patients)
         return high - low
 
     labels, scores, patients = cohort(60, 60, 1.0, films=4, shared=0.9)
@@ -123,47 +129,45 @@ def test_interval_covers_the_truth_as_often_as_it_says(normal, abnormal, films):
     truth = NormalDist().cdf(0.5)  # shift / sqrt(2)
     hits = 0
     for seed in range(200):
-        low, high = metrics.interval(
-            *cohort(normal, abnormal, 0.5 * 2**0.5, films=films, shared=0.5, seed=seed), resamples=300
-        )
+        low, high = interval(*cohort(normal, abnormal, 0.5 * 2**0.5, films=films, shared=0.5, seed=seed), resamples=300)
         hits += low <= truth <= high
     assert hits / 200 >= 0.92
 
 
 def test_complete_separation_is_not_certainty():
-    low, high = metrics.interval([0] * 8 + [1] * 5, range(13), range(13))
+    low, high = interval([0] * 8 + [1] * 5, range(13), range(13))
     assert (low, high) == (pytest.approx(0.025 ** (1 / 5)), 1)
-    assert metrics.interval([1] * 5 + [0] * 8, range(13), range(13)) == (0, pytest.approx(1 - low))
+    assert interval([1] * 5 + [0] * 8, range(13), range(13)) == (0, pytest.approx(1 - low))
 
 
 def test_one_patient_of_a_class_has_no_interval():
     labels, scores, patients = [0, 0, 1, 1], [1.0, 2.0, 1.5, 3.0], ["a", "b", "c", "c"]
-    assert all(math.isnan(limit) for limit in metrics.interval(labels, scores, patients))
-    comparison = metrics.paired(labels, scores, scores[::-1], patients)
+    assert all(math.isnan(limit) for limit in interval(labels, scores, patients))
+    comparison = paired(labels, scores, scores[::-1], patients)
     assert math.isfinite(comparison.difference) and math.isnan(comparison.p)
 
 
 def test_interval_is_fast_and_frugal(monkeypatch):
     labels, scores, patients = cohort(250, 250, 0.5, films=3)
-    metrics.interval(labels, scores, patients, resamples=2)  # imports
+    interval(labels, scores, patients, resamples=2)  # imports
     started = time.process_time()
-    whole = metrics.interval(labels, scores, patients)
+    whole = interval(labels, scores, patients)
     assert time.process_time() - started < 2
-    monkeypatch.setattr(metrics, "_CELLS", 5000)
-    assert metrics.interval(labels, scores, patients) == pytest.approx(whole)
+    monkeypatch.setattr("anomaly.evaluation.bootstrap._CELLS", 5000)
+    assert interval(labels, scores, patients) == pytest.approx(whole)
 
 
 def test_paired_sees_what_two_intervals_do_not():
     labels, scores, patients = cohort(80, 80, 0.8)
     better = scores + 0.25 * labels
-    comparison = metrics.paired(labels, better, scores, patients)
+    comparison = paired(labels, better, scores, patients)
     assert comparison.low > 0 and comparison.p < 0.01
     assert comparison.low < comparison.difference < comparison.high
-    low, high = metrics.interval(labels, scores, patients)
-    assert low < metrics.roc_auc(labels, better) < high
-    back = metrics.paired(labels, scores, better, patients)
+    low, high = interval(labels, scores, patients)
+    assert low < roc_auc(labels, better) < high
+    back = paired(labels, scores, better, patients)
     assert (back.difference, back.p) == (pytest.approx(-comparison.difference), pytest.approx(comparison.p))
-    assert metrics.paired(labels, scores, np.exp(scores), patients) == metrics.Comparison(0, 0, 0, 1)
+    assert paired(labels, scores, np.exp(scores), patients) == Comparison(0, 0, 0, 1)
 
 
 # --------------------------------------------------------------------------------------------------------- evaluation
@@ -171,12 +175,12 @@ def test_paired_sees_what_two_intervals_do_not():
 
 def test_aggregate_takes_the_worst_label_and_keeps_the_unknown():
     ids, scores, labels = ["s2", "s1", "s2", "s3"], [1.0, 4.0, 3.0, 9.0], [-1, 0, 1, -1]
-    mean, largest = metrics.aggregate(ids, scores, labels), metrics.aggregate(ids, scores, labels, "max")
+    mean, largest = aggregate(ids, scores, labels), aggregate(ids, scores, labels, "max")
     assert mean.ids.tolist() == ["s2", "s1", "s3"] and mean.labels.tolist() == [1, 0, -1]
     assert mean.scores.tolist() == [2, 4, 9] and largest.scores.tolist() == [3, 4, 9]
     assert mean.first.tolist() == [0, 1, 3] and mean.films.tolist() == [2, 1, 1]
     with pytest.raises(ValueError, match="no pooling 'median'; there are: max, mean"):
-        metrics.aggregate(ids, scores, labels, "median")  # type: ignore[arg-type]
+        aggregate(ids, scores, labels, "median")  # type: ignore[arg-type]
 
 
 def evaluated(**changes):
@@ -191,7 +195,7 @@ def evaluated(**changes):
     }
     all_scores = {"mse": scores, "mean_grey": RANDOM.normal(size=len(labels))}
     settings = {"thresholds": {"film": {"mse": 1.0}}, "resamples": 100} | changes
-    return columns, all_scores, metrics.evaluate(columns, all_scores, **settings)
+    return columns, all_scores, evaluate(columns, all_scores, **settings)
 
 
 def test_evaluate_tells_every_level_and_kind():
@@ -221,15 +225,15 @@ def test_evaluate_uses_the_same_numbers_as_its_parts():
     known = columns["label"] >= 0
     labels, patients = columns["label"][known], columns["patient"][known]
     for metric in ("roc_auc", "ap"):
-        alone = metrics.interval(labels, scores["mse"][known], patients, metric, resamples=100)
+        alone = interval(labels, scores["mse"][known], patients, metric, resamples=100)
         assert tuple(result["film"]["mse"][f"{metric}_interval"]) == alone
-    pair = metrics.paired(labels, scores["mse"][known], scores["mean_grey"][known], patients, resamples=100)
+    pair = paired(labels, scores["mse"][known], scores["mean_grey"][known], patients, resamples=100)
     assert result["film"]["mse"]["against"]["mean_grey"] == pair.plain()
 
 
 def test_evaluate_without_labels_says_so():
     columns = {"label": [-1, -1], "patient": ["a", "b"], "study": ["a", "b"]}
-    result = metrics.evaluate(columns, {"mse": [1.0, 2.0]}, thresholds={"film": {"mse": 1.5}})
+    result = evaluate(columns, {"mse": [1.0, 2.0]}, thresholds={"film": {"mse": 1.5}})
     figures = result["film"]["mse"]
     assert (figures["roc_auc"], figures["ap_interval"], figures["n"], figures["prevalence"]) == (None, None, 0, None)
     assert figures["threshold"]["sensitivity"] is None and result["finding"] == {}
@@ -244,7 +248,7 @@ def test_pixel_figures_from_the_stream_are_the_exact_ones():
     for side in (20, 31):
         truth, mask = random.random((side, side)) < 0.1, random.random((side, side)) < 0.8
         maps.append(((random.integers(0, 200, (side, side)) + 60.0 * truth) * 1e-5, truth, mask))
-    result = metrics.pixel_roc_auc(iter(maps))
+    result = pixel_roc_auc(iter(maps))
     values, truths = (np.concatenate([film[i][film[2]] for film in maps]) for i in (0, 1))
     assert result["roc_auc"] == pytest.approx(roc_auc_score(truths, values))
     assert result["ap"] == pytest.approx(average_precision_score(truths, values))
@@ -256,15 +260,15 @@ def test_pixel_figures_from_the_stream_are_the_exact_ones():
 def test_films_without_a_lesion_count_among_the_pixels_alone():
     ones = np.ones((2, 2), bool)
     lesion = np.array([[True, False], [False, False]])
-    result = metrics.pixel_roc_auc([(lesion * 2.0, lesion, ones), (ones * 1.0, ~ones, ones)])
+    result = pixel_roc_auc([(lesion * 2.0, lesion, ones), (ones * 1.0, ~ones, ones)])
     assert (result["n_films"], result["film_roc_auc"], result["roc_auc"]) == (1, 1, 1)
-    empty = metrics.pixel_roc_auc([])
+    empty = pixel_roc_auc([])
     assert empty["roc_auc"] is None and empty["prevalence"] is None
 
 
 @given(st.lists(st.floats(2.0**-100, 2.0**100, width=32), min_size=1, max_size=50), st.floats(0.01, 1))
 def test_tally_finds_quantiles_within_its_bins(values, q):
-    tally = metrics.Tally()
+    tally = StreamingHistogram()
     tally.add(np.array(values))
     exact = np.sort(np.float32(values))[math.ceil(q * len(values)) - 1]
     assert exact <= tally.quantile(q) <= exact * (1 + 2**-11)
@@ -273,8 +277,8 @@ def test_tally_finds_quantiles_within_its_bins(values, q):
 def test_tally_refuses_what_no_map_holds():
     for wrong in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="finite and not negative"):
-            metrics.Tally().add(np.array([0.5, wrong]))
-    tally = metrics.Tally()
+            StreamingHistogram().add(np.array([0.5, wrong]))
+    tally = StreamingHistogram()
     with pytest.raises(ValueError, match="no pixel"):
         tally.quantile(0.5)
     tally.add(np.array([0.0, -0.0]))
@@ -283,9 +287,9 @@ def test_tally_refuses_what_no_map_holds():
 
 def test_table_has_a_row_for_every_score():
     _, _, result = evaluated()
-    lines = metrics.table(result["film"])
+    lines = table(result["film"])
     assert len(lines) == 4 and len({len(line) for line in lines}) == 1
-    assert lines[2].startswith("| mse ") and f"{metrics.number(result['film']['mse']['roc_auc'])} [" in lines[2]
-    assert len(metrics.table(result["finding"]["fracture"])) == 4
+    assert lines[2].startswith("| mse ") and f"{number(result['film']['mse']['roc_auc'])} [" in lines[2]
+    assert len(table(result["finding"]["fracture"])) == 4
     with pytest.raises(ValueError, match="needs 2 cells"):
-        metrics.markdown(["a", "b"], [["1"]])
+        markdown(["a", "b"], [["1"]])

@@ -9,12 +9,15 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from anomaly.data import Films, as_batch, load_films
-from anomaly.detector import Batch, Detector
-from anomaly.fit import batches, resolve, settings_of
+from anomaly.data.batch import Batch, as_batch
+from anomaly.data.dataset import Films, load_films
 from anomaly.models import ZOO, find_model
+from anomaly.models.base import Detector
+from anomaly.pipeline.fit import batches
+from anomaly.pipeline.plan import resolve, settings_of
 from anomaly.runs import Run
-from anomaly.train import TrainConfig, Trainer
+from anomaly.training.config import TrainConfig
+from anomaly.training.trainer import Trainer
 from preprocessing import InputError
 from preprocessing.schema import Cache
 

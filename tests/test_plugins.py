@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from anomaly.detector import Batch, Detector, Settings, Step
+from anomaly.models.base import Batch, Detector, Settings, Step
 from anomaly.nn.losses import masked_mean, squared_error
 
 print("TOY RUNS")
@@ -94,7 +94,7 @@ def test_a_model_of_another_package_is_listed_trained_and_scored(cache: Cache, s
 
     def typed(*commands: str) -> str:
         code = (
-            "import sys; from anomaly.cli import main\n"
+            "import sys; from anomaly.cli.app import main\n"
             "for command in sys.argv[1:]:\n"
             "    sys.argv = ['anomaly', *command.split()]\n"
             "    try: main()\n"
@@ -131,11 +131,11 @@ def test_a_model_of_another_package_is_listed_trained_and_scored(cache: Cache, s
         ("raises_error:Toy", "raise RuntimeError('no\\nlicence')", "can't be loaded (RuntimeError: no licence)"),
         ("lacks_class:Toy", "", "can't be loaded (AttributeError: module 'lacks_class' has no attribute 'Toy')"),
         ("names_none", "", "can't be loaded (AttributeError: module 'names_none' has no attribute '')"),
-        ("not_model:Toy", "class Toy: pass", "is not a subclass of anomaly.detector.Detector"),
-        ("not_class:Toy", "Toy = 3", "is not a subclass of anomaly.detector.Detector"),
+        ("not_model:Toy", "class Toy: pass", "is not a subclass of anomaly.models.base.Detector"),
+        ("not_class:Toy", "Toy = 3", "is not a subclass of anomaly.models.base.Detector"),
         (
             "half_model:Toy",
-            "from anomaly.detector import Detector\nclass Toy(Detector): Config = presets = score_names = ()",
+            "from anomaly.models.base import Detector\nclass Toy(Detector): Config = presets = score_names = ()",
             "has no anomaly_map, check_size, players, reconstruct, scores, training_steps, validation_loss",
         ),
         ("bare_model:Toy", TOY.replace("    score_names", "    names"), "has no score_names"),

@@ -17,12 +17,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from anomaly import evaluation, heatmap, metrics, report
-from anomaly.chart import Chart, ticks
-from anomaly.detector import Batch, Detector, Settings
+from anomaly.data.batch import Batch
+from anomaly.evaluation.bootstrap import PatientBootstrap
+from anomaly.evaluation.calibration import read_calibration
+from anomaly.evaluation.figures import evaluate
+from anomaly.evaluation.predict import View
+from anomaly.evaluation.ranking import roc_curve
+from anomaly.formatting import with_interval
+from anomaly.models.base import Detector, Settings
+from anomaly.pipeline.evaluate import run_page, score_films
+from anomaly.reporting import page as report
+from anomaly.reporting.charts import Chart, ticks
+from anomaly.reporting.heatmap import blend, png
+from anomaly.reporting.table import Scored, build
 from anomaly.runs import Run
-from anomaly.score import View, read_calibration
-from anomaly.table import Scored, build
 from preprocessing import InputError
 from preprocessing.schema import Cache
 
@@ -46,7 +54,7 @@ def context(**changes) -> report.ReportContext:
         "finding": np.where(labels, np.where(patients % 2, "fracture", EVIL), ""),
     }
     film = RANDOM.random((500, 380))
-    heat = heatmap.blend(film, film * 0.1, film > 0, 0.05)
+    heat = blend(film, film * 0.1, film > 0, 0.05)
     given = report.ReportContext(
         title=f"cae {EVIL}",
         model="cae",
@@ -57,7 +65,7 @@ def context(**changes) -> report.ReportContext:
         studies=studies,
         patients=patients,
         scores=scores,
-        metrics=metrics.evaluate(columns, scores, thresholds={"film": {"mse": 0.05}}, resamples=50),
+        metrics=evaluate(columns, scores, thresholds={"film": {"mse": 0.05}}, resamples=50),
         config={"model": {"latent": 64}, EVIL: EVIL},
         facts={"seed": "0"},
         history={"epoch": [0, 1, 2], "loss": [3.0, 2.0, 1.5], "val_$x_roc_auc": [None, 0.6, float("nan")]},
@@ -67,7 +75,7 @@ def context(**changes) -> report.ReportContext:
         wrong=[report.Shown("image2.png", 1, 0.01, film)],
         failures=[(EVIL, EVIL)],
         notes=[EVIL],
-        pictures={EVIL: heatmap.png(heat)},
+        pictures={EVIL: png(heat)},
         films={"train": 90, "val": 30},
         origin={EVIL: EVIL},
         versions={"python": "3"},
@@ -210,7 +218,7 @@ def test_figures_stand_with_their_intervals_beside_the_trivial_ones(given, html)
     text = " ".join(Page(html).text.split())
     for level in ("film", "study", "patient"):
         for figures in given.metrics[level].values():
-            assert metrics.with_interval(figures["roc_auc"], figures["roc_auc_interval"]) in text
+            assert with_interval(figures["roc_auc"], figures["roc_auc_interval"]) in text
     assert report.verdict(given.metrics, "mse")[0] in text and "mean_grey" in report.verdict(given.metrics, "mse")[1]
 
 
@@ -236,7 +244,7 @@ def test_films_without_labels_make_a_page_too():
         threshold=None,
         map_scale=None,
     )
-    given = replace(given, metrics=metrics.evaluate(columns, given.scores))
+    given = replace(given, metrics=evaluate(columns, given.scores))
     text = Page(report.render_report(given)).text
     assert "No ROC-AUC: the films are not labelled" in text and "Learning curves" not in text
     assert "Nothing is known of how well it tells" in text and "NOT A MEDICAL DEVICE" in text
@@ -344,7 +352,7 @@ def test_the_band_is_that_of_drawn_patients_and_holds_the_curve():
     scores = labels + RANDOM.normal(size=40)[patients] + RANDOM.normal(size=120)
     at = np.linspace(0, 1, 101)
     low, high = report.roc_band(labels, scores, patients, at, resamples=400)
-    normal, abnormal = metrics.roc_curve(labels, scores)
+    normal, abnormal = roc_curve(labels, scores)
     middle = np.interp(at, normal, abnormal)
     assert ((low <= middle + 1e-9) & (middle <= high + 1e-9)).mean() > 0.95
     assert (np.diff(low) >= -1e-12).all() and (np.diff(high) >= -1e-12).all() and low[-1] == high[-1] == 1
@@ -362,11 +370,11 @@ def test_a_drawn_curve_is_that_of_the_films_of_its_patients(monkeypatch):
     monkeypatch.setattr(report.np, "quantile", lambda curves, *given, **more: seen.append(curves) or curves[:2])
     at = np.linspace(0.013, 1, 50)
     report.roc_band(labels, scores, patients, at, resamples=20, seed=5)
-    counts = metrics._Draws(labels, patients, resamples=20, seed=5).counts
+    counts = PatientBootstrap(labels, patients, resamples=20, seed=5).counts
     both = [row for row in counts if row[:6].any() and row[6:].any()]
     for curve, count in zip(seen[0], both, strict=True):
         rows = np.repeat(np.arange(24), count[patients])
-        assert curve == pytest.approx(np.interp(at, *metrics.roc_curve(labels[rows], scores[rows])), abs=1e-9)
+        assert curve == pytest.approx(np.interp(at, *roc_curve(labels[rows], scores[rows])), abs=1e-9)
 
 
 # --- charts ---------------------------------------------------------------------------------------------------------
@@ -464,7 +472,7 @@ class Judge(Detector):
 def scored(run: Run, model: Detector, cache: Cache, folder: Path, name: str, rows: np.ndarray) -> str:
     given = {"split": np.full(len(rows), name), "main": "mse", "how": "mean", "command": ""}
     view, device = View(cache, "full-he", rows, 64), torch.device("cpu")
-    return "\n".join(evaluation.score_films(run, model, view, device, folder, **given, on_films=lambda count: None))
+    return "\n".join(score_films(run, model, view, device, folder, **given, on_films=lambda count: None))
 
 
 def test_scores_of_a_classifier_are_shown_as_such(run: Run, cache: Cache, tmp_path: Path) -> None:
@@ -506,7 +514,7 @@ def test_scores_of_other_detectors_are_no_probabilities(run: Run, cache: Cache, 
 )
 def test_new_films_are_told_how_their_threshold_was_found(run, cache, tmp_path, monkeypatch, rule, words) -> None:
     calibration = replace(read_calibration(run), rule=rule)
-    monkeypatch.setattr(evaluation, "read_calibration", lambda run: calibration)
+    monkeypatch.setattr("anomaly.pipeline.evaluate.read_calibration", lambda run: calibration)
     out = scored(run, Judge(), cache, tmp_path, "new", np.arange(4))
     assert words in out and not (tmp_path / "report.html").exists()
 
@@ -520,13 +528,13 @@ def copied(run: Run, folder: Path) -> Run:
 
 def test_a_page_is_made_of_what_was_scored(run, cache, tmp_path, monkeypatch) -> None:
     mine, told = copied(run, tmp_path), []
-    out = "\n".join(evaluation.run_page(mine, on_films=told.append))
+    out = "\n".join(run_page(mine, on_films=told.append))
     assert sum(told) > 0 and (mine.path / "scores.csv").is_file() and "by patient (SYNTHETIC" in out
     first = (mine.path / "report.html").read_text()
     (mine.path / "report.html").unlink()
 
-    monkeypatch.setattr(evaluation, "score", lambda *given: pytest.fail("scored again"))
-    lines = evaluation.run_page(mine)
+    monkeypatch.setattr("anomaly.pipeline.evaluate.score", lambda *given: pytest.fail("scored again"))
+    lines = run_page(mine)
     assert f"{mine.path / 'report.html'}: the page to open" in lines
     assert (mine.path / "report.html").read_text() == first
     text = " ".join(Page(first).text.split())
@@ -537,19 +545,19 @@ def test_a_page_is_made_of_what_was_scored(run, cache, tmp_path, monkeypatch) ->
 
 def test_scores_of_other_films_are_not_taken_for_these(run, tmp_path) -> None:
     mine = copied(run, tmp_path)
-    evaluation.run_page(mine)
+    run_page(mine)
     lines = (mine.path / "scores.csv").read_text().splitlines()
     (mine.path / "scores.csv").write_text("\n".join(lines[:-1]))
     told = []
-    evaluation.run_page(mine, on_films=told.append)
+    run_page(mine, on_films=told.append)
     assert sum(told) == len(lines) - 1 and (mine.path / "scores.csv").read_text().splitlines() == lines
 
 
 def test_a_run_without_maps_has_a_page_that_says_so(run, tmp_path, monkeypatch) -> None:
     mine = copied(run, tmp_path)
     bare = replace(read_calibration(mine), map_scale=None)
-    monkeypatch.setattr(evaluation, "read_calibration", lambda run: bare)
-    evaluation.run_page(mine)
+    monkeypatch.setattr("anomaly.pipeline.evaluate.read_calibration", lambda run: bare)
+    run_page(mine)
     html = (mine.path / "report.html").read_text()
     assert "This model draws no heatmap" in html and 'data-layer="heatmap"' not in html
 
@@ -558,4 +566,4 @@ def test_a_net_that_prepares_films_has_no_page(run, tmp_path) -> None:
     mine = copied(run, tmp_path)
     mine.config["model"] = "unet"
     with pytest.raises(InputError, match="prepares films and has no page; `anomaly score"):
-        evaluation.run_page(mine)
+        run_page(mine)

@@ -11,10 +11,12 @@ import pytest
 import tifffile
 import torch
 
-from anomaly import commands
-from anomaly.fit import normals
+from anomaly.cli import commands
+from anomaly.evaluation.calibration import QUANTILE, read_calibration
+from anomaly.evaluation.predict import View, maps, score
+from anomaly.pipeline.ensemble import normals
+from anomaly.pipeline.open_run import open_model, run_view
 from anomaly.runs import Run
-from anomaly.score import QUANTILE, View, maps, open_model, read_calibration, run_view, score
 from preprocessing import InputError
 from preprocessing.schema import Cache
 

@@ -12,8 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anomaly import metrics, table
-from anomaly.table import PAPER, PAPER_VARIANTS, Entry, Scored, Table, build
+from anomaly.evaluation.bootstrap import interval, paired
+from anomaly.evaluation.ranking import roc_auc
+from anomaly.formatting import number
+from anomaly.reporting import table
+from anomaly.reporting.table import PAPER, PAPER_VARIANTS, Entry, Scored, Table, build
 
 
 def scored(shift, *, patients=40, films=2, seed=0, first=0):
@@ -66,10 +69,10 @@ def test_one_seed_is_metrics_to_the_last_digit():
     entries = build({("a", "x", "raw"): [a], ("b", "x", "raw"): [b]}, title="t").entries
     better, other = entries["a", "x", "raw"], entries["b", "x", "raw"]
     assert better.best and not better.tied and better.difference is None and better.p is None
-    assert better.each == (better.mean,) == (metrics.roc_auc(a.labels, a.scores),)
+    assert better.each == (better.mean,) == (roc_auc(a.labels, a.scores),)
     assert better.sd is None
-    assert better.interval == metrics.interval(a.labels, a.scores, a.patients)
-    found = metrics.paired(b.labels, b.scores, a.scores, a.patients)
+    assert better.interval == interval(a.labels, a.scores, a.patients)
+    found = paired(b.labels, b.scores, a.scores, a.patients)
     assert other.difference == found.difference
     assert other.difference_interval == (found.low, found.high)
     assert other.p == pytest.approx(found.p, abs=0.05)  # one other row: nothing to correct but the normal law
@@ -79,12 +82,12 @@ def test_one_seed_is_metrics_to_the_last_digit():
 def test_seeds_are_averaged_and_their_spread_is_no_part_of_the_interval():
     cell = seeds(1.0)
     entry = build({("a", "x", "raw"): cell}, title="t").entries["a", "x", "raw"]
-    each = [metrics.roc_auc(one.labels, one.scores) for one in cell]
+    each = [roc_auc(one.labels, one.scores) for one in cell]
     assert entry.each == tuple(each)
     assert (entry.mean, entry.sd) == (statistics.fmean(each), statistics.stdev(each))
     assert entry.interval[0] < entry.mean < entry.interval[1]
     same = build({("a", "x", "raw"): cell[:1] * 3}, title="t").entries["a", "x", "raw"]
-    assert same.interval == pytest.approx(metrics.interval(cell[0].labels, cell[0].scores, cell[0].patients))
+    assert same.interval == pytest.approx(interval(cell[0].labels, cell[0].scores, cell[0].patients))
     assert same.sd == 0
 
 
@@ -111,7 +114,7 @@ def test_a_row_scores_the_same_whatever_stands_beside_it():
 
 def test_nothing_is_flipped(whole):
     entry = whole.entries["vae", "kld", "raw"]
-    assert entry.mean == statistics.fmean(metrics.roc_auc(one.labels, one.scores) for one in seeds(-1.0, start=6))
+    assert entry.mean == statistics.fmean(roc_auc(one.labels, one.scores) for one in seeds(-1.0, start=6))
     assert entry.mean < 0.5 and not entry.tied
 
 
@@ -359,7 +362,7 @@ def test_the_papers_rows_are_scores_of_our_models():
 def test_paper_only_where_asked(whole):
     entry = whole.entries["cae", "mse", "full-he"]
     assert table.against_paper(entry) == entry.mean - 0.57
-    assert f"; paper .570 ± .019, ours +{metrics.number(entry.mean - 0.57)} |" in table.to_markdown(whole)
+    assert f"; paper .570 ± .019, ours +{number(entry.mean - 0.57)} |" in table.to_markdown(whole)
     plain = build({("cae", "mse", "full-he"): seeds(1.0)}, title="t")
     assert "aper" not in table.to_markdown(plain)
     assert plain.entries["cae", "mse", "full-he"].paper is None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from anomaly import team
+from anomaly import distributed as team
 from anomaly.runs import Run
 from preprocessing.schema import Cache
 

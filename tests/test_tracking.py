@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from anomaly import tracking
-from anomaly.fit import Plan, continue_or_create, fit, prepare
+from anomaly.pipeline.fit import continue_or_create, fit
+from anomaly.pipeline.plan import Plan, prepare
 from anomaly.runs import Run, create
-from anomaly.tracking import KINDS, open_tracker
-from anomaly.train import EpochReport
+from anomaly.training import tracking
+from anomaly.training.config import EpochReport
+from anomaly.training.tracking import KINDS, open_tracker
 from preprocessing import InputError
 from preprocessing.schema import Cache
 

@@ -16,16 +16,19 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from anomaly import fit as fitting
-from anomaly.data import as_batch, load_films
-from anomaly.detector import Batch, Step
-from anomaly.fit import Plan, Prepared, continue_or_create, fit, prepare, resolve
+from anomaly.data.batch import Batch, as_batch
+from anomaly.data.dataset import load_films
 from anomaly.models import TOOLS, ZOO, find_model
+from anomaly.models.base import Step
 from anomaly.models.cae import CAE
 from anomaly.models.vae import VAE, VAEConfig
 from anomaly.nn.blocks import ToPoint
+from anomaly.pipeline.fit import continue_or_create, fit
+from anomaly.pipeline.plan import Plan, Prepared, prepare, resolve
 from anomaly.runs import Run
-from anomaly.train import EpochReport, TrainConfig, Trainer, _compilable, choose_device, choose_precision, damage
+from anomaly.training.config import EpochReport, TrainConfig
+from anomaly.training.device import choose_device, choose_precision
+from anomaly.training.trainer import Trainer, _compilable, damage
 from preprocessing import InputError
 from preprocessing.schema import Cache
 
@@ -191,7 +194,7 @@ class Diverging(CAE):
 def test_a_loss_that_is_not_finite_stops_and_is_named(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting, "find_model", lambda name: Diverging)
+    monkeypatch.setattr("anomaly.pipeline.plan.find_model", lambda name: Diverging)
     with pytest.raises(InputError, match=r"loss term autoencoder.mse is not finite from step \d of epoch [12]"):
         trained(cache, tmp_path / "a", "epochs=20")
 
@@ -308,7 +311,7 @@ def test_films_that_outgrow_the_memory_are_read_as_needed_with_the_same_result(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = trained(cache, tmp_path / "kept", "epochs=2")
-    monkeypatch.setattr("anomaly.fit.free_memory", lambda: 1000)
+    monkeypatch.setattr("anomaly.pipeline.plan.free_memory", lambda: 1000)
     prepared = prepare(plan(cache, "epochs=2"))
     said = prepared.outgrown
     assert said and "of films stay in" in said

@@ -20,16 +20,21 @@ import optuna
 import pytest
 import torch
 
-from anomaly import tune as tuning
-from anomaly.data import as_batch, load_films
-from anomaly.detector import Choice, Detector, Range
-from anomaly.evaluation import score_films
-from anomaly.fit import Plan, continue_or_create, fit, prepare, resolve, settings_of
+from anomaly.data.batch import as_batch
+from anomaly.data.dataset import load_films
+from anomaly.evaluation.predict import View
+from anomaly.experiments import tune as tuning
+from anomaly.experiments.tune import Outcome, Training, summary, tune
 from anomaly.models import TOOLS, ZOO, find_model
+from anomaly.models.base import Detector
+from anomaly.models.search_space import Choice, Range
+from anomaly.pipeline.evaluate import score_films
+from anomaly.pipeline.fit import continue_or_create, fit
+from anomaly.pipeline.open_run import open_model, run_view
+from anomaly.pipeline.plan import Plan, prepare, resolve, settings_of
 from anomaly.runs import Run, to_json
-from anomaly.score import View, open_model, run_view
-from anomaly.train import EpochReport, history_csv
-from anomaly.tune import Outcome, Training, summary, tune
+from anomaly.training.config import EpochReport
+from anomaly.training.trainer import history_csv
 from preprocessing import InputError
 from preprocessing.build import build
 from preprocessing.recipe import Recipe

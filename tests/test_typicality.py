@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
+from anomaly.nn.atypicality import GRID, Typicality, cells
 from anomaly.nn.filters import gaussian_blur, local_mean, structural_dissimilarity
-from anomaly.nn.typicality import GRID, Typicality, cells
 
 DRAW = torch.Generator().manual_seed(0)
 

@@ -17,7 +17,7 @@ from anomaly.console import warn
 from preprocessing import InputError
 
 if TYPE_CHECKING:
-    from anomaly.detector import Detector, Model
+    from anomaly.models.base import Detector, Model
 
 ZOO = {
     "alphagan": "anomaly.models.alphagan:AlphaGAN",
@@ -29,9 +29,9 @@ ZOO = {
     "vae": "anomaly.models.vae:VAE",
 }
 TOOLS = {
-    "dense": "anomaly.models.dense:Dense",
-    "ssd": "anomaly.models.ssd:SSD",
-    "unet": "anomaly.models.unet:UNet",
+    "dense": "anomaly.localization.dense:Dense",
+    "ssd": "anomaly.localization.ssd:SSD",
+    "unet": "anomaly.localization.unet:UNet",
 }
 """Nets that prepare films: trained like the others, on films with boxes or masks."""
 COMPOSED = {"ensemble": "anomaly.models.ensemble:Ensemble"}
@@ -104,7 +104,7 @@ def find_detector(name: str) -> "type[Detector]":
     Traceback (most recent call last):
     preprocessing.InputError: ssd prepares films and scores none; the detectors are: ..., cae, ...
     """
-    from anomaly.detector import Detector
+    from anomaly.models.base import Detector
 
     kind = find_model(name)
     if not issubclass(kind, Detector):
@@ -119,10 +119,10 @@ def _load(where: str) -> Any:
 
 def _unfit(found: Any) -> str:
     """Return why an object is no model, as the end of a sentence, or "" for one that is."""
-    from anomaly.detector import Detector
+    from anomaly.models.base import Detector
 
     if not (isinstance(found, type) and issubclass(found, Detector)):
-        return "is not a subclass of anomaly.detector.Detector"
+        return "is not a subclass of anomaly.models.base.Detector"
     lacking = [name for name in ("Config", "presets", "score_names") if not hasattr(found, name)]
     lacking += sorted(found.__abstractmethods__)
     return f"has no {', '.join(lacking)}" if lacking else ""

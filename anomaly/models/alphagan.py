@@ -7,7 +7,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from anomaly.detector import Batch, Choice, Range, Settings, Step
+from anomaly.data.batch import Batch
+from anomaly.models.base import Settings, Step
+from anomaly.models.reconstructor import Reconstructor
+from anomaly.models.search_space import Choice, Range
 from anomaly.nn.adversarial import (
     Attention,
     Generator,
@@ -26,7 +29,6 @@ from anomaly.nn.adversarial import (
 )
 from anomaly.nn.blocks import ToPoint
 from anomaly.nn.losses import gaussian_kl, masked_mean, squared_error
-from anomaly.reconstructor import Reconstructor
 
 COLLAPSED = 0.1
 """Nats: a code that says less than this of a film, all its numbers together, says nothing."""

@@ -8,7 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from anomaly.detector import Batch, Choice, Range, Settings, Step
+from anomaly.data.batch import Batch
+from anomaly.models.base import Settings, Step
+from anomaly.models.reconstructor import Reconstructor
+from anomaly.models.search_space import Choice, Range
 from anomaly.nn.adversarial import (
     Attention,
     Generator,
@@ -25,7 +28,6 @@ from anomaly.nn.adversarial import (
 )
 from anomaly.nn.blocks import ToPoint
 from anomaly.nn.losses import masked_mean, squared_error
-from anomaly.reconstructor import Reconstructor
 
 MOMENTUM = 0.19
 """Of batch normalisation's running statistics, 1 - .9 ** 2: what two passes a step would give torch's own .1. With one

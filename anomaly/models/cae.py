@@ -7,10 +7,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from anomaly.detector import Batch, Choice, Range, Settings, Step
+from anomaly.data.batch import Batch
+from anomaly.models.base import Settings, Step
+from anomaly.models.reconstructor import Reconstructor
+from anomaly.models.search_space import Choice, Range
 from anomaly.nn.blocks import convolution, upconvolution
 from anomaly.nn.losses import masked_mean, squared_error
-from anomaly.reconstructor import Reconstructor
 
 
 class CAEConfig(Settings):

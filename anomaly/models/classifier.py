@@ -15,7 +15,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, logsigmoid
 
-from anomaly.detector import Batch, Choice, Detector, Range, Settings, Step
+from anomaly.data.batch import Batch
+from anomaly.models.base import Detector, Settings, Step
+from anomaly.models.search_space import Choice, Range
 from anomaly.nn.losses import class_weighted_cross_entropy, log_mean
 from anomaly.runs import sha256
 from preprocessing import InputError

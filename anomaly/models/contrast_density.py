@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from anomaly.detector import Batch, Detector, Settings, Step
-from anomaly.nn.typicality import GRID, Typicality, cells
+from anomaly.data.batch import Batch
+from anomaly.models.base import Detector, Settings, Step
+from anomaly.nn.atypicality import GRID, Typicality, cells
 from preprocessing.steps import local_contrast
 
 

@@ -9,7 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits
 
-from anomaly.detector import Batch, Choice, Detector, Range, Settings, Step
+from anomaly.data.batch import Batch
+from anomaly.models.base import Detector, Settings, Step
+from anomaly.models.search_space import Choice, Range
 from anomaly.nn.adversarial import (
     MinibatchDiscrimination,
     as_real,

@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from anomaly.detector import Batch, Detector, Settings, Step
+from anomaly.data.batch import Batch
 from anomaly.models import find_detector
+from anomaly.models.base import Detector, Settings, Step
 
 
 class EnsembleConfig(Settings):

@@ -9,9 +9,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from anomaly.detector import Batch, Choice, Range, Settings, Step
+from anomaly.data.batch import Batch
+from anomaly.models.base import Settings, Step
+from anomaly.models.reconstructor import Reconstructor
+from anomaly.models.search_space import Choice, Range
 from anomaly.nn.losses import gaussian_kl, masked_mean, squared_error, topk_mean
-from anomaly.reconstructor import Reconstructor
 
 COLLAPSED = 0.1
 """Nats: a code that says less than this of a film, all its numbers together, says nothing."""

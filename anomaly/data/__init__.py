@@ -1,0 +1,1 @@
+"""From cache rows to batches: splits, films, augmentation, loading."""

@@ -1,0 +1,109 @@
+"""Training batches: the same order and augmentation for the same seed, with any number of worker processes."""
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from anomaly.data.augment import Augmentation, AugmentationName, DeviceAugmentation
+from anomaly.data.batch import Batch, Tensors, tensors_of, to_batch
+from anomaly.data.dataset import Films, StoredFilms
+from anomaly.distributed import ALONE, Team
+from preprocessing import InputError
+
+# --- the order of training ------------------------------------------------------------------------------------------
+
+
+class _Augmented(Dataset[tuple[Tensors, int]]):
+    """Batches and their seeds by `(rows, seed)`; imgaug works on whole batches at half the cost of single films."""
+
+    def __init__(self, films: Films | StoredFilms, augmentation: AugmentationName) -> None:
+        self.films = films
+        self.augmentation = Augmentation(augmentation)
+
+    def __getitem__(self, key: tuple[NDArray[np.int64], int]) -> tuple[Tensors, int]:
+        rows, seed = key
+        some = self.films.part(rows)
+        film, mask, boxes, foreground = self.augmentation(some.film, some.mask, seed, some.boxes, some.foreground)
+        return tensors_of(Films(film, mask, some.label, boxes, foreground, some.study)), seed
+
+
+class _Order(Sampler[tuple[NDArray[np.int64], int]]):
+    """A fresh permutation an epoch, drawn from (seed, epoch) alone, cut into batches that differ by one sample at most.
+
+    Equal batches lose no sample and leave no last batch of one, which batch normalisation can't take.
+    """
+
+    def __init__(self, samples: list[NDArray[np.int64]], batch_size: int, seed: int, team: Team) -> None:
+        self.samples, self.seed, self.team, self.epoch = samples, seed, team, 0
+        self.batches = max(1, min(math.ceil(len(samples) / batch_size), len(samples) // (2 * team.size)))
+
+    def __iter__(self) -> Iterator[tuple[NDArray[np.int64], int]]:
+        draw = np.random.default_rng([self.seed, self.epoch])
+        for some in np.array_split(draw.permutation(len(self.samples)), self.batches):
+            mine = some[self.team.rank :: self.team.size]
+            yield np.concatenate([self.samples[i] for i in mine]), int(draw.integers(2**31)) + self.team.rank
+
+    def __len__(self) -> int:
+        return self.batches
+
+
+class TrainingBatches:
+    """The training films as batches; the same (seed, epoch) gives the same batches for any number of workers."""
+
+    def __init__(
+        self,
+        films: Films | StoredFilms,
+        *,
+        batch_size: int,
+        augmentation: AugmentationName,
+        seed: int,
+        workers: int,
+        device: torch.device,
+        team: Team = ALONE,
+        augmented_by: Literal["imgaug", "device"] = "imgaug",
+    ) -> None:
+        """`workers` processes prepare batches ahead; 0 prepares them in this one. Of each, `team` takes its part.
+
+        Films are augmented by imgaug where they are prepared, or on the `device` once they are there.
+        """
+        self.device = device
+        cv2.setNumThreads(1)  # of films this small they speed up nothing, and they fight for cores with torch's threads
+        self._on_device = DeviceAugmentation(augmentation) if augmented_by == "device" else None
+        samples = films.samples()
+        if len(samples) < 2 * team.size:  # on all of a team alike: one alone would leave the others waiting
+            raise InputError(
+                f"{len(samples)} films, or studies with sample=study, to train on; each of {team.size} processes takes "
+                "two of every batch: take fewer processes, or more films"
+            )
+        self._order = _Order(samples, batch_size, seed, team)
+        self._loader: DataLoader[Any] = DataLoader(
+            _Augmented(films, "none" if self._on_device else augmentation),
+            sampler=self._order,
+            batch_size=None,  # the dataset makes whole batches
+            num_workers=workers,
+            # Forked processes share the films' memory; others would each get a copy.
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+        )
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the batches of epoch `number` on the device."""
+        self._order.epoch = number
+        for tensors, seed in self._loader:
+            batch = to_batch(tensors, self.device)
+            if self._on_device:
+                film, mask = self._on_device(batch.film, batch.mask, seed)
+                batch = replace(batch, film=film, mask=mask)
+            yield batch

@@ -1,0 +1,219 @@
+"""TODO."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from anomaly.evaluation.ranking import (
+    Floats,
+    Integers,
+    average_precision,
+    checked_scores,
+    finite_or_none,
+    interval_or_none,
+    ratio,
+    roc_auc,
+    weighted_average_precision,
+)
+
+Metric = Literal["roc_auc", "ap"]
+
+_CELLS = 2**18  # films x draws at a time: the resampling takes megabytes, which a processor has at hand
+
+
+# ---------------------------------------------------------------------------------------------------------- intervals
+
+
+def interval(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    patients: ArrayLike,
+    metric: Metric = "roc_auc",
+    *,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The interval of a figure over patients, by the rule at the top of this file; (nan, nan) where it cannot be told.
+
+    labels  (N,) 0 or 1.    scores  (N,) finite.    patients  (N,) whose film it is, any names.    The same seed and
+    patients give the same draws, whatever the scores: intervals of several scores can be compared.
+    """
+    truth, score = checked_scores(labels, scores)
+    draws = PatientBootstrap(truth, patients, resamples=resamples, seed=seed)
+    return draws.interval(ESTIMATES[metric](truth, score), draws.figures(score, metric), level)
+
+
+def mean_interval(values: ArrayLike, patients: ArrayLike, *, level: float = 0.95) -> tuple[float, tuple[float, float]]:
+    """The mean over films and its interval over patients; (nan, nan) with fewer than two patients.
+
+    values  (N,) finite.    patients  (N,) whose film it is.    The films of a patient vary together: the variance is
+    that of the patients' summed residuals (Liang and Zeger 1986), the quantile Student's with one degree of freedom
+    less than there are patients.
+
+    >>> mean_interval([1.0, 3.0], ["a", "b"])[0]
+    2.0
+    """
+    value = np.asarray(values, np.float64)
+    _, whose = np.unique(np.asarray(patients), return_inverse=True)
+    mean, count = float(value.mean()), int(whose.max()) + 1
+    if count < 2:
+        return mean, (math.nan, math.nan)
+    from scipy.special import stdtrit
+
+    residual = np.bincount(whose, weights=value - mean)  # (patients,)
+    deviation = math.sqrt(count / (count - 1) * float(np.square(residual).sum())) / len(value)
+    reach = float(stdtrit(count - 1, 0.5 + level / 2)) * deviation
+    return mean, (mean - reach, mean + reach)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A difference of two ROC-AUCs on the same films, its interval, and the two-sided p-value of no difference.
+
+    low, high and p are nan where they cannot be told: one class only, fewer than two patients of a class, or no draw
+    that differs.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+    def plain(self) -> dict[str, Any]:
+        """As data for JSON: "difference", "interval" [low, high] or None, "p" or None."""
+        return {
+            "difference": self.difference,
+            "interval": interval_or_none(self.low, self.high),
+            "p": finite_or_none(self.p),
+        }
+
+
+def paired(
+    labels: ArrayLike,
+    a: ArrayLike,
+    b: ArrayLike,
+    patients: ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Comparison:
+    """ROC-AUC of score a minus that of score b, both on the same draws of patients.
+
+    Normal interval and p-value with the standard error of the difference over the draws. Scores that rank alike differ
+    by 0 with p = 1. labels  (N,) 0 or 1.    a, b  (N,) finite.    patients  (N,) whose film it is.
+    """
+    truth, first = checked_scores(labels, a)
+    _, second = checked_scores(labels, b)
+    draws = PatientBootstrap(truth, patients, resamples=resamples, seed=seed)
+    return draws.comparison(
+        roc_auc(truth, first) - roc_auc(truth, second),
+        draws.figures(first, "roc_auc") - draws.figures(second, "roc_auc"),
+        level,
+    )
+
+
+class PatientBootstrap:
+    """Draws of patients with replacement, kept as how often each patient came: one set serves every score and
+    figure."""
+
+    def __init__(self, labels: Integers, patients: ArrayLike, *, resamples: int, seed: int) -> None:
+        names, self.patient = np.unique(np.asarray(patients), return_inverse=True)  # (P,), (N,)
+        if self.patient.shape != labels.shape:
+            raise ValueError(f"{len(labels)} labels but {self.patient.size} patients: one patient a film")
+        if resamples < 2:
+            raise ValueError(f"{resamples} resamples: a standard error needs at least 2")
+        self.labels = labels
+        self.resamples = resamples
+        self.classes = [np.unique(self.patient[labels == label]).size for label in (0, 1)]
+        self.counts = np.zeros((resamples, len(names)), np.uint16)  # (B, P)
+        generator = np.random.default_rng(seed)
+        for row in range(resamples if len(names) else 0):
+            self.counts[row] = np.bincount(generator.integers(len(names), size=len(names)), minlength=len(names))
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are patients enough for an interval."""
+        return min(self.classes) >= 2
+
+    def figures(self, scores: Floats, metric: Metric) -> Floats:
+        """The figure of every draw, (B,): a film counts as often as its patient came. Nan where a class is missing."""
+        if not self.enough:
+            return np.full(self.resamples, math.nan)
+        if metric == "roc_auc":
+            return self._roc_auc(scores)
+        order = np.argsort(scores, kind="stable")
+        ranked = scores[order]
+        starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])  # (G,) where a new score begins
+        abnormal, patient = self.labels[order] == 1, self.patient[order]
+        step = max(1, _CELLS // len(scores))
+        parts = []
+        for start in range(0, self.resamples, step):
+            weight = self.counts[start : start + step][:, patient].astype(np.float64)  # (b, N)
+            parts.append(
+                weighted_average_precision(
+                    np.add.reduceat(weight * abnormal, starts, axis=1),
+                    np.add.reduceat(weight * ~abnormal, starts, axis=1),
+                )
+            )
+        return np.concatenate(parts)
+
+    def _roc_auc(self, scores: Floats) -> Floats:
+        """The ROC-AUC of every draw, (B,), from whole and half numbers of pairs won, which float64 keeps exactly."""
+        order = np.argsort(scores, kind="stable")
+        abnormal = self.labels[order] == 1
+        above, rivals = scores[order[abnormal]], scores[order[~abnormal]]  # (A,), (M,) rising
+        owners, others = self.patient[order[abnormal]], self.patient[order[~abnormal]]
+        below, upto = np.searchsorted(rivals, above), np.searchsorted(rivals, above, "right")  # (A,) normal films
+        step = max(1, _CELLS // len(scores))
+        parts = []
+        for start in range(0, self.resamples, step):
+            counts = np.ascontiguousarray(self.counts[start : start + step].T)  # (P, b)
+            beaten = np.zeros((len(rivals) + 1, counts.shape[1]))  # normal films by the rising scores
+            np.cumsum(counts[others], axis=0, dtype=np.float64, out=beaten[1:])
+            weight = counts[owners].astype(np.float64)  # (A, b)
+            won = np.einsum("ab,ab->b", weight, beaten[below] + beaten[upto]) / 2  # a tie is half of either
+            parts.append(ratio(won, weight.sum(axis=0) * beaten[-1]))
+        return np.concatenate(parts)
+
+    def interval(self, estimate: float, drawn: Floats, level: float) -> tuple[float, float]:
+        """The interval around an estimate from its figures in every draw."""
+        from scipy.special import stdtrit
+
+        if not self.enough:
+            return math.nan, math.nan
+        tail, rarer = (1 - level) / 2, min(self.classes)
+        if min(estimate, 1 - estimate) < 1e-12:
+            far = tail ** (1 / rarer)
+            return (far, 1.0) if estimate > 0.5 else (0.0, 1 - far)
+        error = float(drawn[~np.isnan(drawn)].std(ddof=1)) / (estimate * (1 - estimate))  # of the logit, by its slope
+        half = float(stdtrit(rarer - 1, 1 - tail)) * error
+        centre = math.log(estimate / (1 - estimate))
+        return logistic(centre - half), logistic(centre + half)
+
+    def comparison(self, difference: float, drawn: Floats, level: float) -> Comparison:
+        """The difference of two figures with its interval and p-value, from its value in every draw."""
+        drawn = drawn[~np.isnan(drawn)]
+        error = float(drawn.std(ddof=1)) if self.enough else math.nan
+        if difference == 0 and error == 0:
+            return Comparison(0.0, 0.0, 0.0, 1.0)
+        if not error > 0:
+            return Comparison(difference, math.nan, math.nan, math.nan)
+        normal = NormalDist()
+        half = normal.inv_cdf(0.5 + level / 2) * error
+        p = 2 * normal.cdf(-abs(difference) / error)
+        return Comparison(difference, max(-1.0, difference - half), min(1.0, difference + half), p)
+
+
+ESTIMATES: dict[Metric, Callable[[ArrayLike, ArrayLike], float]] = {"roc_auc": roc_auc, "ap": average_precision}
+
+
+def logistic(x: float) -> float:
+    """Return 1 / (1 + exp(-x)), without overflow."""
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

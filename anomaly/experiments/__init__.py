@@ -1,0 +1,1 @@
+"""Many trainings: the bench and its table, the search of settings."""

@@ -1,0 +1,60 @@
+"""Numbers, intervals and Markdown tables as text."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+def number(value: float | None) -> str:
+    """Three decimals without the leading zero, a dash for what cannot be told.
+
+    >>> number(0.8431), number(1.0), number(-0.12), number(None)
+    ('.843', '1.000', '-.120', '–')
+    """
+    if value is None or math.isnan(value):
+        return "–"
+    text = f"{value:.3f}"
+    text = "0.000" if text == "-0.000" else text
+    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
+
+
+def with_interval(value: float | None, limits: Sequence[float] | None) -> str:
+    """A figure and its interval.
+
+    >>> with_interval(0.843, (0.79, 0.884)), with_interval(0.843, None)
+    ('.843 [.790, .884]', '.843')
+    """
+    if limits is None or any(math.isnan(limit) for limit in limits):
+        return number(value)
+    return f"{number(value)} [{number(limits[0])}, {number(limits[1])}]"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table, columns padded to one width; the first is set left, the others right.
+
+    >>> print("\\n".join(markdown(["model", "AUC"], [["cae", ".843"], ["a|b", "–"]])))
+    | model |  AUC |
+    | :---- | ---: |
+    | cae   | .843 |
+    | a\\|b  |    – |
+    """
+    cells = [[_cell(text) for text in row] for row in (head, *rows)]
+    if any(len(row) != len(head) for row in cells):
+        raise ValueError(f"every row needs {len(head)} cells like the head")
+    widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = [
+            text.rjust(width) if column else text.ljust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [("-" * (width - 1) + ":") if column else (":" + "-" * (width - 1)) for column, width in enumerate(widths)]
+    return [line(cells[0]), line(rule), *(line(row) for row in cells[1:])]
+
+
+def _cell(text: str) -> str:
+    """Text that stays in its cell."""
+    return " ".join(text.split()).replace("|", "\\|")

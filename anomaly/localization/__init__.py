@@ -1,0 +1,1 @@
+"""The nets that prepare films: SSD, U-Net and the dense baseline."""

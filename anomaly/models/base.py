@@ -1,0 +1,159 @@
+"""The contract every model keeps: Step, Model, Detector.
+
+A model says which player moves, and when; the training loop does everything else. One contract covers an autoencoder
+(one player, one step), a GAN (several players, several steps) and a classifier.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from anomaly.data.batch import Batch
+from anomaly.models.search_space import Space
+
+
+class Settings(BaseModel):
+    """What a model, or the training, can be told: typed, with limits, unknown names refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Step:
+    """One move of one player: the loss terms whose sum that player's optimiser takes a step down.
+
+    >>> Step("critic", real=torch.tensor(1.0), fake=torch.tensor(2.0)).loss()
+    tensor(3.)
+    """
+
+    def __init__(self, player: str, /, *, watch: Mapping[str, Tensor] | None = None, **terms: Tensor) -> None:
+        """Each term is a scalar, and `player.name` its column in the run's history.
+
+        `watch` has scalars that no optimiser sees, a column each under its own name: what shows how training goes.
+        """
+        if not terms:
+            raise ValueError(f"step of {player!r} has no loss term")
+        self.player = player
+        self.terms = terms
+        self.watch = dict(watch or {})
+
+    def loss(self) -> Tensor:
+        """Return the sum of the terms, a scalar."""
+        return torch.stack([term.float() for term in self.terms.values()]).sum()
+
+
+class Model(nn.Module, ABC):
+    """A network that can be trained. Knows no optimiser, device, precision, file or flag.
+
+    A subclass is built as `Subclass(config, size)`: `config` its own `Config`, `size` the side of its films in pixels.
+    """
+
+    Config: ClassVar[type[Settings]]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    """Named settings, model and training together, over the defaults; `standard` is the one taken unasked."""
+    space: ClassVar[Space] = {}
+    """What `anomaly tune` searches, where a model has something to search. Only settings that leave `validation_loss`
+    the same yardstick: a weight within that loss would be chosen for making it small, not for a better model."""
+    low_precision: ClassVar[bool] = False
+    """Whether bfloat16 autocast is known to pay on a processor with AVX512-bf16 (see docs/performance.md)."""
+
+    @classmethod
+    def pays_in_bfloat16(cls, config: Any) -> bool:
+        """Whether it does with these settings of the model."""
+        return cls.low_precision
+
+    @classmethod
+    @abstractmethod
+    def check_size(cls, config: Any, size: int) -> str | None:
+        """Return why films of `size` pixels can't be taken, as the end of a sentence, or None where they can."""
+
+    @abstractmethod
+    def players(self) -> dict[str, list[nn.Module]]:
+        """Return who owns which modules; every parameter has exactly one owner."""
+
+    @abstractmethod
+    def training_steps(self, batch: Batch) -> Iterator[Step]:
+        """Yield the steps of one batch; each is applied before the generator resumes: later lines see moved weights."""
+
+    @abstractmethod
+    def validation_loss(self, batch: Batch) -> Tensor:
+        """Return what checkpoints are chosen by, lower is better: (N,), or one a study where those are the samples."""
+
+    def rates(self) -> dict[str, float]:
+        """Return the learning rate of players as a share of the training's, 1 where a player isn't named."""
+        return {}
+
+    def parts(self) -> dict[str, list[nn.Module]]:
+        """Return the modules that a stage of the training can have to itself, the others frozen (`stages`)."""
+        return {}
+
+    @classmethod
+    def weights_file(cls, config: Any) -> Path | None:
+        """Return the file of the weights that training begins with, fetched if need be, or None for none.
+
+        Raises InputError where it isn't to be had.
+        """
+        return None
+
+    def begin(self, weights: Path) -> None:
+        """Take up the weights that training begins with; raises InputError where they are of another shape.
+
+        Asked only of a model whose `weights_file` names some: that one has to say how.
+        """
+        raise NotImplementedError(f"{type(self).__name__} names weights to begin with and can't take them up")
+
+    def weigh(self, normal: int, abnormal: int) -> None:
+        """Take from the numbers of the training's films of each class what the loss weighs them by."""
+
+    def validate(self, batch: Batch) -> dict[str, Tensor]:
+        """Return "validation", the loss that checkpoints are chosen by, and what else is to be seen of validation
+        films: each (N,), its mean a column of the history.
+        """
+        return {"validation": self.validation_loss(batch)}
+
+    def warnings(self, figures: Mapping[str, float]) -> list[str]:
+        """Return what is wrong with an epoch of these history figures, a sentence each that says what to do."""
+        return []
+
+
+class Detector(Model):
+    """A model that says how abnormal a film is."""
+
+    supervised: ClassVar[bool] = False
+    """Whether it trains on labelled films, normal and abnormal; otherwise it sees normal ones only."""
+    score_names: ClassVar[tuple[str, ...]]
+    """The keys of `scores`; the first one is the score that is mapped and reported first."""
+    map_unit: ClassVar[str] = "squared error"
+    """The unit of `anomaly_map`."""
+
+    def remember(self, normals: Iterable[Batch]) -> None:
+        """Take from the training's normal films what scores compare with, into buffers that are saved with the weights.
+
+        Called once, when training is over, in evaluation mode; a model that compares with nothing leaves it as it is.
+        """
+
+    def generate(self, count: int) -> Tensor | None:
+        """Return films drawn from the same codes every time, (count, 1, S, S) in [0, 1], or None for a model that
+        draws none.
+        """
+        return None
+
+    @abstractmethod
+    def scores(self, batch: Batch) -> dict[str, Tensor]:
+        """Return name -> (N,), higher is more abnormal.
+
+        A film's score depends on that film and the weights alone: not on its batch, beyond the rounding of float32,
+        the order, or chance.
+        """
+
+    @abstractmethod
+    def anomaly_map(self, batch: Batch) -> Tensor | None:
+        """Return (N, 1, S, S) >= 0, zero outside the mask, or None where the model can't tell."""
+
+    @abstractmethod
+    def reconstruct(self, batch: Batch) -> Tensor | None:
+        """Return (N, 1, S, S) in [0, 1], or None where the model doesn't reconstruct."""

@@ -1,0 +1,96 @@
+"""Detectors that reconstruct: every score of a residual, the same for all of them."""
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from anomaly.data.batch import Batch
+from anomaly.models.base import Detector
+from anomaly.nn.atypicality import Typicality, cells
+from anomaly.nn.filters import local_mean, structural_dissimilarity
+from anomaly.nn.losses import masked_mean, squared_error, topk_mean
+
+WINDOW = 0.045
+"""Standard deviation of the window over which a residual is averaged, as a share of the film's side."""
+PEAK = 5 / 512
+"""That of the window of `peak`: the paper's 5 pixels at 512, in its heatmaps."""
+FLOOR = 1e-6
+"""Added to a mean squared error before its logarithm: about the rounding error of 8-bit levels."""
+
+
+class _Normals(nn.Module):
+    """What is kept of the residuals of normal films."""
+
+    variance: Tensor  # (1, 1, S, S) mean squared error of each pixel, locally averaged
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.typicality = Typicality()
+        self.register_buffer("variance", torch.ones(1, 1, size, size))
+
+
+class Reconstructor(Detector):
+    """A detector that draws a film anew; what differs is the anomaly.
+
+    `mse`         mean squared error under the mask (Davletshina et al. 2020, section 4)
+    `mse_topk`    that of its `topk` largest pixels (the same)
+    `typicality`  how unusual the map of the locally averaged error is among those of normal films (`Typicality`)
+    `weighted`    mean of the squared error / that of normal films at the same place: errors count where they are rare
+    `peak`        the largest locally averaged error
+    `ssim`        mean structural dissimilarity, (1 - SSIM) / 2
+    """
+
+    score_names: ClassVar[tuple[str, ...]] = ("mse", "mse_topk", "typicality", "weighted", "peak", "ssim")
+
+    def __init__(self, size: int, topk: float) -> None:
+        """`size` is the side of the films in pixels, `topk` as in `topk_mean`."""
+        super().__init__()
+        self.size, self.topk = size, topk
+        self.normals = _Normals(size)
+
+    @abstractmethod
+    def reconstruct(self, batch: Batch) -> Tensor:
+        """Return the reconstruction of `batch.shown`: (N, 1, S, S) in [0, 1], float32."""
+
+    def scores(self, batch: Batch) -> dict[str, Tensor]:
+        """Return every score of the residual."""
+        return self.residual_scores(batch, self.reconstruct(batch))
+
+    def residual_scores(self, batch: Batch, reconstruction: Tensor) -> dict[str, Tensor]:
+        """Return the scores named above: name -> (N,)."""
+        error = squared_error(batch.film, reconstruction, batch.mask)
+        return {
+            "mse": masked_mean(error, batch.mask),
+            "mse_topk": topk_mean(error, batch.mask, self.topk),
+            "typicality": self.normals.typicality(self._pattern(error, batch.mask)),
+            "weighted": masked_mean(error / (self.normals.variance + FLOOR), batch.mask),
+            "peak": local_mean(error, batch.mask, self.size * PEAK).amax(dim=(1, 2, 3)),
+            "ssim": masked_mean(structural_dissimilarity(batch.film, reconstruction, batch.mask), batch.mask),
+        }
+
+    def anomaly_map(self, batch: Batch) -> Tensor:
+        """Return the squared error under the mask."""
+        return squared_error(batch.film, self.reconstruct(batch), batch.mask)
+
+    def remember(self, normals: Iterable[Batch]) -> None:
+        """Keep the maps of the normals' residuals, and the mean residual of each pixel."""
+        patterns, total = [], torch.zeros_like(self.normals.variance)
+        seen = torch.zeros_like(total)  # films with this pixel under their mask
+        for batch in normals:
+            error = self.anomaly_map(batch)
+            patterns.append(self._pattern(error, batch.mask).cpu())
+            total, seen = total + error.sum(dim=0, keepdim=True), seen + batch.mask.sum(dim=0, keepdim=True)
+        self.normals.typicality.fit(torch.cat(patterns))
+        there = seen > 0
+        # Averaged over the window: a pixel's own mean over some hundred films is noise, and hands aren't registered.
+        mean = local_mean(total / seen.clamp(min=1), there, self.size * WINDOW)
+        # A pixel that lies under no normal film's mask counts as the average one.
+        self.normals.variance = torch.where(there, mean, mean.sum() / there.sum().clamp(min=1))
+
+    def _pattern(self, error: Tensor, mask: Tensor) -> Tensor:
+        mean = local_mean(error, mask, self.size * WINDOW)
+        # `cells` averages once more, so that a map of other size gives the same kind of pattern.
+        return torch.log(cells(mean, mask) + FLOOR)

@@ -1,0 +1,1 @@
+"""Pages, charts, pictures, tables and text made from results."""

@@ -1,0 +1,763 @@
+"""One run as one page, and one bench as one page: what was trained on what, how well it tells abnormal films, against
+what, where it fails, and what it is not for.
+
+A page is a single HTML file, and so is the page beside a run's of the films that the run gets most wrong. Pictures lie
+in it as base64 PNG and charts as SVG; it loads nothing, and runs one script of its own, which its content security
+policy names by hash and which only moves sliders. Every text from files is escaped. Pages are readable in light, in
+dark, on a phone and on paper, and everything on them is reached by keyboard.
+"""
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import ArrayLike, NDArray
+
+from anomaly.data.splits import LABELS
+from anomaly.evaluation.bootstrap import PatientBootstrap
+from anomaly.evaluation.figures import TRIVIAL, aggregate
+from anomaly.evaluation.ranking import roc_curve
+from anomaly.formatting import number, with_interval
+from anomaly.reporting.charts import Chart, swatch
+from anomaly.reporting.heatmap import CLEAR, REACH, colour_bar, png
+from anomaly.reporting.table import Entry, Table, against_paper, failures, state, underneath
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_WIDEST = 360  # pixels of a film in the gallery
+_PANELS = 12  # learning curves at most; the run's history.csv has the others
+_CURVES = 4  # scores of the model in one ROC picture at most, besides the trivial ones
+_SERIES = ("one", "two", "three", "four")  # kinds of line, as the stylesheet colours them
+_PLAIN = ("muted dashed", "muted dotted")  # those of the trivial detectors
+_BINS = 40
+_PLURALS = {"film": "films", "study": "studies", "patient": "patients"}
+_FIRST = 6  # of the most wrong films, how many the report itself shows
+_RULES = {
+    "quantile": "found on validation normals",
+    "youden": "chosen on labelled validation films (Youden's index)",
+}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A film of the gallery."""
+
+    name: str
+    label: int  # 0 normal, 1 abnormal, -1 unknown
+    score: float  # of the report's main score
+    film: NDArray[Any]  # (H, W) float in [0, 1]
+    layers: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    """Name -> (H', W') grey or (H', W', 3) RGB: what the slider lays over the film, the first one unasked. Any names;
+    "heatmap" is best from `heatmap.blend`."""
+    facts: Mapping[str, str] = field(default_factory=dict)  # name -> text: finding, study, patient; "" is not shown
+
+
+@dataclass(frozen=True)
+class ReportContext:
+    """What a page is made of: plain data and numpy arrays."""
+
+    title: str
+    model: str
+    data: str  # what it was trained and tested on, in words
+    synthetic: bool  # the films were drawn, not taken: said in capitals
+    score: str  # the main score, a key of scores: histogram, gallery and verdict speak of it
+    labels: ArrayLike  # (N,) of the test films: -1, 0 or 1
+    studies: ArrayLike  # (N,)
+    patients: ArrayLike  # (N,)
+    scores: Mapping[str, ArrayLike]  # name -> (N,), the trivial ones among them
+    metrics: Mapping[str, Any]  # from `metrics.evaluate`; "classes" from `classification.evaluate_classes`, or none
+    about: str = ""  # a sentence on the model
+    supervised: bool = False  # trained on labelled films, not on normal ones alone
+    films: Mapping[str, int] = field(default_factory=dict)  # how many trained and validated: "train", "val", ...
+    config: Mapping[str, Any] = field(default_factory=dict)  # nested as you like
+    facts: Mapping[str, str] = field(default_factory=dict)  # lines of the header: seed, data hash
+    origin: Mapping[str, str] = field(default_factory=dict)  # lines of how it was made: commands, precision, date
+    versions: Mapping[str, str] = field(default_factory=dict)
+    history: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # column -> rows; None, nan: no value
+    threshold: float | None = None  # of the main score, for films
+    rule: str = "quantile"  # how thresholds were found: quantile, youden
+    pixels: Mapping[str, Any] | None = None  # from `metrics.pixel_roc_auc`
+    map_scale: float | None = None  # from `heatmap.map_scale`
+    map_unit: str = "squared error"
+    highest: Sequence[Shown] = ()
+    wrong: Sequence[Shown] = ()  # for the page of their own, worst first; the report shows the first few
+    lowest: Sequence[Shown] = ()
+    pictures: Mapping[str, bytes] = field(default_factory=dict)  # what they show, in words -> PNG of the training
+    failures: Sequence[tuple[str, str]] = ()  # path, reason
+    notes: Sequence[str] = ()  # sentences the reader should know first
+
+
+@dataclass(frozen=True)
+class BenchRun:
+    """A run of a bench, as the bench's page leads to it."""
+
+    model: str  # as the table names it in its rows
+    variant: str
+    seed: int
+    report: str | None  # where its page lies, relative to the bench's; None where it failed or is not done
+    failure: str | None = None  # why it failed
+
+
+def render_report(context: ReportContext) -> str:
+    """The page as HTML. Raises ValueError where the main score is not among the scores.
+
+    With wrong films it has a link to `wrong.html`, the page of `render_wrong`.
+    """
+    if context.score not in context.scores:
+        raise ValueError(f"no score {context.score!r}; there are: {', '.join(sorted(context.scores))}")
+    levels = {level: figures for level in _PLURALS if (figures := context.metrics.get(level, {}))}
+    kinds = {column: context.metrics.get(column, {}) for column in ("finding", "difficulty")}
+    trivial = context.metrics.get("settings", {}).get("trivial", TRIVIAL)
+    classes = context.metrics.get("classes", {})
+    panels = _learning_curves(context.history)
+    galleries = _galleries(
+        {
+            "Most abnormal": context.highest,
+            "Most wrong": context.wrong[:_FIRST],
+            "Most normal": context.lowest,
+        },
+        context.threshold,
+    )
+    histograms = [_histogram(context, name) for name in context.scores] if len(np.asarray(context.labels)) else []
+    sections = {
+        "scores": "Scores",
+        "films": "Films" if any(galleries.values()) else "",
+        "figures": "Figures",
+        "classifier": "As a classifier" if classes else "",
+        "kinds": "By kind" if any(kinds.values()) else "",
+        "training": "Training" if panels or context.pictures else "",
+        "made": "How it was made",
+        "card": "Model card",
+    }
+    return _page(
+        "report.html",
+        context=context,
+        synthetic=context.synthetic,
+        sections={name: title for name, title in sections.items() if title},
+        levels=levels,
+        kinds={column: figures for column, figures in kinds.items() if figures},
+        trivial=trivial,
+        main=context.metrics.get("film", {}).get(context.score),
+        verdict=verdict(context.metrics, context.score),
+        settings=_flat(context.config),
+        curves=panels[:_PANELS],
+        hidden_curves=len(panels[_PANELS:]),
+        roc=_roc_curves(context, trivial),
+        histograms=sorted(histograms, key=lambda panel: panel["title"] != context.score),
+        threshold_rule=_RULES[context.rule],
+        classes={level: _thresholds_of(figures) for level, figures in classes.items()},
+        reliabilities={level: figures["reliability"] for level, figures in classes.items()},
+        reliability=_reliability_charts(classes),
+        galleries=galleries,
+        layers=_layers(galleries),
+        bar=_heat_bar(context),
+        pictures={words: _data(picture) for words, picture in context.pictures.items()},
+        card=model_card(context),
+    )
+
+
+def render_wrong(context: ReportContext) -> str:
+    """The page of the wrong films as HTML, to lie beside the report as `wrong.html`."""
+    by_label = {label: [shown for shown in context.wrong if shown.label == label] for label in (0, 1)}
+    galleries = _galleries(
+        {"Normal films that score high": by_label[0], "Abnormal films that score low": by_label[1]}, context.threshold
+    )
+    return _page(
+        "wrong.html",
+        context=context,
+        synthetic=context.synthetic,
+        sections={},
+        galleries=galleries,
+        layers=_layers(galleries),
+        bar=_heat_bar(context),
+    )
+
+
+def render_bench(table: Table, runs: Sequence[BenchRun], settings: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
+    """The page of a bench as HTML: its table, a forest plot a column, and the way to every run's own page.
+
+    settings  what makes the bench, nested as you like.    notes  sentences the reader should know first; what the table
+    has to say of itself stands beneath it.
+    """
+    by_model: dict[str, dict[str, list[BenchRun]]] = {}
+    for run in runs:
+        by_model.setdefault(run.model, {}).setdefault(run.variant, []).append(run)
+    reasons = failures(table)
+    return _page(
+        "bench.html",
+        table=table,
+        synthetic=table.synthetic,
+        sections={
+            "table": "Table",
+            "forest": "Differences",
+            "runs": "Runs",
+            "made": "How it was made",
+            "card": "Model card",
+        },
+        trivial=set(table.statistics["trivial"]),
+        notes=notes,
+        failures=reasons,
+        underneath=underneath(table, best="best")[: -len(reasons) or None],
+        winners=_winners(table),
+        forests=[_forest(table, column) for column in table.columns],
+        runs=by_model,
+        settings=_flat({**table.facts, **settings}),
+        card=bench_card(table),
+    )
+
+
+def _page(template: str, **given: Any) -> str:
+    """A template filled in: everything escaped, and what it names but was not given an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    pages = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters |= {
+        "number": number,
+        "with_interval": with_interval,
+        "signed": _signed,
+        "compact": _compact,
+        "against_paper": against_paper,
+        "state": state,
+        "label": LABELS.__getitem__,
+        "quoted": quote,
+        "hashed": _hashed,
+    }
+    return pages.get_template(template).render(**given)
+
+
+def gallery_rows(labels: ArrayLike, scores: ArrayLike, count: int = 6) -> tuple[list[int], list[int], list[int]]:
+    """Rows of the films that score highest, of the most wrong ones, each worst first, and of the lowest, lowest first.
+
+    labels  (N,) -1, 0 or 1.    scores  (N,) finite.    How wrong a film is: the share of the other class on its wrong
+    side, that is of abnormal films that score lower than a normal one, of normal films that score higher than an
+    abnormal one. Films that no film of the other class contradicts are not wrong; with one class none is.
+
+    >>> gallery_rows([0, 0, 1, 1], [0.1, 0.9, 0.2, 0.8], count=3)
+    ([1, 3, 2], [1, 2, 3], [0, 2, 3])
+    """
+    truth, score = np.asarray(labels), np.asarray(scores, np.float64)
+    normal, abnormal = np.sort(score[truth == 0]), np.sort(score[truth == 1])
+    wrong = np.zeros(len(score))
+    if len(normal) and len(abnormal):
+        lower = np.searchsorted(abnormal, score, side="left") / len(abnormal)
+        higher = 1 - np.searchsorted(normal, score, side="right") / len(normal)
+        wrong = np.where(truth == 0, lower, np.where(truth == 1, higher, 0.0))
+    highest, worst, lowest = (
+        [int(row) for row in np.argsort(by, kind="stable")[:count]] for by in (-score, -wrong, score)
+    )
+    return highest, [row for row in worst if wrong[row] > 0], lowest
+
+
+def verdict(figures: Mapping[str, Any], score: str) -> list[str]:
+    """Sentences that say whether the main score is a detector: its ROC-AUC on films, set against the trivial ones.
+
+    figures  from `metrics.evaluate`. Empty where there is no ROC-AUC.
+    """
+    film = figures.get("film", {}).get(score)
+    if not film or film["roc_auc"] is None:
+        return []
+    value = with_interval(film["roc_auc"], film["roc_auc_interval"])
+    lines = [
+        f"ROC-AUC {value} on {film['n']} films of {film['n_patients']} patients, "
+        f"{film['n_abnormal']} of them abnormal ({100 * film['prevalence']:.0f} %)."
+    ]
+    for rival, versus in film.get("against", {}).items():
+        gap = with_interval(versus["difference"], versus["interval"])
+        if versus["interval"] is None:
+            lines.append(f"Against {rival}: {gap}; too few patients to tell.")
+        elif versus["interval"][0] > 0:
+            lines.append(f"Better than {rival} by {gap}.")
+        elif versus["interval"][1] < 0:
+            lines.append(f"WORSE than {rival}: {gap}.")
+        else:
+            lines.append(f"NOT shown to be better than {rival}: {gap}.")
+    return lines
+
+
+# --------------------------------------------------------------------------------------------------------- model cards
+
+_NO_DEVICE = (
+    "NOT A MEDICAL DEVICE: nobody has approved it for use on patients. No diagnosis, triage, treatment or discharge "
+    "may rest on its scores or heatmaps."
+)
+_OTHER_FILMS = (
+    "Films of other body parts, projections, machines or preparation than it was trained on: it calls what is new to "
+    "it abnormal, be it a disease, a marker or a scanner."
+)
+
+
+def model_card(context: ReportContext) -> dict[str, list[str]]:
+    """What the model is for and not for, on what it was trained and tested, and its limits: title -> sentences."""
+    film = context.metrics.get("film", {}).get(context.score) or {}
+    learned = "labelled films, normal and abnormal" if context.supervised else "films of normal patients alone"
+    counts = ", ".join(f"{count} {_SPLIT_WORDS.get(name, name)}" for name, count in context.films.items())
+    data = [f"{context.data}{' (SYNTHETIC: drawn, not taken of patients)' if context.synthetic else ''}."]
+    data += [f"Films: {counts}, {len(np.asarray(context.labels))} here measured."] if counts else []
+    if film.get("n"):
+        data.append(
+            f"Measured on {film['n']} films of known label of {film['n_patients']} patients; {film['n_abnormal']} of "
+            "the films are abnormal. No patient is in two splits."
+        )
+    if context.failures:
+        data.append(f"{len(context.failures)} films could not be used; they are listed above.")
+    limits = [] if not context.synthetic else ["The films were drawn: the figures say nothing about medicine."]
+    if film.get("roc_auc") is None:
+        limits.append("Nothing is known of how well it tells abnormal films: there are no figures.")
+    else:
+        rivals = [
+            rival
+            for rival, versus in film.get("against", {}).items()
+            if versus["interval"] is None or versus["interval"][0] <= 0
+        ]
+        if rivals:
+            limits.append(f"It is not shown to be better than {' or '.join(rivals)}, which need no training.")
+        limits.append("One training with one seed; how much another seed changes is for `anomaly bench` to say.")
+        limits.append("Measured on films of one source. Expect less elsewhere, and measure there before relying on it.")
+    limits.append("How figures differ by age, sex, machine or hospital was not measured.")
+    if context.map_scale is not None:
+        limits.append("A heatmap shows what moved the score; it outlines no lesion.")
+    if not context.supervised:
+        limits.append("A score is no probability: it orders films, and its unit has no meaning beyond this run.")
+    return {
+        "What it is": [
+            *([context.about] if context.about else []),
+            f"{context.model}, trained on {learned}. A film's score is higher the more abnormal the film looks to it.",
+        ],
+        "What it is for": [
+            "Research: ordering films like those it was trained on by how unusual they are, and comparing detectors on "
+            "the same films.",
+        ],
+        "What it is not for": [_NO_DEVICE, _OTHER_FILMS],
+        "Data": data,
+        "Limits": limits,
+    }
+
+
+def bench_card(table: Table) -> dict[str, list[str]]:
+    """The same for all detectors of a bench."""
+    limits = ["The films were drawn: the figures say nothing about medicine."] if table.synthetic else []
+    return {
+        "What it is for": [
+            "Research: which detector, on which preparation of the films, and whether the difference is real.",
+        ],
+        "What it is not for": [_NO_DEVICE, _OTHER_FILMS],
+        "Limits": [
+            *limits,
+            "Films of one source. An order of detectors here need not be the order elsewhere.",
+            "The best of a column was chosen on the films it is measured on: its figure is a little too good.",
+            "How figures differ by age, sex, machine or hospital was not measured.",
+        ],
+    }
+
+
+_SPLIT_WORDS = {"train": "to train on", "val": "to validate with", "abnormal": "of those to train on abnormal"}
+
+
+# ------------------------------------------------------------------------------------------------------------- charts
+
+Panel = dict[str, Any]
+"""A chart on the page: "title", "chart", its SVG, and "legend", pairs of a swatch and its words."""
+
+
+def _panel(title: str, chart: Markup, legend: Sequence[tuple[str, str]] = ()) -> Panel:
+    return {"title": title, "chart": chart, "legend": [(swatch(kind), words) for kind, words in legend]}
+
+
+def roc_band(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    patients: ArrayLike,
+    at: NDArray[np.float64],
+    *,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """How far ROC curves reach up and down when other patients come: two curves over the shares `at`, (K,) and (K,).
+
+    labels  (N,) 0 or 1.    scores  (N,) finite.    patients  (N,) whose film it is.    at  (K,) rising, in [0, 1]:
+    shares of normal films flagged. The draws of patients are those of `metrics.interval`; each gives a curve, a film
+    counting as often as its patient came, and at each share the middle `level` of the drawn shares of abnormal films
+    flagged is kept (vertical averaging: Fawcett 2006, section 8). None with fewer than two patients of a class.
+    """
+    truth, score = np.asarray(labels, np.int64), np.asarray(scores, np.float64)
+    draws = PatientBootstrap(truth, patients, resamples=resamples, seed=seed)
+    if not draws.enough:
+        return None
+    order = np.argsort(-score, kind="stable")
+    ranked, abnormal, patient = score[order], truth[order] == 1, draws.patient[order]
+    ends = np.flatnonzero(np.r_[ranked[1:] != ranked[:-1], True])  # (G,) the last film of each score
+    curves = []
+    for counts in draws.counts:
+        weight = counts[patient].astype(np.float64)  # (N,)
+        flagged = [np.cumsum(weight * of)[ends] for of in (~abnormal, abnormal)]  # 2 x (G,)
+        if flagged[0][-1] and flagged[1][-1]:
+            normal, found = (np.r_[0.0, some / some[-1]] for some in flagged)
+            curves.append(np.interp(at, normal, found))
+    low, high = np.quantile(np.array(curves), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
+
+
+def _roc_curves(context: ReportContext, trivial: Sequence[str]) -> list[Panel]:
+    """ROC curves of films and of studies, the main score's with its band; none with one class only."""
+    labels, patients = np.asarray(context.labels), np.asarray(context.patients)
+    settings = context.metrics.get("settings", {})
+    how = settings.get("aggregate", "mean")
+    drawn = {name: settings[name] for name in ("level", "resamples", "seed") if name in settings}
+    own = [context.score, *(name for name in context.scores if name != context.score and name not in trivial)][:_CURVES]
+    plain = [name for name in context.scores if name in trivial]
+    kinds = dict(zip(own, _SERIES, strict=False)) | {name: _PLAIN[i % 2] for i, name in enumerate(plain)}
+    panels = []
+    for unit, ids in (("film", np.arange(len(labels))), ("study", np.asarray(context.studies))):
+        groups = {name: aggregate(ids, context.scores[name], labels, how) for name in kinds}
+        known = groups[context.score].labels >= 0
+        truth = groups[context.score].labels[known]
+        if set(truth.tolist()) != {0, 1}:
+            continue
+        chart = Chart((0, 1), (0, 1), xlabel="normal flagged", ylabel="abnormal flagged", height=380)
+        at = np.linspace(0, 1, 101)
+        main = groups[context.score]
+        band = roc_band(truth, main.scores[known], patients[main.first][known], at, **drawn)
+        if band:
+            chart.band(at.tolist(), *band, "one")
+        chart.line((0, 1), (0, 1), "chance")
+        legend = []
+        for name in (*reversed(plain), *reversed(own)):
+            chart.line(*roc_curve(truth, groups[name].scores[known]), kinds[name] + " thick" * (name == own[0]))
+            figures = context.metrics.get(unit, {}).get(name, {})
+            value = with_interval(figures.get("roc_auc"), figures.get("roc_auc_interval"))
+            legend.append((kinds[name], f"{name} {value}"))
+        words = f"ROC curves by {unit}: {'; '.join(words for _, words in reversed(legend))}."
+        panels.append(_panel(f"ROC curves by {unit}", chart.svg(words), legend[::-1]))
+    return panels
+
+
+def _histogram(context: ReportContext, name: str) -> Panel:
+    """A score in each class, and its threshold; the outermost half percents are in the end bins."""
+    labels, scores = np.asarray(context.labels), np.asarray(context.scores[name], np.float64)
+    flagged = context.metrics.get("film", {}).get(name, {}).get("threshold", {})
+    threshold = context.threshold if name == context.score else flagged.get("threshold")
+    low, high = np.quantile(scores, [0.005, 0.995])
+    if threshold is not None:
+        low, high = min(low, threshold), max(high, threshold)
+    room = (high - low) * 0.02 or 0.5
+    edges = np.linspace(low - room, high + room, _BINS + 1)
+    shares = {}
+    for label in LABELS:
+        own = np.clip(scores[labels == label], edges[0], edges[-1])
+        if len(own):
+            shares[label] = np.histogram(own, edges)[0] / len(own)
+    top = float(max(values.max() for values in shares.values()))
+    chart = Chart((edges[0], edges[-1]), (0, top * 1.05), xlabel=name, ylabel="share of the class", height=240)
+    legend = []
+    for label, values in shares.items():
+        kind = "muted" if label < 0 else LABELS[label]
+        chart.steps(edges.tolist(), values.tolist(), kind)
+        legend.append((kind, f"{LABELS[label]} ({int((labels == label).sum())})"))
+    if threshold is not None:
+        chart.upright(threshold, 0, top * 1.05, "ink dashed")
+        legend.append(("ink dashed", f"threshold {_compact(threshold)}"))
+    return _panel(name, chart.svg(f"Histogram of {name}: {', '.join(words for _, words in legend)}."), legend)
+
+
+def _series(
+    history: Mapping[str, Sequence[float | None]],
+) -> tuple[tuple[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
+    """The horizontal axis (its name, its values) of a history, and the columns to draw over it."""
+    columns = {
+        name: np.array([math.nan if v is None else v for v in values], np.float64) for name, values in history.items()
+    }
+    rows = max((len(values) for values in columns.values()), default=0)
+    axis = next((name for name in ("step", "epoch") if name in columns), None)
+    across = ("row", np.arange(rows, dtype=np.float64)) if axis is None else (axis, columns[axis])
+    drawn = {
+        name: values
+        for name, values in columns.items()
+        if name not in ("step", "epoch") and np.isfinite(values).any() and len(values) == len(across[1])
+    }
+    return across, drawn
+
+
+def _panels(
+    history: Mapping[str, Sequence[float | None]],
+) -> tuple[tuple[str, NDArray[np.float64]], dict[str, dict[str, NDArray[np.float64]]]]:
+    """The horizontal axis of a history, and title -> column -> values: a panel a column, for their units differ, but
+    what was watched in training and in validation lies in one (`accuracy` and `validation_accuracy`).
+    """
+    across, columns = _series(history)
+    panels: dict[str, dict[str, NDArray[np.float64]]] = {}
+    for name, values in columns.items():
+        watched = name.removeprefix("validation_")
+        panels.setdefault(watched if watched in columns else name, {})[name] = values
+    return across, panels
+
+
+def _learning_curves(history: Mapping[str, Sequence[float | None]]) -> list[Panel]:
+    """A small chart a panel."""
+    (name, across), panels = _panels(history)
+    drawn = []
+    for title, columns in panels.items():
+        values = np.concatenate(list(columns.values()))
+        told = values[np.isfinite(values)]
+        room = (told.max() - told.min()) * 0.05
+        span = (float(told.min() - room), float(told.max() + room))
+        chart = Chart((float(across.min()), float(across.max())), span, xlabel=name, height=210)
+        legend = []
+        for column, line in columns.items():
+            kind, words = ("two", "validation") if column != title else ("one", "training")
+            chart.line(across.tolist(), line.tolist(), kind, dots=np.isfinite(line).sum() <= 30)
+            legend.append((kind, words))
+        drawn.append(_panel(title, chart.svg(f"{title} over {name}."), legend if len(columns) > 1 else ()))
+    return drawn
+
+
+def _reliability_charts(classes: Mapping[str, Any]) -> list[Panel]:
+    """Over each bin's mean probability its share of abnormal ones, and under it how many are in the bin."""
+    panels = []
+    for unit, figures in _reliabilities(classes).items():
+        chart = Chart((0, 1), (0, 1), ylabel="share abnormal", height=330)
+        chart.line((0, 1), (0, 1), "chance")
+        most = max(one["n"] for one in figures["bins"])
+        below = Chart((0, 1), (0, most), xlabel="probability of being abnormal", ylabel=_PLURALS[unit], height=120)
+        for one in figures["bins"]:
+            if one["share_interval"] is not None:
+                low, high = one["share_interval"]
+                chart.upright(one["mean_probability"], low, high, "one thick")
+            told = f"{one['n']} {_PLURALS[unit]} said to be abnormal with {one['mean_probability']:.2f}: " + (
+                f"{with_interval(one['share'], one['share_interval'])} are"
+            )
+            chart.point(one["mean_probability"], one["share"], "one", radius=4.2, title=told)
+            below.steps((one["low"], one["high"]), (one["n"],), "one")
+        brier = with_interval(figures["brier"], figures["brier_interval"])
+        words = f"Share of abnormal ones over their probability, by {unit}."
+        both = chart.svg(words) + below.svg(f"How many {_PLURALS[unit]} have which probability.")
+        panels.append(_panel(f"By {unit}, Brier score {brier}", both))
+    return panels
+
+
+def _forest(table: Table, column: str) -> Panel:
+    """The rows of one column of a bench, the best first, each with its interval, and the paper's figures beside."""
+    rows: list[tuple[tuple[str, str], Entry]] = [
+        (row, entry) for row in table.rows if (entry := table.entries.get((*row, column))) and entry.mean is not None
+    ]
+    rows.sort(key=lambda row: -(row[1].mean or 0.0))
+    ends = [limit for _, entry in rows for limit in (entry.interval or ())] + [
+        value for _, entry in rows for value in (entry.mean, entry.paper and entry.paper[0]) if value is not None
+    ]
+    low, high = min([0.45, *ends]), max([0.65, *ends])
+    height = 20 * max(1, len(rows)) + 54
+    chart = Chart(
+        (max(0, low - 0.02), min(1, high + 0.02)), (-len(rows) - 0.5, 0.5), xlabel="ROC-AUC", width=460, height=height,
+        left=150,
+    )  # fmt: skip
+    chart.upright(0.5, -len(rows) - 0.5, 0.5, "chance")
+    legend = [("one", "the best, and what cannot be told apart from it"), ("muted", "the others")]
+    for place, ((model, score), entry) in enumerate(rows):
+        assert entry.mean is not None
+        kind = "one" if entry.best or entry.tied else "muted"
+        told = f"{model} {score}: {with_interval(entry.mean, entry.interval)}"
+        chart.text(-place - 0.5, f"{model} {score}", "strong" if entry.best else "")
+        if entry.interval is not None:
+            chart.level(-place - 0.5, *entry.interval, f"{kind} thick")
+        chart.point(entry.mean, -place - 0.5, kind, radius=4.4 if entry.best else 3.4, title=told)
+        if entry.paper is not None:
+            chart.diamond(entry.paper[0], -place - 0.5, "two", title=f"paper: {number(entry.paper[0])}")
+    if any(entry.paper is not None for _, entry in rows):
+        legend.append(("two", "the paper's figure"))
+    return _panel(column, chart.svg(f"ROC-AUC of every row on {column}, the best first.", rows=True), legend)
+
+
+def _winners(table: Table) -> list[str]:
+    """A sentence a column: which row is best, and how many cannot be told apart from it."""
+    lines = []
+    for column in table.columns:
+        entries = {row: entry for row in table.rows if (entry := table.entries.get((*row, column)))}
+        best = next((row for row, entry in entries.items() if entry.best), None)
+        if best is None:
+            lines.append(f"{column}: no figure.")
+            continue
+        others = [entry for row, entry in entries.items() if row != best and entry.mean is not None]
+        tied, value = (
+            sum(entry.tied for entry in others),
+            with_interval(entries[best].mean, entries[best].interval),
+        )
+        told = f"{tied} of {len(others)} others cannot be told apart from it" if others else "no other row to compare"
+        part = state(entries[best])
+        lines.append(f"{column}: {' '.join(best)} is the best, {value}{f' ({part})' if part else ''}; {told}.")
+    return lines
+
+
+def reliability_png(classes: Mapping[str, Any], *, synthetic: bool) -> bytes | None:
+    """The reliability of films and studies as a PNG on white, a file to show elsewhere, or None where there is none.
+
+    classes  from `classification.evaluate_classes`.
+    """
+    units = _reliabilities(classes)
+    if not units:
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(units), 5.6 + 0.3 * synthetic), layout="constrained", facecolor="white")
+    if synthetic:
+        figure.suptitle("SYNTHETIC films", fontsize=11, fontweight="bold")
+    grid = figure.subplots(2, len(units), squeeze=False, sharex=True, gridspec_kw={"height_ratios": [4, 1]})
+    blue, quiet = "#0072b2", "#6a7078"
+    for (axes, below), (unit, figures) in zip(grid.T, units.items(), strict=True):
+        bins = figures["bins"]
+        axes.plot([0, 1], [0, 1], color=quiet, linewidth=1, linestyle="--")
+        for one in bins:
+            if one["share_interval"] is not None:
+                axes.plot([one["mean_probability"]] * 2, one["share_interval"], color=blue, linewidth=1.6)
+        points = np.array([(one["mean_probability"], one["share"]) for one in bins])
+        axes.plot(*points.T, color=blue, linewidth=0, marker="o", markersize=5)
+        low, high, count = (np.array([one[name] for one in bins]) for name in ("low", "high", "n"))
+        below.bar(low, count, high - low, align="edge", color=blue, alpha=0.45, edgecolor=blue)
+        brier = with_interval(figures["brier"], figures["brier_interval"])
+        axes.set(ylabel="share abnormal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.set_title(f"by {unit}  (Brier score {brier})", fontsize=9)
+        below.set(xlabel="probability of being abnormal", ylabel=_PLURALS[unit])
+        for each in (axes, below):
+            each.grid(color="#dfe3e8", linewidth=0.6)
+            each.set_axisbelow(True)
+            each.spines[:].set_visible(False)
+            each.tick_params(colors=quiet, labelsize=8, length=0)
+    data = BytesIO()
+    figure.savefig(data, format="png", dpi=160, metadata={"Software": None})
+    return data.getvalue()
+
+
+def _reliabilities(classes: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The units drawn, those of the ROC curves, and the reliability of each."""
+    return {unit: classes[unit]["reliability"] for unit in ("film", "study") if unit in classes}
+
+
+def _thresholds_of(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One level of `classification.evaluate_classes` as the page needs it: at one half, then as chosen."""
+    half, chosen = figures["half"], figures["chosen"]
+    titles = (f"at {_compact(half['threshold'])}", f"at {_compact(chosen['threshold'])}, chosen on validation")
+    return [
+        {"title": title, "figures": one, "confusion": _confusion(one["confusion"])}
+        for title, one in zip(titles, (half, chosen), strict=True)
+    ]
+
+
+def _confusion(matrix: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Truth -> its cells, each with count and share of the row, None where the row is empty."""
+    return {
+        LABELS[truth]: [
+            {"count": count, "share": share}
+            for count, share in zip(matrix["counts"][truth], matrix["normalised"][truth] or (None, None), strict=True)
+        ]
+        for truth in (0, 1)
+    }
+
+
+# -------------------------------------------------------------------------------------------------------------- films
+
+
+def _heat_bar(context: ReportContext) -> dict[str, str] | None:
+    """The colours of the heat, and what they mean in words; None where no map is drawn."""
+    scale = context.map_scale
+    if scale is None:
+        return None
+    reach, clear = _compact(REACH * scale), _compact(CLEAR * scale)
+    words = (
+        f"≥ {reach} {context.map_unit}; clear below {clear}; "
+        f"one scale for all films: {_compact(scale)}, from validation normals"
+    )
+    return {"picture": _data(png(colour_bar(320, 14))), "words": words}
+
+
+def _galleries(groups: Mapping[str, Sequence[Shown]], threshold: float | None) -> dict[str, list[dict[str, Any]]]:
+    """Title -> films as the page needs them, numbered through: controls of one card share a name on the page."""
+    number, galleries = 0, {}
+    for title, films in groups.items():
+        cards = []
+        for shown in films:
+            number += 1
+            grey = np.rint(np.clip(shown.film, 0, 1) * 255).astype(np.uint8)
+            cards.append(
+                {
+                    "number": number,
+                    "shown": shown,
+                    "film": _data(png(_small(grey))),
+                    "layers": {name: _data(png(_small(layer))) for name, layer in shown.layers.items()},
+                    "flagged": None if threshold is None else shown.score >= threshold,
+                }
+            )
+        galleries[title] = cards
+    return galleries
+
+
+def _layers(galleries: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """The layers that some film of a page has, in their order."""
+    return list(dict.fromkeys(name for cards in galleries.values() for card in cards for name in card["layers"]))
+
+
+def _small(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The picture, shrunk by an area filter where it is larger than the gallery shows."""
+    import cv2
+
+    factor = _WIDEST / max(picture.shape[:2])
+    if factor >= 1:
+        return picture
+    size = tuple(max(1, round(side * factor)) for side in picture.shape[1::-1])
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+# --------------------------------------------------------------------------------------------------------------- text
+
+
+def _data(picture: bytes) -> str:
+    """A PNG as an address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+
+
+def _hashed(script: str) -> str:
+    """The name by which a content security policy lets a script run, and no other."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
+
+
+def _signed(value: float) -> str:
+    """A difference with its sign.
+
+    >>> _signed(0.012), _signed(-0.3)
+    ('+.012', '-.300')
+    """
+    return ("" if value < 0 else "+") + number(value)
+
+
+def _compact(value: float) -> str:
+    """A number in the fewest digits that tell it."""
+    return f"{value:.4g}"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """A nested configuration as one table: dotted name -> value in JSON, texts without quotes.
+
+    >>> _flat({"model": {"latent": 64, "name": "vae"}, "seed": None})
+    {'model.latent': '64', 'model.name': 'vae', 'seed': 'null'}
+    """
+    flat: dict[str, str] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = (
+                value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+            )
+    return flat

@@ -1,0 +1,97 @@
+"""The pictures a training leaves: learning curve, samples, reconstructions, maps, detections."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from anomaly.data.batch import as_batch
+from anomaly.data.dataset import Films, load_films
+from anomaly.evaluation.heatmap_scale import map_scale
+from anomaly.evaluation.predict import View, maps
+from anomaly.localization.base import Finder
+from anomaly.localization.finding import pictured
+from anomaly.models.base import Detector
+from anomaly.reporting.heatmap import blend, png, titled
+
+PICTURED = 6
+"""Validation films in reconstructions.png."""
+DRAWN = 6
+"""Generated films a side of samples.png."""
+
+
+def learning_curve(history: Sequence[dict[str, float]], *, synthetic: bool) -> bytes:
+    """Return a PNG of every loss term and the validation loss over the epochs, and below it of what was watched.
+
+    Losses lie on a logarithmic scale where all are above 0; what is a share in every epoch has a panel of its own.
+    """
+    from matplotlib.figure import Figure
+
+    terms = [name for name in history[0] if "." in name or name == "validation"]
+    watched = [name for name in history[0] if name not in (*terms, "epoch", "seconds", "films_per_second")]
+    shares = [name for name in watched if all(0 <= line[name] <= 1 for line in history)]
+    others = [name for name in watched if name not in shares]
+    panels = [panel for panel in (("loss", terms), ("share", shares), ("watched", others)) if panel[1]]
+    figure = Figure(figsize=(9, 1.5 + 2.5 * len(panels)), layout="constrained")
+    epochs, marker = [line["epoch"] for line in history], "." if len(history) < 30 else None
+    for axes, (title, names) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        for name in names:
+            axes.plot(epochs, [line[name] for line in history], label=name, marker=marker)
+        positive = all(line[name] > 0 for line in history for name in names)
+        axes.set(ylabel=title, yscale="log" if positive and title == "loss" else "linear")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside the lines, which it would hide
+    axes.set(xlabel="epoch")
+    if synthetic:
+        figure.suptitle("SYNTHETIC films")
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=120, metadata={"Software": None})
+    return out.getvalue()
+
+
+def samples(made: NDArray[np.float32], *, synthetic: bool) -> bytes:
+    """Return a PNG of generated films in a square: (DRAWN², S, S) in [0, 1]."""
+    grey = np.rint(np.clip(made, 0, 1) * 255).astype(np.uint8)
+    rows = [np.concatenate(grey[i : i + DRAWN], axis=1) for i in range(0, len(grey), DRAWN)]
+    square = np.concatenate(rows, axis=0)[..., None].repeat(3, axis=2)
+    return png(titled(_enlarged(square, made.shape[1]), f"generated films{', of SYNTHETIC ones' if synthetic else ''}"))
+
+
+def picture(model: Detector, view: View, scale: float | None, device: torch.device) -> bytes:
+    """Return a PNG of the view's films: a row a film, with film, reconstruction and map.
+
+    Without a `scale`, the maps share that of the view itself.
+    """
+    drawn = list(maps(model, view, device))
+    scale = scale or map_scale((heat, mask) for _, heat, _, mask in drawn)
+    rows = []
+    for number, heat, film, mask in drawn:
+        one = as_batch(load_films(view.cache, view.variant, np.array([number]), view.size), device)
+        with torch.inference_mode():
+            made = model.reconstruct(one)
+        columns = [film] if made is None else [film, made[0, 0].float().cpu().numpy()]
+        grey = [np.rint(np.clip(c, 0, 1) * 255).astype(np.uint8)[..., None].repeat(3, axis=2) for c in columns]
+        rows.append(np.concatenate([*grey, blend(film, heat, mask, scale)], axis=1))
+    shown = f"film, {'' if made is None else 'reconstruction, '}{model.map_unit}"
+    sheet = _enlarged(np.concatenate(rows, axis=0), view.size)
+    return png(titled(sheet, f"{'SYNTHETIC films: ' if view.cache.synthetic else ''}{shown}"))
+
+
+def finds_picture(
+    model: Finder, films: Films, threshold: float | None, device: torch.device, *, synthetic: bool
+) -> bytes:
+    """Return a PNG of some films with what is there (white) and what the model finds (coloured), surer than .5 or the
+    threshold.
+    """
+    model.eval()
+    some = films.part(np.arange(0, len(films), max(1, len(films) // PICTURED))[:PICTURED])
+    sheet = pictured(model, some, 0.5 if threshold is None else threshold, device)
+    return png(titled(sheet, f"{'SYNTHETIC films: ' if synthetic else ''}white: there, coloured: found"))
+
+
+def _enlarged(sheet: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return a sheet of films of `side` pixels so that each has at least 128: pixels repeated, not blurred."""
+    times = -(-128 // side)
+    return sheet.repeat(times, axis=0).repeat(times, axis=1)

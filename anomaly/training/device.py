@@ -1,0 +1,55 @@
+"""Device, precision and repeatability."""
+
+import torch
+
+from anomaly.training.config import Precision
+from preprocessing import InputError
+
+
+def make_repeatable(device: torch.device) -> None:
+    """Ask for the same numbers from the same inputs: exact on a CPU, and on a GPU as far as cuDNN grants it.
+
+    TF32, which a GPU would take for float32 unasked, is off: thresholds found on one machine hold on another.
+    """
+    # As use_deterministic_algorithms, which loads a compiler on the way: a second of every start.
+    torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
+    # A help to find bugs, for which all memory is written twice.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name; `auto` takes a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("there are: cpu, cuda, mps")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0][:160]
+        raise InputError(f"no device {name!r} ({reason}); take `--device cpu`, or `auto`") from None
+    return device
+
+
+def choose_precision(name: str, device: torch.device, *, pays: bool) -> Precision:
+    """Return the precision of training; `auto` takes bfloat16 on a GPU that has it, and on a processor where it `pays`
+    (`Model.pays_in_bfloat16`) and the processor multiplies it itself.
+    """
+    if name in ("float32", "bfloat16"):
+        return name  # type: ignore[return-value]  # narrowed by the line above, which mypy doesn't see
+    if name != "auto":
+        raise InputError(f"no precision {name!r}; there are: auto, float32, bfloat16")
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bfloat16" if pays and has_avx512_bf16() else "float32"
+
+
+def has_avx512_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 itself; without that, autocast costs more than it saves."""
+    known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private, so it may go
+    return bool(known and known())

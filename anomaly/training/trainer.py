@@ -1,0 +1,362 @@
+"""The training loop: one for every model.
+
+Per step: one autocast context, the gradients of that player's parameters alone, that player's optimiser. So toggling
+`requires_grad`, stray `detach` calls and mixed precision have one home, and a model only says who moves and when.
+
+The checkpoint that is kept is the one of the lowest validation loss (`keep="best"`), measured after every epoch on
+films that no gradient saw: for a detector trained on normal films the validation *normals*, so that no label is
+needed. Training stops when that loss has not fallen for `patience` epochs. `keep="last"` keeps the last epoch, as the
+paper's code did.
+
+Training goes in `stages`, one unasked: in each either everything moves or one part of the model, the others frozen.
+A stage ends like a training, after `epochs` or by `patience`; the next begins with the kept weights and new optimisers.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from anomaly.data.batch import Batch, as_batch
+from anomaly.data.dataset import Films, StoredFilms
+from anomaly.data.loader import TrainingBatches
+from anomaly.distributed import ALONE, Team
+from anomaly.models.base import Model, Step
+from anomaly.runs import Run, checkpoint_state, to_csv
+from anomaly.training.config import EpochReport, Precision, State, TrainConfig
+from preprocessing import InputError
+
+AFTER_DIVERGING = "what earlier epochs gave is kept; train again with a lower --set learning_rate=, or --set clip=1"
+
+
+def _compilable(players: Mapping[str, Sequence[nn.Module]]) -> Iterator[nn.Module]:
+    """Give the outermost sequences of layers of all players, once each; where there are none, the players' own modules.
+
+    Compiled is what happens at a module's call, and not all networks are called as a whole.
+    """
+    seen: set[nn.Module] = set()
+    for modules in players.values():
+        for module in modules:
+            for part in list(_sequences(module)) or [module]:
+                if part not in seen:
+                    seen.add(part)
+                    yield part
+
+
+def _sequences(module: nn.Module) -> Iterator[nn.Module]:
+    if isinstance(module, nn.Sequential):
+        yield module
+        return
+    for child in module.children():
+        yield from _sequences(child)
+
+
+COMPILED = 256
+"""Compiled forms of all networks of a model together: a form for each shape of batch, and for scoring."""
+
+
+class Trainer:
+    """One model, its films, its optimisers; `run()` goes on from wherever the state stands."""
+
+    def __init__(
+        self,
+        model: Model,
+        config: TrainConfig,
+        train: Films | StoredFilms,
+        validation: Films | StoredFilms,
+        *,
+        seed: int,
+        device: torch.device,
+        precision: Precision,
+        workers: int,
+        team: Team = ALONE,
+    ) -> None:
+        """`seed` decides the order, the augmentation and every random draw of the model; 0 is a seed like any other."""
+        self.config, self.device, self.seed, self.team = config, device, seed, team
+        self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.weigh(int((train.label == 0).sum()), int((train.label == 1).sum()))
+        self.validation, self.samples = validation, validation.samples()
+        self.autocast = precision == "bfloat16"
+        augmented_by = config.augmented_by
+        if augmented_by == "auto":
+            found = isinstance(train, Films) and (train.boxes is not None or train.foreground is not None)
+            augmented_by = "device" if device.type == "cuda" and not found else "imgaug"
+        self.batches = TrainingBatches(
+            train,
+            batch_size=config.batch_size,
+            augmentation=config.augmentation,
+            seed=seed,
+            workers=workers,
+            device=device,
+            team=team,
+            augmented_by=augmented_by,
+        )
+        self.films = len(train)
+        self.parameters = {
+            player: [p for module in modules for p in module.parameters()]
+            for player, modules in model.players().items()
+        }
+        if config.compile:
+            # All share one cache of what was compiled, which by default holds eight.
+            torch._dynamo.config.recompile_limit = COMPILED
+            for module in _compilable(model.players()):
+                module.compile()
+        self.optimisers = self._optimisers()
+        self.state = State()
+        self.best_weights: dict[str, Tensor] = {}
+
+    def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        config = self.config
+        rate, decay = config.learning_rate, config.weight_decay
+        made: dict[str, torch.optim.Optimizer] = {}
+        for player, parameters in self.parameters.items():
+            if config.optimiser == "sgd":
+                made[player] = torch.optim.SGD(
+                    parameters, lr=rate, momentum=config.momentum, weight_decay=decay, fused=True
+                )
+            else:
+                betas = config.beta1, config.beta2
+                made[player] = torch.optim.Adam(parameters, lr=rate, betas=betas, weight_decay=decay, fused=True)
+        return made
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        folder: Run,
+        on_epoch: Callable[[EpochReport], None],
+        on_checkpoint: Callable[[], None] = lambda: None,
+        *,
+        checkpoint_seconds: float = 20.0,
+    ) -> dict[str, Tensor]:
+        """Train to the end and return the chosen weights; a checkpoint every `checkpoint_seconds`."""
+        saved = -math.inf
+        while not self._done():
+            figures = self._epoch(self.state.epoch + 1)
+            self._remember(figures)
+            new = self._warn(figures)
+            if self._stage_over():
+                self._next_stage()
+            if self.team.first and (self._done() or time.monotonic() - saved >= checkpoint_seconds):
+                self.save(folder)
+                on_checkpoint()
+                saved = time.monotonic()
+            pace = sum(line["seconds"] for line in self.state.history[-5:]) / len(self.state.history[-5:])
+            state, epochs = self.state, self.config.epochs
+            left = pace * (state.before + epochs * (len(self.config.order) - state.stage) - state.epoch)
+            if self.team.first:
+                on_epoch(EpochReport(state.epoch, self.config.most_epochs, figures, state.best_epoch, left, new))
+        return self.best_weights
+
+    def _done(self) -> bool:
+        return self.state.stage == len(self.config.order)
+
+    def _stage_over(self) -> bool:
+        state, patience = self.state, self.config.patience
+        fruitless = state.epoch - max(state.best_epoch, state.before)
+        return state.epoch - state.before >= self.config.epochs or 0 < patience <= fruitless
+
+    def _next_stage(self) -> None:
+        """Go on to the next stage, from the kept weights; its optimisers know nothing of the stage before."""
+        self.state.stage, self.state.before = self.state.stage + 1, self.state.epoch
+        if not self._done():
+            self.model.load_state_dict(self.best_weights)
+            self.optimisers = self._optimisers()
+
+    def _epoch(self, number: int) -> dict[str, float]:
+        start = time.monotonic()
+        # Each epoch draws from numbers of its own, so that resuming needs no state of the generators.
+        own = [self.team.rank] * (not self.team.first)
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, number, *own]).generate_state(1, np.uint64)[0]))
+        self._freeze()
+        self._set_rates(number)
+        terms: dict[str, list[Tensor]] = {}
+        for batch in self.batches.epoch(number):
+            for step in self._steps(damage(batch, self.config)):
+                named = {f"{step.player}.{name}": term for name, term in step.terms.items()}
+                for name, term in (named | step.watch).items():
+                    terms.setdefault(name, []).append(term.detach())
+        figures = {}
+        for name, values in terms.items():  # here the host waits for the device, not before
+            series = self.team.mean(torch.stack(values).float())
+            if not bool(series.isfinite().all()):
+                first = int((~series.isfinite()).nonzero()[0, 0]) + 1
+                raise InputError(
+                    f"loss term {name} is not finite from step {first} of epoch {number} on; {AFTER_DIVERGING}"
+                )
+            figures[name] = float(series.mean())
+        self.team.share_buffers(self.model)
+        validation = self._validate()
+        if not math.isfinite(validation["validation"]):
+            raise InputError(f"the validation loss is not finite after epoch {number}; {AFTER_DIVERGING}")
+        seconds = time.monotonic() - start
+        return {"seconds": seconds, "films_per_second": self.films / seconds, **figures, **validation}
+
+    def _freeze(self) -> None:
+        """Let move what this stage trains; what is frozen keeps its running statistics too."""
+        self.model.train().requires_grad_(True)
+        name = self.config.order[self.state.stage]
+        frozen = [] if name == "all" else [m for part, own in self.model.parts().items() if part != name for m in own]
+        for module in frozen:
+            module.eval().requires_grad_(False)
+
+    def _set_rates(self, number: int) -> None:
+        """Set the step sizes of epoch `number`, from 1 on."""
+        config, shares = self.config, self.model.rates()
+        factor = 1.0
+        if config.schedule == "cosine":
+            factor = 0.5 * (1 + math.cos(math.pi * (number - 1 - self.state.before) / config.epochs))
+        elif config.schedule == "plateau":
+            factor = after_plateaus([line["validation"] for line in self.state.history[self.state.before :]], config)
+        for player, optimiser in self.optimisers.items():
+            for group in optimiser.param_groups:
+                group["lr"] = config.learning_rate * shares.get(player, 1.0) * factor
+
+    def _steps(self, batch: Batch) -> Iterator[Step]:
+        """Apply the model's steps one by one."""
+        generator = self.model.training_steps(batch)
+        while True:
+            # A context of its own for every step: autocast caches cast weights, which are stale once an optimiser
+            # moved them.
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                step = next(generator, None)
+            if step is None:
+                return
+            optimiser = self.optimisers[step.player]
+            parameters = [p for p in self.parameters[step.player] if p.requires_grad]
+            optimiser.zero_grad(set_to_none=True)
+            step.loss().backward(inputs=parameters)
+            self.team.average(parameters, len(batch.film))
+            if self.config.clip:
+                torch.nn.utils.clip_grad_norm_(parameters, self.config.clip)
+            optimiser.step()
+            yield step
+
+    @torch.inference_mode()
+    def _validate(self) -> dict[str, float]:
+        """Return the loss on the validation films, "validation", and what else the model sees there."""
+        self.model.eval()
+        seen: dict[str, list[Tensor]] = {}
+        for start in range(0, len(self.samples), self.config.batch_size):
+            rows = np.concatenate(self.samples[start : start + self.config.batch_size])
+            batch = as_batch(self.validation.part(rows), self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                values = self.model.validate(batch)
+            for name, each in values.items():
+                seen.setdefault(name, []).append(each)
+        # The team's mean, so that all of it takes the same decisions.
+        return {name: float(self.team.mean(torch.cat(parts).float().mean())) for name, parts in seen.items()}
+
+    def _remember(self, figures: dict[str, float]) -> None:
+        state = self.state
+        state.epoch += 1
+        state.history.append({"epoch": state.epoch, **figures})
+        improved = figures["validation"] < state.best
+        if improved:
+            state.best, state.best_epoch = figures["validation"], state.epoch
+        if improved or self.config.keep == "last":
+            self.best_weights = {name: t.detach().cpu().clone() for name, t in self.model.state_dict().items()}
+
+    def _warn(self, figures: dict[str, float]) -> list[str]:
+        """Note what is wrong with the epoch; returns what was not wrong before."""
+        new = []
+        for text in self.model.warnings(figures):
+            kind = text.partition(" (")[0]  # figures in brackets differ from epoch to epoch
+            known = next((w for w in self.state.warnings if w["text"].partition(" (")[0] == kind), None)
+            if known is None:
+                self.state.warnings.append({"text": text, "first": self.state.epoch, "last": self.state.epoch})
+                new.append(text)
+            else:
+                known |= {"text": text, "last": self.state.epoch}
+        return new
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Run) -> None:
+        """Write the whole state as one safetensors file: weights, best weights, optimisers, the rest as JSON text."""
+        tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"best/{k}": v for k, v in self.best_weights.items()}
+        for player, optimiser in self.optimisers.items():
+            for index, values in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser/{player}/{index}/{k}": v for k, v in values.items()}
+        state = {
+            "epoch": self.state.epoch,
+            "stage": self.state.stage,
+            "before": self.state.before,
+            "best": self.state.best,
+            "best_epoch": self.state.best_epoch,
+            "history": self.state.history,
+            "warnings": self.state.warnings,
+        }
+        flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        folder.write("checkpoint.safetensors", save(flat, metadata={"state": json.dumps(state)}))
+        folder.write("history.csv", history_csv(self.state.history))
+
+    def restore(self, path: Path) -> None:
+        """Take up the state that `save` wrote."""
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimiser": {}}
+        self.state = State(**checkpoint_state(path))
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118  (not a mapping)
+                group, _, rest = name.partition("/")
+                groups[group][rest] = file.get_tensor(name)
+        self.model.load_state_dict(groups["model"])
+        self.best_weights = groups["best"]
+        for player, optimiser in self.optimisers.items():
+            whole = optimiser.state_dict()
+            whole["state"] = {}
+            for name, tensor in groups["optimiser"].items():
+                owner, index, key = name.split("/")
+                if owner == player:
+                    moved = self.parameters[player][int(index)]
+                    # The fused optimiser walks memory: its averages must lie as their parameter does, channels last.
+                    laid = torch.empty_like(moved).copy_(tensor) if tensor.shape == moved.shape else tensor
+                    whole["state"].setdefault(int(index), {})[key] = laid.detach()
+            optimiser.load_state_dict(whole)
+
+
+def after_plateaus(losses: list[float], config: TrainConfig) -> float:
+    """Return what the step size is multiplied by after these validation losses: `factor` for each plateau so far.
+
+    By torch's own ReduceLROnPlateau, led through the losses again: so a resumed training needs no state of it.
+
+    >>> after_plateaus([3.0, 2.0, 2.0, 2.0, 1.0], TrainConfig(schedule="plateau", plateau=1))
+    0.1
+    """
+    stand_in = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(stand_in, "min", config.factor, config.plateau, eps=0.0)
+    for loss in losses:
+        plateau.step(loss)
+    return float(stand_in.param_groups[0]["lr"])
+
+
+def damage(batch: Batch, config: TrainConfig) -> Batch:
+    """Return the batch with what a denoising training shows of it, drawn from torch's own random numbers."""
+    if not config.noise and not config.erase:
+        return batch
+    shown, (count, _, side, _) = batch.film, batch.film.shape
+    if config.noise:
+        cells = max(1, round(side / config.noise_cell))
+        noise = torch.randn(count, 1, cells, cells, device=shown.device)
+        if cells != side:
+            noise = interpolate(noise, size=(side, side), mode="bilinear", align_corners=False)
+        shown = shown + config.noise * noise
+    if config.erase:
+        kept = torch.rand(count, 1, 8, 8, device=shown.device) >= config.erase
+        shown = shown * interpolate(kept.float(), size=(side, side), mode="nearest")
+    return replace(batch, damaged=shown * batch.mask)
+
+
+def history_csv(history: list[dict[str, float]]) -> str:
+    """Return the history as CSV, one line an epoch."""
+    names = list(history[0]) if history else ["epoch"]
+    return to_csv({name: [line[name] for line in history] for name in names})
