@@ -1,7 +1,7 @@
 """One training by several processes, on as many GPUs: `torchrun --nproc-per-node 2 -m anomaly train cae`.
 
 Each process has the whole model and takes its part of every batch; gradients are averaged over the films of the batch,
-so that all take the same step. The first one writes the run. Batch normalisation sees the part, not the batch; its
+so that all take the same step. The first one writes the run. Batch normalization sees the part, not the batch; its
 running statistics are those of the first process.
 """
 
@@ -21,7 +21,7 @@ LONGEST_PATH = 4096
 
 
 @dataclass(frozen=True)
-class Team:
+class World:
     """Which of how many processes this is."""
 
     rank: int = 0
@@ -33,7 +33,7 @@ class Team:
         return self.rank == 0
 
     def average(self, parameters: Iterable[nn.Parameter], films: int) -> None:
-        """Make every gradient the team's mean, each member's weighted by the films that it comes from."""
+        """Make every gradient the mean over all processes, weighted by the films of each."""
         if self.size == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -47,7 +47,7 @@ class Team:
             start += gradient.numel()
 
     def mean(self, values: Tensor) -> Tensor:
-        """Return the mean over the team of a tensor of one shape."""
+        """Return the mean over all processes of a tensor of one shape."""
         if self.size > 1:
             dist.all_reduce(values)
             values /= self.size
@@ -77,18 +77,18 @@ class Team:
             dist.barrier()
 
 
-ALONE = Team()
+SINGLE_PROCESS = World()
 
 
 @contextmanager
-def join(device: str) -> Iterator[Team]:
-    """Yield the team that `torchrun` called up; without it, this process alone.
+def join(device: str) -> Iterator[World]:
+    """Yield the processes that `torchrun` started together; without it, this process alone.
 
     device  on which it trains, as given to `--device`: GPUs talk to each other by another library than processors.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     gpus = torch.cuda.is_available() and device.partition(":")[0] in ("auto", "cuda")
     if gpus:
@@ -96,6 +96,6 @@ def join(device: str) -> Iterator[Team]:
     share_memory(int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     dist.init_process_group("nccl" if gpus else "gloo")
     try:
-        yield Team(dist.get_rank(), size)
+        yield World(dist.get_rank(), size)
     finally:
         dist.destroy_process_group()

@@ -45,7 +45,7 @@ def ours(name: str, cache: str) -> None:
     from anomaly.memory import keep_freed_memory
     from anomaly.pipeline.plan import Plan, prepare, resolve
     from anomaly.training.device import choose_device, make_repeatable
-    from anomaly.training.trainer import Trainer, damage
+    from anomaly.training.trainer import Trainer, corrupt
 
     device = choose_device("auto")
     make_repeatable(device)
@@ -68,7 +68,7 @@ def ours(name: str, cache: str) -> None:
     for number, word in enumerate(sys.stdin, start=1):
         start = time.perf_counter()
         for batch in trainer.batches.epoch(number) if word == "epoch\n" else [ready] * int(word):
-            for _ in trainer._steps(damage(batch, training)):
+            for _ in trainer._steps(corrupt(batch, training)):
                 pass
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -116,13 +116,13 @@ def theirs(config: str, out: str, precision: str) -> None:
 def command(start: str, script: str, *arguments: str) -> None:
     """Run a Python command to its end; tell when its first training step was done, and its peak memory.
 
-    That step is done when each of the optimisers has moved once, before one of them moves for the second time.
+    That step is done when each of the optimizers has moved once, before one of them moves for the second time.
     """
     import torch
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     moves: list[tuple[int, float]] = []
-    register_optimizer_step_post_hook(lambda optimiser, *_: moves.append((id(optimiser), time.monotonic())))
+    register_optimizer_step_post_hook(lambda optimizer, *_: moves.append((id(optimizer), time.monotonic())))
     sys.argv = [script, *arguments]
     try:
         runpy.run_path(script, run_name="__main__")
@@ -130,10 +130,10 @@ def command(start: str, script: str, *arguments: str) -> None:
         if end.code:
             raise
     seen: dict[int, float] = {}
-    for optimiser, moment in moves:
-        if optimiser in seen:
+    for optimizer, moment in moves:
+        if optimizer in seen:
             break
-        seen[optimiser] = moment
+        seen[optimizer] = moment
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     gpu = {"gpu_peak_mb": torch.cuda.max_memory_allocated() / 1e6} if torch.cuda.is_available() else {}
     first = max(seen.values()) - float(start)

@@ -5,7 +5,7 @@ this project's page of facts about that code; no line of the code itself is here
 settled to the original's advantage and said so. Its hand detector can't be rendered, as its weights were never
 published; what became of a perfect detector's box can.
 
-A film is (H, W) uint8, larger is brighter; corners are (4, 2) float32 pixel centres (x, y); a box is (x0, y0, x1, y1),
+A film is (H, W) uint8, larger is brighter; corners are (4, 2) float32 pixel centers (x, y); a box is (x0, y0, x1, y1),
 the last two exclusive.
 """
 
@@ -39,8 +39,8 @@ def find_carrier(film: Film) -> Corners | None:
     if first is None:
         return None
     corners = cv2.boxPoints(cv2.minAreaRect(first))  # in order around the rectangle, which corner is first is OpenCV's
-    centre = corners.mean(axis=0)
-    corners = corners[np.argsort(np.arctan2(*(corners - centre).T[::-1]))]  # clockwise, as y points down
+    center = corners.mean(axis=0)
+    corners = corners[np.argsort(np.arctan2(*(corners - center).T[::-1]))]  # clockwise, as y points down
     sides = np.roll(corners, -1, axis=0) - corners
     flattest = int(np.argmin(np.abs(np.arctan2(sides[:, 1], sides[:, 0]))))  # the top: it runs to the right
     return np.asarray(np.roll(corners, -flattest, axis=0), np.float32)
@@ -142,7 +142,7 @@ def grabcut_demo(
 
 
 def otsu_filter(film: Film) -> Mask:
-    """Return what the Otsu filter keeps: equalised, median of 19 pixels, above Otsu's level. PAPER 1.5, row 3.
+    """Return what the Otsu filter keeps: equalized, median of 19 pixels, above Otsu's level. PAPER 1.5, row 3.
 
     Off by default in the original, and unused in every run it reports.
     """

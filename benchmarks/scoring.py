@@ -61,7 +61,7 @@ def main() -> None:
             model = kind(resolve(name, "standard", [])[0], options.size)
             model = model.to(device=DEVICE, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
             with torch.inference_mode():
-                model.remember(batches)
+                model.fit_reference(batches)
                 draws = model.anomaly_map(batches[0]) is not None
             sides = {"net": partial(net, model, batches), "scores": partial(score, model, view, DEVICE)}
             if draws:

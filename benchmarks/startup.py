@@ -56,7 +56,7 @@ TRAIN = Parts(
     ("anomaly.pipeline.fit", "anomaly.models.cae"),
     (
         ("anomaly.pipeline.fit", "prepare", "check the plan"),
-        ("anomaly.pipeline.fit", "Trainer", "make model's optimisers, loader"),
+        ("anomaly.pipeline.fit", "Trainer", "make model's optimizers, loader"),
         ("anomaly.training.trainer:Trainer", "_steps", "the first step"),
     ),
 )

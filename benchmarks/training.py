@@ -2,7 +2,7 @@
 
 The other side is a plain rendering of the original's way (Davletshina et al. 2020, described in docs/paper.md): the
 same network in NCHW float32; for the epoch, a loader in the training's process that for each film, every epoch, decodes
-the PNG in colour and makes it grey, equalises the histogram, augments by imgaug (flips, brightness, zoom, rotation on a
+the PNG in color and makes it grey, equalizes the histogram, augments by imgaug (flips, brightness, zoom, rotation on a
 growing canvas) and resizes to 512 px with padding. Our side reads films prepared once from memory. Both have Adam's
 fused form, the same batches of 8 and all cores. Films: SYNTHETIC.
 

@@ -28,7 +28,7 @@ from benchmarks.record import command_line, record
 from preprocessing import InputError
 from preprocessing.schema import Cache
 
-FLOOR = ("contrast_density", "typicality")
+FLOOR = ("contrast_density", "atypicality")
 CPU = torch.device("cpu")
 
 

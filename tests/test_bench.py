@@ -75,10 +75,10 @@ def whole(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Bench:
 def test_a_bench_has_a_run_a_cell_and_a_table_of_all(whole: Bench, cache: Cache) -> None:
     assert len(whole.cells) == 4 and not whole.open()
     table = whole.table()
-    scores = ("mse", "mse_topk", "typicality", "weighted", "peak", "ssim")
+    scores = ("mse", "mse_topk", "atypicality", "weighted", "peak", "ssim")
     assert set(table.rows) == {
         *(("cae", name) for name in scores),
-        ("contrast_density", "typicality"),
+        ("contrast_density", "atypicality"),
         *(("trivial", name) for name in ("mean_grey", "minus_std")),
     }
     assert list(table.columns) == ["full-he"] and table.synthetic
@@ -207,7 +207,7 @@ def test_a_failed_cell_is_shown_and_stops_nothing(
     assert bench.failure(cell) == "RuntimeError: DefaultCPUAllocator: can't allocate memory"
     table = bench.table()
     assert "can't allocate memory" in str(table.entries["cae", "mse", "raw"].failure)
-    assert table.entries["contrast_density", "typicality", "raw"].mean is not None
+    assert table.entries["contrast_density", "atypicality", "raw"].mean is not None
     assert "can't allocate memory" in (tmp_path / "a" / "table.md").read_text()
     bench.forgive()
     assert bench.open() == [cell]
@@ -422,7 +422,7 @@ def test_a_table_shows_the_seeds_that_are_there(copied: Bench, capsys: pytest.Ca
     table = copied.table()
     failed, undone = (
         table.entries["cae", "mse", "full-he"],
-        table.entries["contrast_density", "typicality", "full-he"],
+        table.entries["contrast_density", "atypicality", "full-he"],
     )
     assert (len(failed.each), failed.failed, failed.undone, failed.failure) == (1, 1, 0, "no memory")
     assert (len(undone.each), undone.failed, undone.undone, undone.failure) == (1, 0, 1, None)
@@ -432,7 +432,7 @@ def test_a_table_shows_the_seeds_that_are_there(copied: Bench, capsys: pytest.Ca
     assert "1 of 2 seeds, failed (1)" in page and '<span title="no memory">1 failed</span>' in page
     assert "<span>0 not done</span>" in page
     shutil.rmtree(copied.path / "cells" / "contrast_density-full-he-1")
-    assert tables.state(copied.table().entries["contrast_density", "typicality", "full-he"]) == "not done"
+    assert tables.state(copied.table().entries["contrast_density", "atypicality", "full-he"]) == "not done"
 
 
 def test_a_report_keeps_the_papers_figures(copied: Bench) -> None:

@@ -37,14 +37,14 @@ def test_spectral_norm_is_torchs_own(name: str, channels_last: bool) -> None:
         pair.append(layer.to(memory_format=torch.channels_last) if channels_last else layer)  # type: ignore[call-overload]
     theirs, ours = pair
     assert_alike(ours, theirs)
-    optimisers = [torch.optim.SGD(layer.parameters(), 0.1) for layer in pair]
+    optimizers = [torch.optim.SGD(layer.parameters(), 0.1) for layer in pair]
     draw = torch.Generator().manual_seed(1)
     for _ in range(4):
         first, second = (torch.randn(shape, generator=draw) for _ in range(2))
-        for layer, optimiser in zip(pair, optimisers, strict=True):
-            optimiser.zero_grad()
+        for layer, optimizer in zip(pair, optimizers, strict=True):
+            optimizer.zero_grad()
             (layer(first).square().mean() + layer(second).sin().mean()).backward()
-            optimiser.step()
+            optimizer.step()
         assert_alike(ours, theirs)
     assert torch.allclose(ours.eval()(first), theirs.eval()(first), atol=1e-5)
     kept = {key: value.clone() for key, value in ours.state_dict().items()}

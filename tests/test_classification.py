@@ -106,7 +106,7 @@ def test_every_figure_by_hand():
     figures = classify(LABELS, SAID, PATIENTS, 0.5)
     assert plain(figures)
     assert [figures[name] for name in ("threshold", "n", "n_abnormal", "n_patients")] == [0.5, 8, 4, 4]
-    assert figures["confusion"] == {"counts": [[3, 1], [1, 3]], "normalised": [[0.75, 0.25], [0.25, 0.75]]}
+    assert figures["confusion"] == {"counts": [[3, 1], [1, 3]], "normalized": [[0.75, 0.25], [0.25, 0.75]]}
     assert [figures[name] for name in FIGURES] == [0.75, 0.75, 0.75, 0.75, 0.75, 0.5]  # (6/8 - 1/2) / (1 - 1/2)
     each = {"precision": 0.75, "recall": 0.75, "f1": 0.75, "support": 4}
     average = each | {"support": 8}
@@ -191,7 +191,7 @@ def test_one_class_tells_what_it_can():
     assert normal["specificity_interval"][0] < 2 / 3 < normal["specificity_interval"][1]
     for name in ("precision", "recall", "f1", "kappa"):
         assert normal[f"{name}_interval"] is None
-    assert normal["confusion"]["normalised"] == [[pytest.approx(2 / 3), pytest.approx(1 / 3)], None]
+    assert normal["confusion"]["normalized"] == [[pytest.approx(2 / 3), pytest.approx(1 / 3)], None]
     assert normal["report"]["abnormal"] == {"precision": 0, "recall": None, "f1": 0, "support": 0}
     assert normal["report"]["macro avg"]["recall"] is None
     assert normal["report"]["weighted avg"]["recall"] == pytest.approx(2 / 3)  # no abnormal film weighs nothing

@@ -75,7 +75,7 @@ def test_parameter_counts_are_the_sources(backbone: str, outputs: int, count: in
 def test_the_weighted_loss_is_the_sources_formula() -> None:
     """A = 2 abnormal and N = 6 normal films: w1 = 6/8, w0 = 2/8. A study of probabilities .2 and .6 has p = .4."""
     model = built()
-    model.weigh(normal=6, abnormal=2)
+    model.set_class_counts(normal=6, abnormal=2)
     assert model.class_weights.tolist() == [0.25, 0.75]
     logit = torch.tensor([0.2, 0.6, 0.9]).logit()
     study = torch.tensor([0, 0, 1])
@@ -93,7 +93,7 @@ def test_a_study_is_one_sample_whatever_its_films() -> None:
     films = batch(5)
     study = torch.tensor([1, 1, 0, 0, 0])
     films = Batch(films.film, films.mask, torch.tensor([1, 1, 0, 0, 0]), study=study, studies=2)
-    model.weigh(normal=6, abnormal=2)
+    model.set_class_counts(normal=6, abnormal=2)
     with torch.inference_mode():
         p = model.scores(films)["probability"]
         loss, right = model.validate(films).values()
@@ -107,7 +107,7 @@ def test_a_study_is_one_sample_whatever_its_films() -> None:
 
 def test_without_balance_all_samples_weigh_alike_and_two_outputs_are_a_softmax() -> None:
     model = built(outputs=2, balance=False).eval()
-    model.weigh(normal=6, abnormal=2)
+    model.set_class_counts(normal=6, abnormal=2)
     assert model.class_weights.tolist() == [1.0, 1.0]
     films = batch()
     with torch.inference_mode():
@@ -117,9 +117,9 @@ def test_without_balance_all_samples_weigh_alike_and_two_outputs_are_a_softmax()
         torch.testing.assert_close(model.scores(films)["probability"].float(), made.softmax(dim=1)[:, 1])
 
 
-@pytest.mark.parametrize(("normalise", "low", "high"), [("symmetric", -1.0, 1.0), ("imagenet", -2.117904, 2.64)])
-def test_a_grey_film_feeds_three_channels(normalise: str, low: float, high: float) -> None:
-    model = built(normalise=normalise)
+@pytest.mark.parametrize(("normalize", "low", "high"), [("symmetric", -1.0, 1.0), ("imagenet", -2.117904, 2.64)])
+def test_a_grey_film_feeds_three_channels(normalize: str, low: float, high: float) -> None:
+    model = built(normalize=normalize)
     seen: list[Tensor] = []
     model.features[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     model(torch.zeros(1, 1, 64, 64)), model(torch.ones(1, 1, 64, 64))
@@ -134,18 +134,18 @@ def test_the_presets_have_the_sources_numbers() -> None:
         values = model.model_dump() | training.model_dump()
         return [values[name] for name in names]
 
-    rates = ("optimiser", "learning_rate", "beta1", "beta2", "batch_size", "size", "augmentation")
+    rates = ("optimizer", "learning_rate", "beta1", "beta2", "batch_size", "size", "augmentation")
     assert told("mura", *rates) == ["adam", 1e-4, 0.9, 0.999, 8, 224, "mirrored"]
     assert told("mura", "sample", "balance", "outputs", "factor", "keep") == ["study", True, 1, 0.1, "best"]
     assert told("hip", *rates) == ["adam", 1e-4, 0.9, 0.999, 32, 224, "mirrored"]
-    assert told("hip", "outputs", "normalise", "stages", "splits") == [2, "symmetric", "all,head", "70/20/10"]
-    names = ("optimiser", "learning_rate", "momentum", "weight_decay", "schedule", "factor", "plateau", "epochs")
+    assert told("hip", "outputs", "normalize", "stages", "splits") == [2, "symmetric", "all,head", "70/20/10"]
+    names = ("optimizer", "learning_rate", "momentum", "weight_decay", "schedule", "factor", "plateau", "epochs")
     assert told("fracture", *names, "outputs") == ["sgd", 1e-3, 0.9, 1e-4, "plateau", 0.1, 5, 50, 2]
     vgg, _ = resolve("classifier", "fracture", ["backbone=vgg16"])
     with torch.device("meta"):
         drops = [m.p for m in Classifier(vgg, 224).head.modules() if isinstance(m, torch.nn.Dropout)]  # type: ignore[arg-type]
     assert drops == [0.5, 0.5]
-    assert told("cnn", "backbone", "optimiser", "outputs") == ["cnn", "adam", 2]
+    assert told("cnn", "backbone", "optimizer", "outputs") == ["cnn", "adam", 2]
 
 
 # --- backbones ---
@@ -249,7 +249,7 @@ def test_imagenet_weights_are_taken_but_for_the_last_layer(
     assert Classifier.weights_file(config) == path
     model = Classifier(config, 64)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.begin(path)
+    model.load_pretrained(path)
     given = torch.hub.load_state_dict_from_url(path.name, str(path.parent), weights_only=True)
     given = {model._own_name(key): value for key, value in given.items()}
     own = model.state_dict()
@@ -317,12 +317,12 @@ def test_weights_of_a_run_or_a_file_are_what_training_begins_with(cache: Cache, 
 # --- stages and step sizes ---
 
 
-def test_the_optimiser_is_the_one_that_is_asked_for(some: Films) -> None:
+def test_the_optimizer_is_the_one_that_is_asked_for(some: Films) -> None:
     told: dict[str, object] = {"learning_rate": 0.02, "weight_decay": 0.003, "momentum": 0.8, "beta1": 0.5}
-    sgd = stage_loop(built(), some, optimiser="sgd", **told).optimisers["classifier"]
+    sgd = stage_loop(built(), some, optimizer="sgd", **told).optimizers["classifier"]
     assert isinstance(sgd, torch.optim.SGD)
     assert {"lr": 0.02, "weight_decay": 0.003, "momentum": 0.8}.items() <= sgd.param_groups[0].items()
-    adam = stage_loop(built(), some, **told).optimisers["classifier"]
+    adam = stage_loop(built(), some, **told).optimizers["classifier"]
     assert isinstance(adam, torch.optim.Adam) and adam.param_groups[0]["betas"] == (0.5, 0.999)
 
 
@@ -386,7 +386,7 @@ def test_the_next_stage_begins_with_the_kept_weights_and_resumes_to_the_bit(some
     assert loop._stage_over()
     loop._next_stage()
     assert loop._validate()["validation"] == pytest.approx(at_best, rel=1e-6)
-    assert not any(optimiser.state for optimiser in loop.optimisers.values())
+    assert not any(optimizer.state for optimizer in loop.optimizers.values())
 
 
 def test_patience_ends_a_stage_and_not_the_training(some: Films) -> None:
@@ -414,7 +414,7 @@ def test_a_plateau_lowers_the_step_size_and_only_once_for_each(some: Films) -> N
     loop = stage_loop(built(), some, schedule="plateau", plateau=0, learning_rate=0.5)
     loop.state = State(epoch=2, history=[{"validation": 1.0}, {"validation": 2.0}])
     loop._set_rates(3)
-    assert loop.optimisers["classifier"].param_groups[0]["lr"] == pytest.approx(0.05)
+    assert loop.optimizers["classifier"].param_groups[0]["lr"] == pytest.approx(0.05)
 
 
 # --- from the cache to the figures ---

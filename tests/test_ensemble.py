@@ -31,13 +31,13 @@ def view(cache: Cache) -> View:
     return View(cache, "full-he", np.arange(len(cache)), 64)
 
 
-def test_a_score_is_the_mean_of_the_members_standardised_ones(run: Run, cache: Cache, tmp_path: Path) -> None:
+def test_a_score_is_the_mean_of_the_members_standardized_ones(run: Run, cache: Cache, tmp_path: Path) -> None:
     other = trained(cache, tmp_path / "other")
     made = combine([run, other], tmp_path / "both", None, CPU)
     assert made.finished and made.config["members"] == [str(run.path), str(other.path)]
     ours = score(open_model(made, CPU), view(cache), CPU)
     each = [np.log(score(open_model(r, CPU), view(cache), CPU)["mse"]) for r in (run, other)]
-    # Standardised over validation normals: the mean is linear in each member's logarithm, with equal slopes in z.
+    # Standardized over validation normals: the mean is linear in each member's logarithm, with equal slopes in z.
     fitted = np.linalg.lstsq(np.stack([*each, np.ones(len(each[0]))], axis=1), ours["mse"], rcond=None)
     assert fitted[1].sum() < 1e-4 * ours["mse"].var() * len(ours["mse"])
     assert (fitted[0][:2] > 0).all()
@@ -55,7 +55,7 @@ def test_it_needs_none_of_its_members_folders(run: Run, cache: Cache, tmp_path: 
 def test_different_models_share_the_scores_they_share(run: Run, cache: Cache, tmp_path: Path) -> None:
     floor = trained(cache, tmp_path / "floor", "contrast_density")
     made = combine([run, floor], tmp_path / "both", None, CPU)
-    assert set(score(open_model(made, CPU), view(cache), CPU)) == {"typicality", "mean_grey", "minus_std"}
+    assert set(score(open_model(made, CPU), view(cache), CPU)) == {"atypicality", "mean_grey", "minus_std"}
 
 
 def test_what_can_not_be_put_together_is_refused(run: Run, cache: Cache, tmp_path: Path) -> None:

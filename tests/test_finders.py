@@ -16,7 +16,7 @@ from torch import Tensor
 from anomaly.data.batch import Batch, as_batch
 from anomaly.data.dataset import Films
 from anomaly.localization import finding
-from anomaly.localization.base import Finder, Found
+from anomaly.localization.base import Detection, LocalizationModel
 from anomaly.localization.finding import (
     Localizer,
     Matches,
@@ -52,7 +52,7 @@ NARROW = {"ssd": ["size=none"], "unet": ["width=4"], "dense": ["hidden=16"]}
 
 def annotated_cache(films: Path, name: str, out: Path) -> Cache:
     kind = find_model(name)
-    assert issubclass(kind, Finder)
+    assert issubclass(kind, LocalizationModel)
     recipe = Recipe(**(dict(kind.recipe) | {"size": SIZE}))
     build(annotate(open_source(films), kind.learns), recipe, out, variants=kind.variants, workers=1)
     return Cache(out)
@@ -69,11 +69,11 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def made(name: str) -> Finder:
+def made(name: str) -> LocalizationModel:
     torch.manual_seed(0)
     kind = find_model(name)
     model = kind(resolve(name, "fast", NARROW[name])[0], SIZE)  # type: ignore[call-arg]
-    assert isinstance(model, Finder)
+    assert isinstance(model, LocalizationModel)
     return model
 
 
@@ -105,7 +105,7 @@ def test_names_are_apart() -> None:
 
 def test_presets_and_thresholds_are_valid(name: str) -> None:
     kind = find_model(name)
-    assert issubclass(kind, Finder) and {"standard", "fast"} <= set(kind.presets)
+    assert issubclass(kind, LocalizationModel) and {"standard", "fast"} <= set(kind.presets)
     for preset in kind.presets:
         resolve(name, preset, [])
     assert list(kind.thresholds) == sorted(set(kind.thresholds)) and 0 < kind.thresholds[0] < kind.thresholds[-1] < 1
@@ -127,7 +127,7 @@ def test_every_parameter_has_one_owner_and_learns(name: str, caches: dict[str, C
     assert np.mean(moved) > 0.9  # of heads on a single cell no box may have been matched
 
 
-def trainer(model: Finder, films: Films, **settings: object) -> Trainer:
+def trainer(model: LocalizationModel, films: Films, **settings: object) -> Trainer:
     config = TrainConfig.model_validate({"batch_size": 3, "augmentation": "none", "patience": 0} | settings)
     return Trainer(model, config, films, films, seed=0, device=CPU, precision="float32", workers=0)
 
@@ -177,7 +177,7 @@ def test_a_run_is_whole_measured_and_says_what_it_prepares(
     run = runs[name]
     assert run.finished and (run.path / "finds.png").is_file() and (run.path / "learning_curve.png").is_file()
     model = find_model(name)(resolve(name, "fast", NARROW[name])[0], SIZE)  # type: ignore[call-arg]
-    assert isinstance(model, Finder)
+    assert isinstance(model, LocalizationModel)
     assert run.read_json("calibration.json")["threshold"] in model.thresholds
     lines = measure(run, model.eval(), caches[name], CPU, "test")
     figures = run.read_json("metrics.json")
@@ -266,8 +266,8 @@ def films_with(boxes: list[list[list[float]]]) -> Films:
     return Films(blank, blank == 0, np.zeros(len(boxes), np.int8), boxes=grid)
 
 
-def found(rows: list[list[float]], scores: list[float]) -> Found:
-    return Found(np.array(rows, np.float32).reshape(-1, 5), np.array(scores, np.float32))
+def found(rows: list[list[float]], scores: list[float]) -> Detection:
+    return Detection(np.array(rows, np.float32).reshape(-1, 5), np.array(scores, np.float32))
 
 
 def test_matches_by_hand() -> None:
@@ -378,9 +378,9 @@ def test_a_cache_made_with_nets_names_them_and_is_another(runs: dict[str, Run], 
 class _Stub(SSD):
     """Finds a hand where the film is brightest, a marker in the corner; a turned film it likes better."""
 
-    def find(self, batch: object) -> list[Found]:
+    def find(self, batch: object) -> list[Detection]:
         boxes = np.array([[24, 48, 72, 96, 2], [0, 0, 12, 12, 4]], np.float32)
-        return [Found(boxes, np.array([score, 0.9], np.float32)) for score in (0.4, 0.95, 0.3, 0.2)]
+        return [Detection(boxes, np.array([score, 0.9], np.float32)) for score in (0.4, 0.95, 0.3, 0.2)]
 
 
 @pytest.fixture
@@ -423,7 +423,7 @@ def test_a_turned_film_comes_out_upright(stubbed: Localizer) -> None:
 
 def test_a_net_that_finds_nothing_right_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     class Blind(SSD):
-        def find(self, batch: Batch) -> list[Found]:
+        def find(self, batch: Batch) -> list[Detection]:
             return [found([], []) for _ in batch.film]
 
     calibrate(Blind(SSD.Config(), 96).eval(), films_with([[[0, 0, 10, 10, 1]]]), CPU)

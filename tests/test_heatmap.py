@@ -1,4 +1,4 @@
-"""Maps keep their numbers, their place, and one colour per value."""
+"""Maps keep their numbers, their place, and one color per value."""
 
 import cv2
 import numpy as np
@@ -65,7 +65,7 @@ def test_map_scale_of_empty_maps_is_still_a_scale():
         map_scale([])
 
 
-def test_the_same_value_has_the_same_colour_in_every_film():
+def test_the_same_value_has_the_same_color_in_every_film():
     mask = np.ones((40, 40), bool)
     film = np.full((40, 40), 0.5)
     quiet, loud = np.full((40, 40), 0.01), np.full((40, 40), 0.01)
@@ -88,12 +88,12 @@ def test_heat_is_clear_below_and_dense_above():
     assert (top == top[0]).all()
 
 
-def test_colours_rise_in_brightness_so_that_hue_is_not_needed():
-    for colours in ("plasma", "viridis", "cividis", "inferno"):
-        light = _palette(colours) @ [0.2126, 0.7152, 0.0722]
+def test_colors_rise_in_brightness_so_that_hue_is_not_needed():
+    for colors in ("plasma", "viridis", "cividis", "inferno"):
+        light = _palette(colors) @ [0.2126, 0.7152, 0.0722]
         assert (np.diff(light) > -2).all() and light[-1] > light[0] + 120
-    with pytest.raises(ValueError, match="no colours 'jet'; there are: plasma"):
-        blend(np.zeros((4, 4)), np.zeros((4, 4)), np.ones((4, 4), bool), 1.0, colours="jet")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no colors 'jet'; there are: plasma"):
+        blend(np.zeros((4, 4)), np.zeros((4, 4)), np.ones((4, 4), bool), 1.0, colors="jet")  # type: ignore[arg-type]
 
 
 def test_overlay_is_the_blend_with_title_and_bar_around():
@@ -150,7 +150,7 @@ def test_written_maps_keep_every_number(tmp_path, suffix):
     assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing partial is left
 
 
-def test_written_pictures_keep_their_colours(tmp_path):
+def test_written_pictures_keep_their_colors(tmp_path):
     picture = RANDOM.integers(0, 256, (6, 5, 3), np.uint8)
     write_png(tmp_path / "a.png", picture)
     assert (cv2.imread(str(tmp_path / "a.png"))[..., ::-1] == picture).all()

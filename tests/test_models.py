@@ -106,7 +106,7 @@ def ready(model: Detector, some: Films) -> Detector:
     """A model that can score: with what it remembers of normal films."""
     model.eval()
     with torch.inference_mode():
-        model.remember(batches(some, CPU))
+        model.fit_reference(batches(some, CPU))
     return model
 
 
@@ -200,7 +200,7 @@ def test_a_batch_can_be_overfitted_and_a_planted_blob_raises_the_score(model: De
     loop = trainer(model, some, learning_rate=5e-3, batch_size=12)
     with torch.inference_mode():
         model.eval()
-        model.remember(batches(some, CPU))  # scores are asked for while it trains
+        model.fit_reference(batches(some, CPU))  # scores are asked for while it trains
 
     def error() -> float:
         model.eval()
@@ -307,7 +307,7 @@ def test_the_paper_preset_is_the_papers() -> None:
         "weight_decay": 0.0,
         "sample": "film",
         "splits": "paper",
-        "optimiser": "adam",
+        "optimizer": "adam",
         "momentum": 0.9,  # of sgd
         "schedule": "constant",
         "factor": 0.1,  # of the schedule plateau, as

@@ -94,7 +94,7 @@ def classified(threshold: float, *, counts=((9, 1), (2, 8)), kappa=0.7) -> dict:
     return figures | {
         "confusion": {
             "counts": [list(row) for row in counts],
-            "normalised": [[n / sum(row) for n in row] if sum(row) else None for row in counts],
+            "normalized": [[n / sum(row) for n in row] if sum(row) else None for row in counts],
         },
         "report": {"normal": one, "abnormal": one, "accuracy": {"f1": 0.853, "support": 20}, "macro avg": one},
     }

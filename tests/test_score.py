@@ -85,12 +85,12 @@ def test_scoring_writes_films_studies_patients_and_figures(run: Run, view: View,
 
 
 def test_another_score_can_flag_and_rank(run: Run, tmp_path: Path) -> None:
-    commands.score(run.path, [], None, "mean", None, tmp_path, "cpu", 1, "typicality")
+    commands.score(run.path, [], None, "mean", None, tmp_path, "cpu", 1, "atypicality")
     lines = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
-    threshold = json.loads((run.path / "calibration.json").read_text())["thresholds"]["mean"]["film"]["typicality"]
-    assert [int(line["flagged"]) for line in lines] == [int(float(line["typicality"]) >= threshold) for line in lines]
-    commands.heatmap(run.path, [], None, "cache", "npy", 1, None, None, tmp_path / "maps", "cpu", 1, "typicality")
-    highest = max(lines, key=lambda line: float(line["typicality"]))["film"]
+    threshold = json.loads((run.path / "calibration.json").read_text())["thresholds"]["mean"]["film"]["atypicality"]
+    assert [int(line["flagged"]) for line in lines] == [int(float(line["atypicality"]) >= threshold) for line in lines]
+    commands.heatmap(run.path, [], None, "cache", "npy", 1, None, None, tmp_path / "maps", "cpu", 1, "atypicality")
+    highest = max(lines, key=lambda line: float(line["atypicality"]))["film"]
     assert (tmp_path / "maps" / f"{highest}_heatmap.npy").is_file()
     with pytest.raises(InputError, match=r"has no score 'likelihood'; there are: mse, mse_topk, peak"):
         commands.score(run.path, [], None, "mean", None, tmp_path, "cpu", 1, "likelihood")
@@ -108,8 +108,8 @@ def test_other_splits_go_beside_and_training_films_give_no_figures(run: Run, cac
     assert len(rows) == len(cache) and {row["split"] for row in rows} == {"train", "val", "test"}
 
 
-def test_the_trivial_detectors_see_the_levels_before_equalisation(run: Run, view: View, films: Path) -> None:
-    """Equalised films all have one mean and one deviation: detectors made of those would be beaten by anything."""
+def test_the_trivial_detectors_see_the_levels_before_equalization(run: Run, view: View, films: Path) -> None:
+    """Equalized films all have one mean and one deviation: detectors made of those would be beaten by anything."""
     given = score(open_model(run, CPU), view, CPU)
     assert given["mean_grey"].std() > 0.02 and given["minus_std"].std() > 0.01
     raw = View(view.cache, "raw", view.rows, 64)

@@ -28,7 +28,7 @@ from anomaly.pipeline.plan import Plan, Prepared, prepare, resolve
 from anomaly.runs import Run
 from anomaly.training.config import EpochReport, TrainConfig
 from anomaly.training.device import choose_device, choose_precision
-from anomaly.training.trainer import Trainer, _compilable, damage
+from anomaly.training.trainer import Trainer, _compilable, corrupt
 from preprocessing import InputError
 from preprocessing.schema import Cache
 
@@ -259,16 +259,16 @@ def test_run_json_says_what_made_the_run(run: Run, cache: Cache) -> None:
 def test_a_denoising_training_shows_a_damaged_film_and_asks_for_the_plain_one(cache: Cache) -> None:
     rows = (cache.index["label"] == 0).nonzero()[0][:8]
     batch = as_batch(load_films(cache, "full-he", rows, 64), torch.device("cpu"))
-    assert damage(batch, TrainConfig()).shown is batch.film
+    assert corrupt(batch, TrainConfig()).model_input is batch.film
     for settings in ({"noise": 0.2}, {"noise": 0.2, "noise_cell": 8}, {"erase": 0.3}, {"noise": 0.1, "erase": 0.5}):
-        hurt = damage(batch, TrainConfig.model_validate(settings))
-        assert torch.equal(hurt.film, batch.film) and not torch.equal(hurt.shown, batch.film)
-        assert (hurt.shown[~batch.mask] == 0).all()
-    noisy = damage(batch, TrainConfig(noise=0.2))
-    assert float((noisy.shown - batch.film)[batch.mask].std()) == pytest.approx(0.2, rel=0.1)
-    holes = damage(batch, TrainConfig(erase=0.3))
+        hurt = corrupt(batch, TrainConfig.model_validate(settings))
+        assert torch.equal(hurt.film, batch.film) and not torch.equal(hurt.model_input, batch.film)
+        assert (hurt.model_input[~batch.mask] == 0).all()
+    noisy = corrupt(batch, TrainConfig(noise=0.2))
+    assert float((noisy.model_input - batch.film)[batch.mask].std()) == pytest.approx(0.2, rel=0.1)
+    holes = corrupt(batch, TrainConfig(erase=0.3))
     inside = batch.mask & (batch.film > 0)
-    assert float((holes.shown == 0)[inside].float().mean()) == pytest.approx(0.3, abs=0.1)
+    assert float((holes.model_input == 0)[inside].float().mean()) == pytest.approx(0.3, abs=0.1)
 
 
 def test_a_warning_is_said_once_and_kept_with_its_epochs(

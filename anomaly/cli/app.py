@@ -111,7 +111,7 @@ def preprocess(
         bool, typer.Option("--force", help="Replace a cache of other content under the same name.")
     ] = False,
 ) -> None:
-    """Prepare films: crop, localise, mask, equalise, into one HDF5 cache. The same command goes on after a stop."""
+    """Prepare films: crop, localize, mask, equalize, into one HDF5 cache. The same command goes on after a stop."""
     from anomaly.cli import commands
 
     commands.preprocess(

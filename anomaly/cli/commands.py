@@ -16,11 +16,11 @@ from preprocessing import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from anomaly.distributed import Team
+    from anomaly.distributed import World
     from anomaly.evaluation.figures import Pooling
     from anomaly.evaluation.predict import View
     from anomaly.experiments.bench import Grid
-    from anomaly.localization.base import Finder
+    from anomaly.localization.base import LocalizationModel
     from anomaly.models.base import Detector
     from anomaly.pipeline.plan import Plan
     from anomaly.runs import Run
@@ -126,15 +126,15 @@ def preprocess(
     return report
 
 
-def _finder(name: str) -> "type[Finder]":
+def _finder(name: str) -> "type[LocalizationModel]":
     """Return the class of a net that prepares films."""
-    from anomaly.localization.base import Finder
+    from anomaly.localization.base import LocalizationModel
     from anomaly.models import TOOLS, find_model
 
     if name not in TOOLS:
         raise InputError(f"no net {name!r} that prepares films; there are: {', '.join(TOOLS)}")
     kind = find_model(name)
-    assert issubclass(kind, Finder)
+    assert issubclass(kind, LocalizationModel)
     return kind
 
 
@@ -289,18 +289,18 @@ def train(
 
     path = cache or newest_cache(CACHES)
     chosen = (*settings, *(() if weights is None else (f"weights={weights}",)))
-    with join(device) as team:
+    with join(device) as world:
         return _train(
             Plan(model, path, variant, preset, chosen, seed, split_seed, device, precision),
             out,
             resume,
             workers,
             track,
-            team,
+            world,
         )
 
 
-def _train(plan: "Plan", out: Path | None, resume: bool, workers: int, track: str, team: "Team") -> Path:
+def _train(plan: "Plan", out: Path | None, resume: bool, workers: int, track: str, world: "World") -> Path:
     """Train as planned; of several processes the first one speaks."""
     from anomaly.pipeline.fit import continue_or_create, fit
     from anomaly.pipeline.plan import prepare
@@ -309,18 +309,18 @@ def _train(plan: "Plan", out: Path | None, resume: bool, workers: int, track: st
     from anomaly.training.device import choose_device
 
     prepared = prepare(plan)
-    made = continue_or_create(prepared, out, resume=resume) if team.first else None
-    run = made or Run(team.same_path(None, choose_device(plan.device)))
+    made = continue_or_create(prepared, out, resume=resume) if world.first else None
+    run = made or Run(world.same_path(None, choose_device(plan.device)))
     if made:
-        team.same_path(made.path, choose_device(plan.device))
+        world.same_path(made.path, choose_device(plan.device))
     else:
-        fit(prepared, run, workers=workers, on_epoch=lambda report: None, team=team)
+        fit(prepared, run, workers=workers, on_epoch=lambda report: None, world=world)
         return run.path
     model, path = plan.model, plan.cache
     config = prepared.config
     say(f"{run.path}: {model}, {plan.preset}, seed {plan.seed}, {config['device']} in {config['precision']}")
-    if team.size > 1:
-        say(f"{team.size} processes share each batch")
+    if world.size > 1:
+        say(f"{world.size} processes share each batch")
     say(
         f"{path}: {config['films']['train']} films to train on, {config['films']['val']} to validate with, "
         f"variant {config['variant']} at {config['size']} px"
@@ -348,7 +348,7 @@ def _train(plan: "Plan", out: Path | None, resume: bool, workers: int, track: st
             for text in report.warnings:
                 warn(f"epoch {report.epoch}: {text}")
 
-        fit(prepared, run, workers=workers, on_epoch=on_epoch, team=team, track=track)
+        fit(prepared, run, workers=workers, on_epoch=on_epoch, world=world, track=track)
     seen = run.history()
     best = min(seen, key=lambda line: float(line["validation"]))
     kept = best if config["settings"]["training"]["keep"] == "best" else seen[-1]

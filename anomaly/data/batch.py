@@ -16,16 +16,16 @@ class Batch:
     film: Tensor  # (N, 1, S, S) float32 in [0, 1]: stored level / greatest level of the cache's type, 0 off the mask
     mask: Tensor  # (N, 1, S, S) bool: where loss, score and map look
     label: Tensor  # (N,) int64: 0 normal, 1 abnormal, -1 unknown
-    damaged: Tensor | None = None  # (N, 1, S, S): the film as a denoising training shows it; none shows `film`
+    corrupted: Tensor | None = None  # (N, 1, S, S): the film as a denoising training shows it; none shows `film`
     boxes: Tensor | None = None  # (N, K, 5): x0, y0, x1, y1, pixels from the film's edge, class (0: no box)
     foreground: Tensor | None = None  # (N, 1, S, S) bool: what a net is to learn of the film
     study: Tensor | None = None  # (N,) int64: which of the batch's studies, from 0 on; where a study is one sample
     studies: int = 0  # how many those are
 
     @property
-    def shown(self) -> Tensor:
+    def model_input(self) -> Tensor:
         """What a model that reconstructs is given to reconstruct `film` from: (N, 1, S, S)."""
-        return self.film if self.damaged is None else self.damaged
+        return self.film if self.corrupted is None else self.corrupted
 
 
 Tensors = tuple[torch.Tensor | None, ...]  # the arrays of Films, in their order

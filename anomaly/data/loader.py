@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from anomaly.data.augment import Augmentation, AugmentationName, DeviceAugmentation
 from anomaly.data.batch import Batch, Tensors, tensors_of, to_batch
 from anomaly.data.dataset import Films, StoredFilms
-from anomaly.distributed import ALONE, Team
+from anomaly.distributed import SINGLE_PROCESS, World
 from preprocessing import InputError
 
 # --- the order of training ------------------------------------------------------------------------------------------
@@ -38,18 +38,18 @@ class _Augmented(Dataset[tuple[Tensors, int]]):
 class _Order(Sampler[tuple[NDArray[np.int64], int]]):
     """A fresh permutation an epoch, drawn from (seed, epoch) alone, cut into batches that differ by one sample at most.
 
-    Equal batches lose no sample and leave no last batch of one, which batch normalisation can't take.
+    Equal batches lose no sample and leave no last batch of one, which batch normalization can't take.
     """
 
-    def __init__(self, samples: list[NDArray[np.int64]], batch_size: int, seed: int, team: Team) -> None:
-        self.samples, self.seed, self.team, self.epoch = samples, seed, team, 0
-        self.batches = max(1, min(math.ceil(len(samples) / batch_size), len(samples) // (2 * team.size)))
+    def __init__(self, samples: list[NDArray[np.int64]], batch_size: int, seed: int, world: World) -> None:
+        self.samples, self.seed, self.world, self.epoch = samples, seed, world, 0
+        self.batches = max(1, min(math.ceil(len(samples) / batch_size), len(samples) // (2 * world.size)))
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.int64], int]]:
         draw = np.random.default_rng([self.seed, self.epoch])
         for some in np.array_split(draw.permutation(len(self.samples)), self.batches):
-            mine = some[self.team.rank :: self.team.size]
-            yield np.concatenate([self.samples[i] for i in mine]), int(draw.integers(2**31)) + self.team.rank
+            mine = some[self.world.rank :: self.world.size]
+            yield np.concatenate([self.samples[i] for i in mine]), int(draw.integers(2**31)) + self.world.rank
 
     def __len__(self) -> int:
         return self.batches
@@ -67,10 +67,10 @@ class TrainingBatches:
         seed: int,
         workers: int,
         device: torch.device,
-        team: Team = ALONE,
+        world: World = SINGLE_PROCESS,
         augmented_by: Literal["imgaug", "device"] = "imgaug",
     ) -> None:
-        """`workers` processes prepare batches ahead; 0 prepares them in this one. Of each, `team` takes its part.
+        """`workers` processes prepare batches ahead, 0 in this one. Each process of `world` takes its part.
 
         Films are augmented by imgaug where they are prepared, or on the `device` once they are there.
         """
@@ -78,12 +78,12 @@ class TrainingBatches:
         cv2.setNumThreads(1)  # of films this small they speed up nothing, and they fight for cores with torch's threads
         self._on_device = DeviceAugmentation(augmentation) if augmented_by == "device" else None
         samples = films.samples()
-        if len(samples) < 2 * team.size:  # on all of a team alike: one alone would leave the others waiting
+        if len(samples) < 2 * world.size:  # in all processes alike: one alone would leave others waiting
             raise InputError(
-                f"{len(samples)} films, or studies with sample=study, to train on; each of {team.size} processes takes "
-                "two of every batch: take fewer processes, or more films"
+                f"{len(samples)} films, or studies with sample=study, to train on; each of {world.size} processes "
+                "takes two of every batch: take fewer processes, or more films"
             )
-        self._order = _Order(samples, batch_size, seed, team)
+        self._order = _Order(samples, batch_size, seed, world)
         self._loader: DataLoader[Any] = DataLoader(
             _Augmented(films, "none" if self._on_device else augmentation),
             sampler=self._order,

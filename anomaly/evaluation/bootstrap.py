@@ -194,8 +194,8 @@ class PatientBootstrap:
             return (far, 1.0) if estimate > 0.5 else (0.0, 1 - far)
         error = float(drawn[~np.isnan(drawn)].std(ddof=1)) / (estimate * (1 - estimate))  # of the logit, by its slope
         half = float(stdtrit(rarer - 1, 1 - tail)) * error
-        centre = math.log(estimate / (1 - estimate))
-        return logistic(centre - half), logistic(centre + half)
+        center = math.log(estimate / (1 - estimate))
+        return logistic(center - half), logistic(center + half)
 
     def comparison(self, difference: float, drawn: Floats, level: float) -> Comparison:
         """The difference of two figures with its interval and p-value, from its value in every draw."""

@@ -23,7 +23,7 @@ QUANTILE = 0.95
 
 @dataclass(frozen=True)
 class Calibration:
-    """What validation films say: from where a film, study or patient is flagged, and where a map's colours end."""
+    """What validation films say: from where a film, study or patient is flagged, and where a map's colors end."""
 
     thresholds: dict[str, dict[str, dict[str, float]]]  # mean | max over films -> level -> score -> threshold
     map_scale: float | None  # in the unit of the map; None where the model draws none

@@ -99,7 +99,7 @@ def classify(
 
     Returns "threshold", "n", "n_abnormal", "n_patients"; "accuracy", "precision", "recall", "f1", "specificity" and
     "kappa", each with its "_interval" [low, high] or None; "confusion" with "counts" [[normal called normal, called
-    abnormal], [abnormal called normal, called abnormal]] and "normalised", its rows as shares, None where a class is
+    abnormal], [abnormal called normal, called abnormal]] and "normalized", its rows as shares, None where a class is
     missing; and "report": {"normal" | "abnormal" | "macro avg" | "weighted avg": {"precision", "recall", "f1",
     "support"}, "accuracy": {"f1", "support"}}, as scikit-learn lays it out, but for an average over what cannot be
     told, which cannot be told either.
@@ -142,7 +142,7 @@ def classify(
         )
     figures["confusion"] = {
         "counts": counts.tolist(),
-        "normalised": [(row / row.sum()).tolist() if row.any() else None for row in counts],
+        "normalized": [(row / row.sum()).tolist() if row.any() else None for row in counts],
     }
     figures["report"] = {
         **rows,
@@ -309,8 +309,8 @@ def _interval(
         if error < 1e-12:
             return None
         half = float(stdtrit(patients - 1, 1 - tail)) * error / (share * (1 - share))
-        centre = math.log(share / (1 - share))
-        low, high = logistic(centre - half), logistic(centre + half)
+        center = math.log(share / (1 - share))
+        low, high = logistic(center - half), logistic(center + half)
     return [lowest + span * low, lowest + span * high]
 
 

@@ -19,7 +19,7 @@ def smooth(map: NDArray[Any], mask: Bools, sigma: float) -> Floats:
     """A Gaussian mean of the map over the mask alone: the zero background neither bleeds in nor dims the border.
 
     map  (H, W) finite.    mask  (H, W) bool.    sigma  pixels; 0 only cuts the map to its mask. Returns (H, W), 0
-    outside the mask; a constant inside stays that constant. An empty mask gives zeros. This is normalised convolution
+    outside the mask; a constant inside stays that constant. An empty mask gives zeros. This is normalized convolution
     (Knutsson & Westin 1993): blur(map x mask) / blur(mask).
 
     >>> smooth(np.array([[3.0, 3.0, 9.0]]), np.array([[True, True, False]]), sigma=1.0).round(3).tolist()

@@ -40,7 +40,7 @@ class View:
     def trivial_scores(self) -> dict[str, NDArray[np.float64]]:
         """Return what a net has to beat: mean grey level and minus standard deviation, under the mask, name -> (n,).
 
-        They are those of the film before its levels were spread or equalised, which would make them all alike.
+        They are those of the film before its levels were spread or equalized, which would make them all alike.
         """
         grey = self.column("grey")[:, STAGES.index(stage_of(self.variant))]  # (n, 2)
         return {"mean_grey": grey[:, 0], "minus_std": -grey[:, 1]}

@@ -191,7 +191,7 @@ def every_model(preset: str) -> tuple[str, ...]:
 # --- the folder -----------------------------------------------------------------------------------------------------
 
 
-Found = dict[tuple[str, str, str], list[Scored | str | None]]
+Detection = dict[tuple[str, str, str], list[Scored | str | None]]
 """(row, score, variant) -> its seeds: scored, or why it failed, or None where it is not done."""
 
 
@@ -336,8 +336,8 @@ class Bench:
     def table(self, **options: Any) -> Table:
         """Return the table of what is there."""
         grid = self.grid
-        found: Found = {}
-        trivial: Found = {}
+        found: Detection = {}
+        trivial: Detection = {}
         given: set[tuple[str, int]] = set()  # the trivial scores are the films' own, the same whatever the model
         for cell in self.cells:
             done = self.done(cell)

@@ -20,7 +20,7 @@ HANDS = 2
 
 
 @dataclass(frozen=True)
-class Found:
+class Detection:
     """What a net finds on one film: boxes or the foreground.
 
     boxes       (n, 5) float32: x0, y0, x1, y1 in pixels from the film's edge, class; the surest first
@@ -33,7 +33,7 @@ class Found:
     foreground: NDArray[np.float32] | None = None
 
 
-class Finder(Model):
+class LocalizationModel(Model):
     """A model that finds something on a film, for the preprocessing."""
 
     learns: ClassVar[Literal["boxes", "masks"]]
@@ -48,5 +48,5 @@ class Finder(Model):
     """From how sure on something counts as found: those that validation chooses from."""
 
     @abstractmethod
-    def find(self, batch: Batch) -> list[Found]:
+    def find(self, batch: Batch) -> list[Detection]:
         """Return what is on each film. It depends on the film and the weights alone."""

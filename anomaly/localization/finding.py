@@ -25,7 +25,7 @@ from anomaly.data.dataset import Films, load_films
 from anomaly.data.splits import assign_splits, split_hash
 from anomaly.evaluation.bootstrap import mean_interval
 from anomaly.formatting import markdown, number, with_interval
-from anomaly.localization.base import HANDS, Finder, Found
+from anomaly.localization.base import HANDS, Detection, LocalizationModel
 from anomaly.models import TOOLS, find_model
 from anomaly.runs import Run, to_csv, to_json
 from anomaly.training.device import make_repeatable
@@ -86,7 +86,7 @@ def splits_of(cache: Cache, seed: int) -> NDArray[Any]:
     return assign_splits(index["patient"], np.zeros(len(cache), np.int8), index["split"], seed=seed)
 
 
-def finds(model: Finder, films: Films, device: torch.device) -> Iterator[Found]:
+def finds(model: LocalizationModel, films: Films, device: torch.device) -> Iterator[Detection]:
     """Yield what the model finds on each film."""
     with torch.inference_mode():
         for start in range(0, len(films), CHUNK):
@@ -96,7 +96,7 @@ def finds(model: Finder, films: Films, device: torch.device) -> Iterator[Found]:
 # --- figures --------------------------------------------------------------------------------------------------------
 
 
-def calibrate(model: Finder, films: Films, device: torch.device) -> float:
+def calibrate(model: LocalizationModel, films: Films, device: torch.device) -> float:
     """Return from how sure on something counts: the threshold of the highest F1, or of the highest mean Dice."""
     found = list(finds(model, films, device))
     if films.foreground is not None:
@@ -110,7 +110,7 @@ def calibrate(model: Finder, films: Films, device: torch.device) -> float:
     return float(model.thresholds[best[len(best) // 2]])  # the middle of those that are as good
 
 
-def _overlaps(found: Sequence[Found], films: Films, threshold: float) -> list[tuple[float, float]]:
+def _overlaps(found: Sequence[Detection], films: Films, threshold: float) -> list[tuple[float, float]]:
     """Return Dice and IoU of each film's foreground; two empty ones agree."""
     assert films.foreground is not None
     out = []
@@ -147,7 +147,7 @@ class Matches:
     @classmethod
     def of(
         cls,
-        found: Sequence[Found],
+        found: Sequence[Detection],
         films: Films,
         threshold: float,
         kinds: Sequence[int] = tuple(range(1, len(BOX_CLASSES) + 1)),
@@ -191,7 +191,7 @@ class Matches:
         }
 
 
-def measure(run: Run, model: Finder, cache: Cache, device: torch.device, split: str) -> list[str]:
+def measure(run: Run, model: LocalizationModel, cache: Cache, device: torch.device, split: str) -> list[str]:
     """Write metrics.json and films.csv of a split's films, and return a table to print."""
     threshold = float(run.read_json("calibration.json")["threshold"])
     wanted = rows_of(cache, model.learns)
@@ -247,8 +247,8 @@ def measure(run: Run, model: Finder, cache: Cache, device: torch.device, split: 
 # --- pictures -------------------------------------------------------------------------------------------------------
 
 
-def pictured(model: Finder, films: Films, threshold: float, device: torch.device) -> NDArray[np.uint8]:
-    """Return films side by side with what was found in colour and the truth in white: (H, W, 3)."""
+def pictured(model: LocalizationModel, films: Films, threshold: float, device: torch.device) -> NDArray[np.uint8]:
+    """Return films side by side with what was found in color and the truth in white: (H, W, 3)."""
     cells = []
     for one, unit, i in zip(finds(model, films, device), films.unit(), range(len(films)), strict=True):
         times = max(1, 256 // films.film.shape[1])
@@ -271,15 +271,15 @@ WHITE = (255, 255, 255)
 COLOURS = ((255, 140, 0), (0, 200, 255), (255, 80, 80), (120, 255, 120))  # of the classes
 
 
-def _outline(cell: NDArray[np.uint8], mask: NDArray[np.bool_], colour: tuple[int, int, int]) -> None:
+def _outline(cell: NDArray[np.uint8], mask: NDArray[np.bool_], color: tuple[int, int, int]) -> None:
     grown = cv2.resize(mask.astype(np.uint8), cell.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(grown, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(cell, contours, -1, colour, 1)
+    cv2.drawContours(cell, contours, -1, color, 1)
 
 
-def _rectangle(cell: NDArray[np.uint8], box: NDArray[Any], times: int, colour: tuple[int, int, int]) -> None:
+def _rectangle(cell: NDArray[np.uint8], box: NDArray[Any], times: int, color: tuple[int, int, int]) -> None:
     x0, y0, x1, y1 = (round(float(v) * times) for v in box[:4])
-    cv2.rectangle(cell, (x0, y0), (x1 - 1, y1 - 1), colour, 1)
+    cv2.rectangle(cell, (x0, y0), (x1 - 1, y1 - 1), color, 1)
 
 
 # --- what preprocessing asks ----------------------------------------------------------------------------------------
@@ -299,13 +299,13 @@ class _Net:
     name: str
     digest: str  # of its weights and threshold
 
-    def opened(self) -> tuple[Finder, int, float]:
+    def opened(self) -> tuple[LocalizationModel, int, float]:
         """Return model, film side and threshold."""
         return _opened(self.run, self.digest)
 
 
 @cache
-def _opened(folder: str, digest: str) -> tuple[Finder, int, float]:
+def _opened(folder: str, digest: str) -> tuple[LocalizationModel, int, float]:
     """Read a net once in a process, however often one is sent there with a few films to prepare."""
     run = Run(Path(folder))
     if _digest(run) != digest:
@@ -381,7 +381,7 @@ def _reaching(box: Box, seen: steps.Box | None) -> Box:
     return min(box[0], x0), min(box[1], y0), max(box[2], x1), max(box[3], y1)
 
 
-def _asked(model: Finder, films: Films) -> list[Found]:
+def _asked(model: LocalizationModel, films: Films) -> list[Detection]:
     """Return what a model finds, on one thread: a film comes out alike however many processes there are."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -391,7 +391,7 @@ def _asked(model: Finder, films: Films) -> list[Found]:
         torch.set_num_threads(threads)
 
 
-def _pairs(found: Found) -> list[tuple[NDArray[np.float32], np.float32]]:
+def _pairs(found: Detection) -> list[tuple[NDArray[np.float32], np.float32]]:
     assert found.boxes is not None and found.scores is not None
     return list(zip(found.boxes, found.scores, strict=True))
 
@@ -403,10 +403,10 @@ def _films(films: Sequence[steps.Pixels], size: int) -> Films:
     return Films(stretched, np.stack([mask for _, mask in fitted]), np.zeros(len(films), np.int8))
 
 
-def load_finder(run: Run, device: torch.device) -> Finder:
+def load_finder(run: Run, device: torch.device) -> LocalizationModel:
     """Return the trained net of a run, ready to find."""
     kind = find_model(run.config["model"])
-    if not issubclass(kind, Finder):
+    if not issubclass(kind, LocalizationModel):
         raise InputError(
             f"{run.path} is a run of {run.config['model']}, which prepares no films; there are: {', '.join(TOOLS)}"
         )
@@ -414,7 +414,7 @@ def load_finder(run: Run, device: torch.device) -> Finder:
 
 
 def load_localizer(path: Path) -> Localizer:
-    """Return the localiser of a run; another kind of run is refused."""
+    """Return the localizer of a run; another kind of run is refused."""
     return Localizer(*_checked(path, "boxes", "finds hands; `anomaly train ssd`"))
 
 

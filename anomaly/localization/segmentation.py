@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from anomaly.data.batch import Batch
-from anomaly.localization.base import Finder, Found
+from anomaly.localization.base import Detection, LocalizationModel
 from anomaly.models.base import Step
 from anomaly.nn.losses import masked_mean, soft_dice
 
@@ -17,7 +17,7 @@ EMPTY = 0.1
 """A net that finds less than this share of the foreground there is has collapsed."""
 
 
-class Segmenter(Finder):
+class Segmenter(LocalizationModel):
     """A net that tells how likely each pixel is foreground."""
 
     learns = "masks"
@@ -60,7 +60,7 @@ class Segmenter(Finder):
             return [f"hardly any foreground is found ({found / max(there, 1e-9):.1%} of what there is): {mend}"]
         return []
 
-    def find(self, batch: Batch) -> list[Found]:
+    def find(self, batch: Batch) -> list[Detection]:
         """Return how likely each pixel is foreground."""
         shares = (self(batch.film).sigmoid() * batch.mask).cpu().numpy()[:, 0]
-        return [Found(foreground=share) for share in shares]
+        return [Detection(foreground=share) for share in shares]

@@ -1,6 +1,6 @@
 """Single-shot detector of hands and side markers: torchvision's SSDlite with MobileNetV3.
 
-Liu et al. 2016; Sandler et al. 2018; Howard et al. 2019. Davletshina et al. 2020 localise hands by an SSD with
+Liu et al. 2016; Sandler et al. 2018; Howard et al. 2019. Davletshina et al. 2020 localize hands by an SSD with
 MobileNet, whose weights were not published.
 """
 
@@ -17,7 +17,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou, nms
 
 from anomaly.data.batch import Batch
-from anomaly.localization.base import HANDS, Finder, Found
+from anomaly.localization.base import HANDS, Detection, LocalizationModel
 from anomaly.models.base import Settings, Step
 from anomaly.models.search_space import Choice, Range
 from preprocessing.schema import BOX_CLASSES
@@ -26,7 +26,7 @@ SCALES = (0.07, 0.25, 0.5, 0.65, 0.8, 0.95, 1.0)
 """Sides of the default boxes by layer, as shares of the film's. The first two are smaller than torchvision's (.2, .35):
 a side marker is .05 to .1 of a film."""
 MOMENTUM = 0.1
-"""Of batch normalisation. torchvision's .03 is for trainings of hundreds of thousands of steps: in short ones the
+"""Of batch normalization. torchvision's .03 is for trainings of hundreds of thousands of steps: in short ones the
 running averages, by which finds are made, stay behind the weights."""
 LEAST = 0.05
 """Less sure finds are not even looked at."""
@@ -48,7 +48,7 @@ class SSDConfig(Settings):
     upright film can be told from a turned one."""
 
 
-class SSD(Finder):
+class SSD(LocalizationModel):
     """MobileNetV3 with SSDlite heads: films (N, 1, S, S) to boxes of two hands and two side markers."""
 
     Config = SSDConfig
@@ -169,7 +169,7 @@ class SSD(Finder):
         )
         return torch.stack([torch.stack(self._losses(one)).sum() for one in single])
 
-    def find(self, batch: Batch) -> list[Found]:
+    def find(self, batch: Batch) -> list[Detection]:
         """Return hands and markers; of hands that overlap, whichever the side, the surer stays, of markers too."""
         offsets, logits = self(batch.film)
         found = []
@@ -183,5 +183,5 @@ class SSD(Finder):
                 kept.append(some[nms(some[:, :4], some[:, 5], OVERLAP)])
             rows = torch.cat(kept)
             surest = rows[rows[:, 5].argsort(descending=True, stable=True)].cpu().numpy()
-            found.append(Found(surest[:, :5].astype(np.float32), surest[:, 5].astype(np.float32)))
+            found.append(Detection(surest[:, :5].astype(np.float32), surest[:, 5].astype(np.float32)))
         return found

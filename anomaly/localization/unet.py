@@ -15,7 +15,7 @@ from anomaly.localization.segmentation import Loss, Segmenter
 from anomaly.models.base import Settings
 from anomaly.models.search_space import Choice, Range
 
-Initialiser = Literal["he_normal", "he_uniform", "glorot_normal", "glorot_uniform"]
+Initializer = Literal["he_normal", "he_uniform", "glorot_normal", "glorot_uniform"]
 
 
 INITIALISERS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -33,7 +33,7 @@ class UNetConfig(Settings):
     """Channels of the first level; the others have 2, 4 and 4 times as many."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """Share of values that are dropped between the two convolutions of a level."""
-    initialiser: Initialiser = "he_normal"
+    initializer: Initializer = "he_normal"
     """How weights begin."""
     loss: Loss = "dice+bce"
     """`dice` alone, as the source, can end in an empty mask; with the binary cross-entropy it does not."""
@@ -71,7 +71,7 @@ class UNet(Segmenter):
         },
     }
     space: ClassVar = {
-        "initialiser": Choice(("he_normal", "glorot_uniform")),
+        "initializer": Choice(("he_normal", "glorot_uniform")),
         "dropout": Range(0.1, 0.5),
         "beta1": Range(0.1, 0.95),
         "beta2": Range(0.99, 0.9995),
@@ -87,7 +87,7 @@ class UNet(Segmenter):
         self.up = nn.ModuleList(self._level(i, o) for i, o in ((d + c, b), (b + b, b), (b + a, a)))
         self.last = nn.Conv2d(a, 1, 1)
         self.pool, self.grow = nn.MaxPool2d(2), nn.Upsample(scale_factor=2)
-        begin = INITIALISERS[config.initialiser]
+        begin = INITIALISERS[config.initializer]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 assert module.bias is not None

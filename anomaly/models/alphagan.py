@@ -18,7 +18,7 @@ from anomaly.nn.adversarial import (
     as_generated,
     as_real,
     chance_of_generated,
-    normalised,
+    normalized,
     on_black,
     saturation,
     signed,
@@ -49,9 +49,9 @@ class AlphaGANConfig(Settings):
     """Self-attention in generator, encoder and discriminator; `pooled` halves the side of its keys and values, as
     SAGAN itself does: at 128 px about a quarter of the work."""
     spectral_norm: bool = True
-    """Spectral normalisation of all convolutions but the generator's last and the encoder's two heads."""
+    """Spectral normalization of all convolutions but the generator's last and the encoder's two heads."""
     encoder_norm: Literal["spectral", "batch"] = "spectral"
-    """Normalisation of the encoder: spectral, of its convolutions, as in the paper; or batch normalisation without
+    """Normalization of the encoder: spectral, of its convolutions, as in the paper; or batch normalization without
     parameters, of its features and code. Under the former, codes of an untrained encoder differ by about .003 between
     films, those of the prior by 1; under the latter, each number has the prior's mean and variance over films."""
     joint: bool = False
@@ -93,7 +93,7 @@ class _Discriminator(nn.Module):
             size, config.width, attention=config.attention, norm="spectral" if config.spectral_norm else None
         )
         self.minibatch = MinibatchDiscrimination(wide, KERNELS, KERNEL_WIDTH, REFERENCES)
-        self.last = normalised(ToPoint(wide + KERNELS // 16, 1, 4), config.spectral_norm)
+        self.last = normalized(ToPoint(wide + KERNELS // 16, 1, 4), config.spectral_norm)
 
     def forward(self, film: Tensor) -> Tensor:
         return self.judged(film)[0]
@@ -225,9 +225,9 @@ class AlphaGAN(Reconstructor):
 
         x, mask = signed(batch.film), batch.mask
         # A pass of its own, of the weights that have moved. One pass before all steps would save an eighth and leave
-        # the running statistics of batch normalisation, with which films are scored, a step behind the weights.
+        # the running statistics of batch normalization, with which films are scored, a step behind the weights.
         with torch.no_grad():
-            code = _draw(*self.encoder(signed(batch.shown)))
+            code = _draw(*self.encoder(signed(batch.model_input)))
             reconstruction, generated = self.generator.both(code, torch.randn_like(code))
         real, redrawn, fake = self.discriminator.judged(x, on_black(reconstruction, mask), generated)
         yield Step(
@@ -245,7 +245,7 @@ class AlphaGAN(Reconstructor):
     def _drawing(self, batch: Batch, player: str) -> Step:
         """Return the step of the encoder, of the generator, or, where they move at once, of both as "generator"."""
         x, mask = signed(batch.film), batch.mask
-        mean, logvar = self.encoder(signed(batch.shown))
+        mean, logvar = self.encoder(signed(batch.model_input))
         code = _draw(mean, logvar)
         reconstruction, generated = self.generator.both(code, torch.randn_like(code))
         terms = {"l1": self.config.l1_weight * masked_mean((x - reconstruction).abs(), mask).mean()}
@@ -279,7 +279,7 @@ class AlphaGAN(Reconstructor):
         """
         return masked_mean(squared_error(batch.film, self.reconstruct(batch), batch.mask), batch.mask)
 
-    def remember(self, normals: Iterable[Batch]) -> None:
+    def fit_reference(self, normals: Iterable[Batch]) -> None:
         """Keep what minibatch discrimination compares a film with, beside what every model that reconstructs keeps."""
         pooled: list[Tensor] = []
 
@@ -288,7 +288,7 @@ class AlphaGAN(Reconstructor):
                 pooled.append(self.discriminator.pooled(signed(batch.film)))
                 yield batch
 
-        super().remember(passing())
+        super().fit_reference(passing())
         self.discriminator.minibatch.freeze(torch.cat(pooled))
 
     def scores(self, batch: Batch) -> dict[str, Tensor]:
@@ -311,7 +311,7 @@ class AlphaGAN(Reconstructor):
 
     def reconstruct(self, batch: Batch) -> Tensor:
         """Return the reconstruction from the code's mean, unmasked."""
-        return unit(self.generator(self.encoder(signed(batch.shown))[0]))
+        return unit(self.generator(self.encoder(signed(batch.model_input))[0]))
 
 
 def _draw(mean: Tensor, logvar: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class Settings(BaseModel):
 
 
 class Step:
-    """One move of one player: the loss terms whose sum that player's optimiser takes a step down.
+    """One move of one player: the loss terms whose sum that player's optimizer takes a step down.
 
     >>> Step("critic", real=torch.tensor(1.0), fake=torch.tensor(2.0)).loss()
     tensor(3.)
@@ -33,7 +33,7 @@ class Step:
     def __init__(self, player: str, /, *, watch: Mapping[str, Tensor] | None = None, **terms: Tensor) -> None:
         """Each term is a scalar, and `player.name` its column in the run's history.
 
-        `watch` has scalars that no optimiser sees, a column each under its own name: what shows how training goes.
+        `watch` has scalars that no optimizer sees, a column each under its own name: what shows how training goes.
         """
         if not terms:
             raise ValueError(f"step of {player!r} has no loss term")
@@ -47,7 +47,7 @@ class Step:
 
 
 class Model(nn.Module, ABC):
-    """A network that can be trained. Knows no optimiser, device, precision, file or flag.
+    """A network that can be trained. Knows no optimizer, device, precision, file or flag.
 
     A subclass is built as `Subclass(config, size)`: `config` its own `Config`, `size` the side of its films in pixels.
     """
@@ -99,14 +99,14 @@ class Model(nn.Module, ABC):
         """
         return None
 
-    def begin(self, weights: Path) -> None:
+    def load_pretrained(self, weights: Path) -> None:
         """Take up the weights that training begins with; raises InputError where they are of another shape.
 
         Asked only of a model whose `weights_file` names some: that one has to say how.
         """
         raise NotImplementedError(f"{type(self).__name__} names weights to begin with and can't take them up")
 
-    def weigh(self, normal: int, abnormal: int) -> None:
+    def set_class_counts(self, normal: int, abnormal: int) -> None:
         """Take from the numbers of the training's films of each class what the loss weighs them by."""
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
@@ -130,7 +130,7 @@ class Detector(Model):
     map_unit: ClassVar[str] = "squared error"
     """The unit of `anomaly_map`."""
 
-    def remember(self, normals: Iterable[Batch]) -> None:
+    def fit_reference(self, normals: Iterable[Batch]) -> None:
         """Take from the training's normal films what scores compare with, into buffers that are saved with the weights.
 
         Called once, when training is over, in evaluation mode; a model that compares with nothing leaves it as it is.

@@ -18,7 +18,7 @@ from anomaly.nn.adversarial import (
     as_generated,
     as_real,
     chance_of_generated,
-    normalised,
+    normalized,
     saturation,
     signed,
     trunk,
@@ -30,7 +30,7 @@ from anomaly.nn.blocks import ToPoint
 from anomaly.nn.losses import masked_mean, squared_error
 
 MOMENTUM = 0.19
-"""Of batch normalisation's running statistics, 1 - .9 ** 2: what two passes a step would give torch's own .1. With one
+"""Of batch normalization's running statistics, 1 - .9 ** 2: what two passes a step would give torch's own .1. With one
 pass they would lag behind the weights (by a tenth more error where twelve films were learnt by heart)."""
 
 
@@ -45,9 +45,9 @@ class BiGANConfig(Settings):
     """Self-attention in generator, encoder and discriminator; `pooled` halves the side of its keys and values, as
     SAGAN itself does: at 128 px about a quarter of the work."""
     spectral_norm: bool = True
-    """Spectral normalisation of the convolutions, and of the discriminator's layers, but for each network's last."""
+    """Spectral normalization of the convolutions, and of the discriminator's layers, but for each network's last."""
     encoder_norm: Literal["spectral", "batch"] = "spectral"
-    """Normalisation of the encoder: spectral, of its convolutions, as in the paper; or batch normalisation without
+    """Normalization of the encoder: spectral, of its convolutions, as in the paper; or batch normalization without
     parameters, of its features and code. Under the former, codes of an untrained encoder differ by about .003 between
     films, those of the prior by 1; under the latter, each number has the prior's mean and variance over films."""
     cycle: float = Field(default=0.0, ge=0)
@@ -86,7 +86,7 @@ class _Discriminator(nn.Module):
         wide, spectral = 16 * config.width, config.spectral_norm
         self.film = nn.Sequential(
             trunk(size, config.width, attention=config.attention, norm="spectral" if spectral else None),
-            normalised(ToPoint(wide, wide, 4), spectral),
+            normalized(ToPoint(wide, wide, 4), spectral),
             nn.LeakyReLU(0.1),
             nn.Flatten(),
         )
@@ -96,7 +96,7 @@ class _Discriminator(nn.Module):
     @staticmethod
     def _layers(widths: list[int], spectral: bool) -> nn.Sequential:
         return nn.Sequential(
-            *(nn.Sequential(normalised(nn.Linear(i, o), spectral), nn.LeakyReLU(0.1)) for i, o in pairwise(widths))
+            *(nn.Sequential(normalized(nn.Linear(i, o), spectral), nn.LeakyReLU(0.1)) for i, o in pairwise(widths))
         )
 
     def forward(self, film: Tensor, code: Tensor) -> Tensor:
@@ -231,11 +231,11 @@ class BiGAN(Reconstructor):
 
     def reconstruct(self, batch: Batch) -> Tensor:
         """Return G(E(x)), unmasked."""
-        return unit(self.generator(self.encoder(signed(batch.shown))))
+        return unit(self.generator(self.encoder(signed(batch.model_input))))
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return E(x), z from the prior, G(E(x)) and G(z): (N, Z), (N, Z), (N, 1, S, S), (N, 1, S, S)."""
-        code = self.encoder(signed(batch.shown))
+        code = self.encoder(signed(batch.model_input))
         z = torch.randn_like(code)
         return code, z, *self.generator.both(code, z)
 

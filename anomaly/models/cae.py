@@ -23,7 +23,7 @@ class CAEConfig(Settings):
     code_channels: int = Field(default=0, ge=0, le=4096)
     """Channels of the code, at 1/32 of the film's side; 0 is 32 x width (the paper: 512, one number for two pixels)."""
     batch_norm: bool = True
-    """Batch normalisation before every ReLU."""
+    """Batch normalization before every ReLU."""
     output: Literal["sigmoid", "relu-tanh"] = "sigmoid"
     """Last activation. The paper's tanh(relu(x)) has no gradient wherever its input is negative, so a pixel that
     starts black stays black; the sigmoid covers the same range (0, 1) and always has one."""
@@ -109,7 +109,7 @@ class CAE(Reconstructor):
 
     def training_steps(self, batch: Batch) -> Iterator[Step]:
         """Lower the masked squared error: L_M of the paper, with the square that its formula lost."""
-        error = squared_error(batch.film, self(batch.shown), batch.mask)
+        error = squared_error(batch.film, self(batch.model_input), batch.mask)
         if self.config.weigh == "pixel":
             yield Step("autoencoder", mse=error.sum() / batch.mask.sum().clamp(min=1))
         else:
@@ -121,5 +121,5 @@ class CAE(Reconstructor):
 
     def reconstruct(self, batch: Batch) -> Tensor:
         """Return the reconstruction, unmasked."""
-        out: Tensor = self(batch.shown)
+        out: Tensor = self(batch.model_input)
         return out

@@ -43,7 +43,7 @@ class ClassifierConfig(Settings):
     balance: bool = True
     """Whether the loss weighs an abnormal sample by N / (A + N) and a normal one by A / (A + N), N and A the training's
     normal and abnormal films (Rajpurkar et al. 2017)."""
-    normalise: Literal["imagenet", "symmetric"] = "imagenet"
+    normalize: Literal["imagenet", "symmetric"] = "imagenet"
     """What the film, repeated over three channels, is brought to: mean and standard deviation of ImageNet's channels
     (where [0, 1] becomes about [-2, 2.5]), or [-1, 1]."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
@@ -108,7 +108,7 @@ class Classifier(Detector):
             "backbone": "densenet169",
             "outputs": 1,
             "balance": True,
-            "normalise": "imagenet",
+            "normalize": "imagenet",
             "size": 224,
             "sample": "study",
             "batch_size": 8,
@@ -124,7 +124,7 @@ class Classifier(Detector):
             "backbone": "vgg16",
             "outputs": 2,
             "balance": False,
-            "normalise": "symmetric",
+            "normalize": "symmetric",
             "dropout": 0.5,
             "size": 224,
             "splits": "70/20/10",
@@ -139,10 +139,10 @@ class Classifier(Detector):
             "backbone": "efficientnet_b0",
             "outputs": 2,
             "balance": False,
-            "normalise": "imagenet",
+            "normalize": "imagenet",
             "size": 224,
             "batch_size": 32,
-            "optimiser": "sgd",
+            "optimizer": "sgd",
             "learning_rate": 1e-3,
             "momentum": 0.9,
             "weight_decay": 1e-4,
@@ -157,7 +157,7 @@ class Classifier(Detector):
             "backbone": "cnn",
             "outputs": 2,
             "balance": False,
-            "normalise": "symmetric",
+            "normalize": "symmetric",
             "batch_size": 32,
             "learning_rate": 1e-3,
             "epochs": 50,
@@ -175,7 +175,7 @@ class Classifier(Detector):
     score_names = ("probability",)
     map_unit = "Grad-CAM"
 
-    shift: Tensor  # (1, 3, 1, 1) mean of the normalisation
+    shift: Tensor  # (1, 3, 1, 1) mean of the normalization
     spread: Tensor  # (1, 3, 1, 1) and its standard deviation
     class_weights: Tensor  # (2,) of a normal and of an abnormal sample
 
@@ -184,7 +184,7 @@ class Classifier(Detector):
         super().__init__()
         self.config, self.size = config, size
         self.features, self.head = _built(config)
-        symmetric = config.normalise == "symmetric"
+        symmetric = config.normalize == "symmetric"
         for name, values in (
             ("shift", (0.5,) * 3 if symmetric else IMAGENET_MEAN),
             ("spread", (0.5,) * 3 if symmetric else IMAGENET_STD),
@@ -214,7 +214,7 @@ class Classifier(Detector):
     def forward(self, film: Tensor) -> Tensor:
         """Return the logit of being abnormal, log p / (1 - p): (N, 1, S, S) in [0, 1] -> (N,) float32.
 
-        The grey film is repeated over the three channels, and these are normalised. Of two outputs the logit is the
+        The grey film is repeated over the three channels, and these are normalized. Of two outputs the logit is the
         difference: the softmax of two is the sigmoid of that.
         """
         made = self.head(self.features((film - self.shift) / self.spread)).float()
@@ -223,7 +223,7 @@ class Classifier(Detector):
 
     # --- training ---
 
-    def weigh(self, normal: int, abnormal: int) -> None:
+    def set_class_counts(self, normal: int, abnormal: int) -> None:
         """Weigh the classes by each other's share, where `balance` asks for it."""
         if self.config.balance:
             total = max(1, normal + abnormal)
@@ -319,7 +319,7 @@ class Classifier(Detector):
             )
         return path
 
-    def begin(self, weights: Path) -> None:
+    def load_pretrained(self, weights: Path) -> None:
         """Take up weights under torchvision's names or our own; all must fit but a last layer of other outputs."""
         given = {self._own_name(key): value for key, value in _tensors(weights).items()}
         own = {name: value for name, value in self.state_dict().items() if name.startswith(("features.", "head."))}

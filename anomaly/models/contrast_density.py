@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from anomaly.data.batch import Batch
 from anomaly.models.base import Detector, Settings, Step
-from anomaly.nn.atypicality import GRID, Typicality, cells
+from anomaly.nn.atypicality import GRID, Atypicality, cells
 from preprocessing.steps import local_contrast
 
 
@@ -19,7 +19,7 @@ class ContrastDensityConfig(Settings):
     """Settings of the local contrast; see `preprocessing.steps.local_contrast`."""
 
     clip_limit: float = Field(default=2.0, gt=0)
-    """Clip limit of the adaptive histogram equalisation."""
+    """Clip limit of the adaptive histogram equalization."""
     tiles: int = Field(default=8, ge=1, le=64)
     """Its tiles a side."""
     sigma: float = Field(default=0.045, gt=0, le=0.5)
@@ -27,21 +27,21 @@ class ContrastDensityConfig(Settings):
 
 
 class ContrastDensity(Detector):
-    """Learns nothing: keeps the normals' maps of local contrast, and scores by their `Typicality`.
+    """Learns nothing: keeps the normals' maps of local contrast, and scores by their `Atypicality`.
 
     The floor under every table: a network that does not beat it has learnt no more than where films are rich in detail.
     """
 
     Config = ContrastDensityConfig
     presets: ClassVar = {name: {"epochs": 1, "augmentation": "none"} for name in ("standard", "fast")}
-    score_names = ("typicality",)
+    score_names = ("atypicality",)
     map_unit = "squared standard deviations of local contrast"
 
     def __init__(self, config: ContrastDensityConfig, size: int) -> None:
         """Films of any size: the map has 14 x 14 cells."""
         super().__init__()
         self.config = config
-        self.typicality = Typicality()
+        self.atypicality = Atypicality()
 
     @classmethod
     def check_size(cls, config: ContrastDensityConfig, size: int) -> str | None:
@@ -60,18 +60,18 @@ class ContrastDensity(Detector):
         """Nothing is chosen: 0."""
         return torch.zeros(len(batch.film), device=batch.film.device)
 
-    def remember(self, normals: Iterable[Batch]) -> None:
+    def fit_reference(self, normals: Iterable[Batch]) -> None:
         """Keep the normals' maps."""
-        self.typicality.fit(torch.cat([self._contrast(batch) for batch in normals]))
+        self.atypicality.fit(torch.cat([self._contrast(batch) for batch in normals]))
 
     def scores(self, batch: Batch) -> dict[str, Tensor]:
         """Return how unusual the map of local contrast is, in standard deviations of normal films."""
-        return {"typicality": self.typicality(self._contrast(batch))}
+        return {"atypicality": self.atypicality(self._contrast(batch))}
 
     def anomaly_map(self, batch: Batch) -> Tensor:
         """Return how far each cell's contrast lies from the normals', squared, in their standard deviations."""
-        maps = self.typicality.maps  # (R, D)
-        off = (self._contrast(batch) - self.typicality.centre) / maps.std(dim=0, correction=0).clamp(min=1e-3)
+        maps = self.atypicality.maps  # (R, D)
+        off = (self._contrast(batch) - self.atypicality.center) / maps.std(dim=0, correction=0).clamp(min=1e-3)
         grid = off.square().nan_to_num(0).reshape(-1, 1, GRID, GRID)
         return interpolate(grid, size=batch.film.shape[2:], mode="bilinear", align_corners=False) * batch.mask
 

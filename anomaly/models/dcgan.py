@@ -17,7 +17,7 @@ from anomaly.nn.adversarial import (
     as_real,
     chance_of_generated,
     halvings,
-    normalised,
+    normalized,
     saturation,
     signed,
     unit,
@@ -45,11 +45,11 @@ class DCGANConfig(Settings):
     latent: int = Field(default=2048, ge=1, le=8192)
     """Numbers in the code."""
     batch_norm: bool = False
-    """Batch normalisation in the generator, before every LeakyReLU (Radford et al. 2016; the paper has none). Under
-    spectral normalisation alone a code hardly reaches the film, and all films come out alike. Never in the
+    """Batch normalization in the generator, before every LeakyReLU (Radford et al. 2016; the paper has none). Under
+    spectral normalization alone a code hardly reaches the film, and all films come out alike. Never in the
     discriminator: it sees real and generated films in batches of their own, whose means would tell them apart."""
     spectral_norm: bool = True
-    """Spectral normalisation of every layer of both players."""
+    """Spectral normalization of every layer of both players."""
     soft_labels: float = Field(default=0.01, ge=0, lt=0.5)
     """The discriminator's targets lie at random up to this far from 0 and 1; 0 makes them hard."""
     discriminator_rate: float = Field(default=1.0, gt=0)
@@ -58,12 +58,12 @@ class DCGANConfig(Settings):
     """Normal films of the training that minibatch discrimination compares a film with when it is scored."""
 
 
-def _initialised(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, spectral: bool) -> nn.Module:
+def _initialized(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, spectral: bool) -> nn.Module:
     """Return the layer with weights from N(0, .02²), biases 0, as Radford et al. 2016 begin."""
     nn.init.normal_(layer.weight, std=0.02)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-    return normalised(layer, spectral)
+    return normalized(layer, spectral)
 
 
 class _Generator(nn.Module):
@@ -80,12 +80,12 @@ class _Generator(nn.Module):
                 grow = TransposedConvolution(before, after, 4, 2, padding=1, bias=bias)
             else:
                 grow = FromPoint(before, after, 4, bias=bias)
-            layers.append(_initialised(grow, config.spectral_norm))
+            layers.append(_initialized(grow, config.spectral_norm))
             if config.batch_norm:
                 layers.append(nn.BatchNorm2d(after))
             layers.append(nn.LeakyReLU(SLOPE, inplace=True))
         last = nn.ConvTranspose2d(channels[-1], 1, 4, 2, padding=1)
-        self.layers = nn.Sequential(*layers, _initialised(last, config.spectral_norm))
+        self.layers = nn.Sequential(*layers, _initialized(last, config.spectral_norm))
 
     def forward(self, z: Tensor) -> Tensor:
         """Draw the film of each code."""
@@ -103,10 +103,10 @@ class _Discriminator(nn.Module):
         for i, (before, after) in enumerate(pairwise(channels)):
             inner = i < count - 1
             shrink = Convolution(before, after, 4, 2, padding=1) if inner else ToPoint(before, after, 4)
-            layers += [_initialised(shrink, config.spectral_norm), nn.LeakyReLU(SLOPE, inplace=True)]
+            layers += [_initialized(shrink, config.spectral_norm), nn.LeakyReLU(SLOPE, inplace=True)]
         self.features = nn.Sequential(*layers, nn.Flatten())  # (N, 1, S, S) -> (N, A)
         self.closeness = MinibatchDiscrimination(channels[-1], KERNELS, KERNEL_WIDTH, config.references)  # -> A + B
-        self.logit = _initialised(nn.Linear(channels[-1] + KERNELS, 1), config.spectral_norm)
+        self.logit = _initialized(nn.Linear(channels[-1] + KERNELS, 1), config.spectral_norm)
 
     def forward(self, film: Tensor) -> Tensor:
         """Judge each film, in training beside the others of its batch."""
@@ -240,7 +240,7 @@ class DCGAN(Detector):
         film, cover = avg_pool2d(batch.film, 4), avg_pool2d(batch.mask.float(), 4)  # (N, 1, S / 4, S / 4)
         return torch.stack([masked_mean((film - one).square(), cover) for one in self._drawn]).amin(dim=0)
 
-    def remember(self, normals: Iterable[Batch]) -> None:
+    def fit_reference(self, normals: Iterable[Batch]) -> None:
         """Keep the features of normal films that minibatch discrimination compares with."""
         features = [self.discriminator.features(signed(batch.film)) for batch in normals]
         self.discriminator.closeness.freeze(torch.cat(features))

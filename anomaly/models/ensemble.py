@@ -1,4 +1,4 @@
-"""Several trained detectors as one: the mean of their standardised scores."""
+"""Several trained detectors as one: the mean of their standardized scores."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -71,7 +71,7 @@ class Ensemble(Detector):
         """Nothing is chosen: 0."""
         return torch.zeros(len(batch.film), device=batch.film.device)
 
-    def remember(self, normals: Iterable[Batch]) -> None:
+    def fit_reference(self, normals: Iterable[Batch]) -> None:
         """Take mean and spread of each member's scores on normal films that it was not trained on."""
         parts = [self._members(batch) for batch in normals]
         values = torch.cat(parts).double()  # (n, members, scores)
@@ -81,7 +81,7 @@ class Ensemble(Detector):
         self.spread = values.std(dim=0, correction=0).clamp(min=TINY).float()
 
     def scores(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the mean of the members' standardised scores, name by name: 0 is the usual normal film.
+        """Return the mean of the members' standardized scores, name by name: 0 is the usual normal film.
 
         Of supervised members the mean of their probabilities: that is one too.
         """

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from anomaly.data.batch import Batch
 from anomaly.models.base import Detector
-from anomaly.nn.atypicality import Typicality, cells
+from anomaly.nn.atypicality import Atypicality, cells
 from anomaly.nn.filters import local_mean, structural_dissimilarity
 from anomaly.nn.losses import masked_mean, squared_error, topk_mean
 
@@ -28,7 +28,7 @@ class _Normals(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.typicality = Typicality()
+        self.atypicality = Atypicality()
         self.register_buffer("variance", torch.ones(1, 1, size, size))
 
 
@@ -37,13 +37,13 @@ class Reconstructor(Detector):
 
     `mse`         mean squared error under the mask (Davletshina et al. 2020, section 4)
     `mse_topk`    that of its `topk` largest pixels (the same)
-    `typicality`  how unusual the map of the locally averaged error is among those of normal films (`Typicality`)
+    `atypicality`  how unusual the map of the locally averaged error is among those of normal films (`Atypicality`)
     `weighted`    mean of the squared error / that of normal films at the same place: errors count where they are rare
     `peak`        the largest locally averaged error
     `ssim`        mean structural dissimilarity, (1 - SSIM) / 2
     """
 
-    score_names: ClassVar[tuple[str, ...]] = ("mse", "mse_topk", "typicality", "weighted", "peak", "ssim")
+    score_names: ClassVar[tuple[str, ...]] = ("mse", "mse_topk", "atypicality", "weighted", "peak", "ssim")
 
     def __init__(self, size: int, topk: float) -> None:
         """`size` is the side of the films in pixels, `topk` as in `topk_mean`."""
@@ -53,7 +53,7 @@ class Reconstructor(Detector):
 
     @abstractmethod
     def reconstruct(self, batch: Batch) -> Tensor:
-        """Return the reconstruction of `batch.shown`: (N, 1, S, S) in [0, 1], float32."""
+        """Return the reconstruction of `batch.model_input`: (N, 1, S, S) in [0, 1], float32."""
 
     def scores(self, batch: Batch) -> dict[str, Tensor]:
         """Return every score of the residual."""
@@ -65,7 +65,7 @@ class Reconstructor(Detector):
         return {
             "mse": masked_mean(error, batch.mask),
             "mse_topk": topk_mean(error, batch.mask, self.topk),
-            "typicality": self.normals.typicality(self._pattern(error, batch.mask)),
+            "atypicality": self.normals.atypicality(self._pattern(error, batch.mask)),
             "weighted": masked_mean(error / (self.normals.variance + FLOOR), batch.mask),
             "peak": local_mean(error, batch.mask, self.size * PEAK).amax(dim=(1, 2, 3)),
             "ssim": masked_mean(structural_dissimilarity(batch.film, reconstruction, batch.mask), batch.mask),
@@ -75,7 +75,7 @@ class Reconstructor(Detector):
         """Return the squared error under the mask."""
         return squared_error(batch.film, self.reconstruct(batch), batch.mask)
 
-    def remember(self, normals: Iterable[Batch]) -> None:
+    def fit_reference(self, normals: Iterable[Batch]) -> None:
         """Keep the maps of the normals' residuals, and the mean residual of each pixel."""
         patterns, total = [], torch.zeros_like(self.normals.variance)
         seen = torch.zeros_like(total)  # films with this pixel under their mask
@@ -83,7 +83,7 @@ class Reconstructor(Detector):
             error = self.anomaly_map(batch)
             patterns.append(self._pattern(error, batch.mask).cpu())
             total, seen = total + error.sum(dim=0, keepdim=True), seen + batch.mask.sum(dim=0, keepdim=True)
-        self.normals.typicality.fit(torch.cat(patterns))
+        self.normals.atypicality.fit(torch.cat(patterns))
         there = seen > 0
         # Averaged over the window: a pixel's own mean over some hundred films is noise, and hands aren't registered.
         mean = local_mean(total / seen.clamp(min=1), there, self.size * WINDOW)

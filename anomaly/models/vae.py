@@ -121,7 +121,7 @@ class VAE(Reconstructor):
 
     def training_steps(self, batch: Batch) -> Iterator[Step]:
         """Lower the negative evidence lower bound of each film, in nats a pixel of its mask."""
-        mean, logvar = self.encode(batch.shown)
+        mean, logvar = self.encode(batch.model_input)
         z = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
         weight = self.config.beta * ((self.step + 1) / max(1, self.config.warmup)).clamp(max=1)
         self.step += 1
@@ -177,7 +177,7 @@ class VAE(Reconstructor):
 
     def reconstruct(self, batch: Batch) -> Tensor:
         """Return the reconstruction from the code's mean, unmasked."""
-        return torch.sigmoid(self.decoder(self.encode(batch.shown)[0]).float())
+        return torch.sigmoid(self.decoder(self.encode(batch.model_input)[0]).float())
 
     @staticmethod
     def _nats(film: Tensor, logits: Tensor) -> Tensor:

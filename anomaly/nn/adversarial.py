@@ -15,8 +15,8 @@ from anomaly.nn.spectral import spectral_norm
 Attention = Literal["full", "pooled", "none"]
 
 
-def normalised(layer: nn.Module, on: bool) -> nn.Module:
-    """Return `layer` under spectral normalisation where `on`: its weight divided by its largest singular value.
+def normalized(layer: nn.Module, on: bool) -> nn.Module:
+    """Return `layer` under spectral normalization where `on`: its weight divided by its largest singular value.
 
     Miyato et al. 2018; one power iteration a training step, none when scoring.
     """
@@ -50,13 +50,13 @@ def trunk(size: int, width: int, *, attention: Attention, norm: Literal["spectra
     Convolutions 4/2/1 with LeakyReLU(.1), self-attention on the last two maps (Davletshina et al. 2020, section 3.2).
     At 128 px `width` is the number of channels of the first one, and doubles from there; the last one always has
     16 x `width`, so that each halving of the film's side takes the narrowest one away. `norm` says how convolutions are
-    normalised: spectrally, by batch statistics without parameters, or not at all.
+    normalized: spectrally, by batch statistics without parameters, or not at all.
     """
     count = halvings(size)
     channels = [1] + [width * 16 >> (count - 1 - i) for i in range(count)]
     layers: list[nn.Module] = []
     for i, (before, after) in enumerate(pairwise(channels)):
-        layers.append(normalised(Convolution(before, after, 4, 2, padding=1), norm == "spectral"))
+        layers.append(normalized(Convolution(before, after, 4, 2, padding=1), norm == "spectral"))
         if norm == "batch":
             layers.append(nn.BatchNorm2d(after, affine=False))
         layers.append(nn.LeakyReLU(0.1))
@@ -66,10 +66,10 @@ def trunk(size: int, width: int, *, attention: Attention, norm: Literal["spectra
 
 
 class Generator(nn.Module):
-    """Codes (N, Z) -> films (N, 1, S, S) in [-1, 1]: transposed convolutions with batch normalisation and ReLU, tanh.
+    """Codes (N, Z) -> films (N, 1, S, S) in [-1, 1]: transposed convolutions with batch normalization and ReLU, tanh.
 
     Davletshina et al. 2020, section 3.2: the first one 4/1/0 to 4 x 4 pixels, the others 4/2/1, self-attention on the
-    last two maps before the film, spectral normalisation on all but the last. The first has 16 x `width` channels, each
+    last two maps before the film, spectral normalization on all but the last. The first has 16 x `width` channels, each
     further one half as many; each halving of the film's side takes the narrowest one away.
     """
 
@@ -80,7 +80,7 @@ class Generator(nn.Module):
         layers: list[nn.Module] = [nn.Unflatten(1, (latent, 1, 1))]
         for i, (before, after) in enumerate(pairwise(channels)):
             grow = TransposedConvolution(before, after, 4, 2, padding=1) if i else FromPoint(before, after, 4)
-            layers += [normalised(grow, spectral), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+            layers += [normalized(grow, spectral), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
             if attention != "none" and i >= count - 2:
                 layers.append(SelfAttention(after, pool=attention == "pooled"))
         self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(channels[-1], 1, 4, 2, padding=1))
@@ -92,8 +92,8 @@ class Generator(nn.Module):
     def both(self, encoded: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Return the films of encoded films' codes and of codes drawn from the prior, N each, made in one pass.
 
-        Batch normalisation then sees the same mixture in every pass of the training. Passes of one kind alone would be
-        normalised by other means than the running ones, which are of both kinds and with which films are scored.
+        Batch normalization then sees the same mixture in every pass of the training. Passes of one kind alone would be
+        normalized by other means than the running ones, which are of both kinds and with which films are scored.
         """
         first, second = self(torch.cat([encoded, drawn])).chunk(2)
         return first, second

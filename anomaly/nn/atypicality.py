@@ -38,7 +38,7 @@ class _Normals:
     """What distances are measured from, D = GRID² cells."""
 
     maps: NDArray[np.float64]  # (R, D), no gaps
-    centre: NDArray[np.float64]  # (D,) their mean
+    center: NDArray[np.float64]  # (D,) their mean
     axes: NDArray[np.float64]  # (P, D) principal axes / standard deviation along each
     plane: NDArray[np.float64]  # (Q, D) the first principal axes, of length 1
 
@@ -47,16 +47,16 @@ def _described(maps: NDArray[np.float64]) -> _Normals:
     """Describe normal maps (R, D) with gaps; few of them give fewer axes, so that they can't be described by heart."""
     count = len(maps)
     there = ~np.isnan(maps)
-    centre = np.where(there, maps, 0).sum(axis=0) / np.maximum(1, there.sum(axis=0))
-    full = np.where(there, maps, centre)
-    _, size, axes = np.linalg.svd(full - centre, full_matrices=False)
+    center = np.where(there, maps, 0).sum(axis=0) / np.maximum(1, there.sum(axis=0))
+    full = np.where(there, maps, center)
+    _, size, axes = np.linalg.svd(full - center, full_matrices=False)
     spread = size / np.sqrt(max(1, count - 1))
     usable = int((spread > 1e-6 * max(spread[0], 1e-12)).sum())
     long, flat = min(AXES, count // 4, usable), min(PLANE, count // 8, usable)
-    return _Normals(full, centre, axes[:long] / spread[:long, None], axes[:flat])
+    return _Normals(full, center, axes[:long] / spread[:long, None], axes[:flat])
 
 
-class Typicality(nn.Module):
+class Atypicality(nn.Module):
     """The mean of three z-scored distances of a map from those of normal films.
 
     Mean Euclidean distance to the 5 nearest normals; Mahalanobis distance on their first 50 principal components; what
@@ -65,7 +65,7 @@ class Typicality(nn.Module):
     """
 
     maps: Tensor  # (R, D) float32
-    centre: Tensor  # (D,)
+    center: Tensor  # (D,)
     axes: Tensor  # (P, D)
     plane: Tensor  # (Q, D)
     shift: Tensor  # (3,) mean of each distance among normals
@@ -73,7 +73,7 @@ class Typicality(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("maps", "centre", "axes", "plane", "shift", "scale"):
+        for name in ("maps", "center", "axes", "plane", "shift", "scale"):
             self.register_buffer(name, torch.zeros(0))
 
     def fit(self, maps: Tensor) -> None:
@@ -93,16 +93,16 @@ class Typicality(nn.Module):
         self.to(device)
 
     def _take(self, normals: _Normals) -> None:
-        for name in ("maps", "centre", "axes", "plane"):
+        for name in ("maps", "center", "axes", "plane"):
             setattr(self, name, torch.from_numpy(getattr(normals, name)).float())
 
     def _distances(self, maps: Tensor) -> Tensor:
         """Return the three distances: (N, D) with gaps -> (N, 3)."""
-        x = torch.where(maps.isnan(), self.centre, maps)
+        x = torch.where(maps.isnan(), self.center, maps)
         # Without the shortcut by a matrix product: its rounding depends on the films beside this one.
         pairs = torch.cdist(x, self.maps, compute_mode="donot_use_mm_for_euclid_dist")  # (N, R)
         near = pairs.topk(min(NEIGHBOURS, len(self.maps)), dim=1, largest=False).values.mean(dim=1)
-        off = x - self.centre
+        off = x - self.center
         along = (off @ self.axes.T).square().sum(dim=1).sqrt()
         left = (off - off @ self.plane.T @ self.plane).square().sum(dim=1).sqrt()
         return torch.stack([near, along, left], dim=1)

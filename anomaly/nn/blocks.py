@@ -155,10 +155,10 @@ class _Folded(torch.autograd.Function):
 
 
 def convolution(channels: int, features: int, kernel: int, stride: int, *, batch_norm: bool) -> nn.Sequential:
-    """Return convolution (padding 1), batch normalisation, ReLU: (N, channels, H, W) -> (N, features, H / stride, W /
+    """Return convolution (padding 1), batch normalization, ReLU: (N, channels, H, W) -> (N, features, H / stride, W /
     stride).
 
-    The convolution has a bias only where no batch normalisation follows: that one has its own.
+    The convolution has a bias only where no batch normalization follows: that one has its own.
     """
     layers: list[nn.Module] = [Convolution(channels, features, kernel, stride, padding=1, bias=not batch_norm)]
     if batch_norm:
@@ -167,7 +167,7 @@ def convolution(channels: int, features: int, kernel: int, stride: int, *, batch
 
 
 def upconvolution(channels: int, features: int, *, batch_norm: bool) -> nn.Sequential:
-    """Return transposed convolution 4/2/1, batch normalisation, ReLU: (N, channels, H, W) -> (N, features, 2H, 2W)."""
+    """Return transposed convolution 4/2/1, batch normalization, ReLU: (N, channels, H, W) -> (N, features, 2H, 2W)."""
     layers: list[nn.Module] = [TransposedConvolution(channels, features, 4, 2, padding=1, bias=not batch_norm)]
     if batch_norm:
         layers.append(nn.BatchNorm2d(features))

@@ -1,4 +1,4 @@
-"""Spectral normalisation: a layer's weight divided by its largest singular value. Miyato et al. 2018."""
+"""Spectral normalization: a layer's weight divided by its largest singular value. Miyato et al. 2018."""
 
 from typing import Any
 

@@ -56,7 +56,7 @@ def combine(members: Sequence[runs.Run], out: Path | None, cache: Path | None, d
     rows = normals(opened, split, "val")
     view = View(opened, first["variant"], rows, first["size"])
     with torch.inference_mode():
-        made.remember(as_batch(films, device) for _, films in view.chunks())
+        made.fit_reference(as_batch(films, device) for _, films in view.chunks())
     config = {k: v for k, v in first.items() if k not in ("format", "created", "films")} | {
         "model": "ensemble",
         "preset": "none",

@@ -325,13 +325,13 @@ def _outlined(film: NDArray[Any], mask: NDArray[np.bool_], under: NDArray[np.uin
 
     grey = np.rint(np.clip(film, 0, 1) * 255).astype(np.uint8)
     picture = grey[..., None].repeat(3, axis=2) if under is None else under.copy()
-    colour = (53, 199, 155)
+    color = (53, 199, 155)
     if under is None:
-        picture[~mask] = np.rint(0.65 * picture[~mask] + 0.35 * np.array(colour)).astype(np.uint8)
+        picture[~mask] = np.rint(0.65 * picture[~mask] + 0.35 * np.array(color)).astype(np.uint8)
     zoom = 4 if max(film.shape) < 256 else 1  # the line stays thin on a small film
     size = (film.shape[1] * zoom, film.shape[0] * zoom)
     picture = np.ascontiguousarray(cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR), np.uint8)
     large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     borders, _ = cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(picture, borders, -1, colour, 2)
+    cv2.drawContours(picture, borders, -1, color, 2)
     return picture

@@ -12,10 +12,10 @@ from safetensors.torch import save
 from anomaly import runs
 from anomaly.data.batch import Batch, as_batch
 from anomaly.data.dataset import Films, StoredFilms, load_films
-from anomaly.distributed import ALONE, Team
+from anomaly.distributed import SINGLE_PROCESS, World
 from anomaly.evaluation.calibration import calibrate
 from anomaly.evaluation.predict import View
-from anomaly.localization.base import Finder
+from anomaly.localization.base import LocalizationModel
 from anomaly.localization.finding import calibrate as threshold_of
 from anomaly.memory import keep_freed_memory
 from anomaly.models.base import Detector, Model
@@ -81,16 +81,16 @@ def fit(
     *,
     workers: int,
     on_epoch: Callable[[EpochReport], None],
-    team: Team = ALONE,
+    world: World = SINGLE_PROCESS,
     track: str = "none",
 ) -> runs.Run:
     """Train in `run` from wherever it stands, calibrate on validation films, and write all that a run holds.
 
-    Of a `team` all train and the first one writes. `track` tells the history to a tracker as well.
+    Of a `world` all train and the first one writes. `track` tells the history to a tracker as well.
     """
     plan, config = prepared.plan, prepared.config
     device = choose_device(plan.device)
-    with run.locked() if team.first else nullcontext():
+    with run.locked() if world.first else nullcontext():
         if run.finished:
             return run
         make_repeatable(device)
@@ -109,17 +109,17 @@ def fit(
             device=device,
             precision=config["precision"],
             workers=workers,
-            team=team,
+            world=world,
         )
         checkpoint = run.path / "checkpoint.safetensors"
         if checkpoint.is_file():
             trainer.restore(checkpoint)
         elif config["weights"]:
-            model.begin(Path(config["weights"]["file"]))
+            model.load_pretrained(Path(config["weights"]["file"]))
         draw, end = _closing(model, prepared, validation, run, device)
-        if not team.first:
+        if not world.first:
             trainer.run(run, on_epoch)
-            team.wait()
+            world.wait()
             return run
         with open_tracker(track, run.path, config) as tracker:
 
@@ -134,7 +134,7 @@ def fit(
         model.eval()
         if isinstance(model, Detector):
             with torch.inference_mode():
-                model.remember(batches(films, device))
+                model.fit_reference(batches(films, device))
         run.write("weights.safetensors", save({k: v.contiguous() for k, v in model.state_dict().items()}))
         run.write("history.csv", history_csv(trainer.state.history))
         run.write("warnings.json", runs.to_json({"warnings": trainer.state.warnings}))
@@ -143,7 +143,7 @@ def fit(
             run.write("learning_curve.png", curve)
         end()
         checkpoint.unlink(missing_ok=True)
-        team.wait()
+        world.wait()
     return run
 
 
@@ -151,7 +151,7 @@ def _closing(
     model: Model, prepared: Prepared, validation: Films | StoredFilms, run: runs.Run, device: torch.device
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return what is done at every checkpoint, and what in the end, by what the model is for."""
-    if isinstance(model, Finder):
+    if isinstance(model, LocalizationModel):
         assert isinstance(validation, Films)
         synthetic = prepared.cache.synthetic
 
@@ -176,7 +176,9 @@ def finish(model: Detector, view: View, run: runs.Run, device: torch.device) -> 
     run.write("calibration.json", runs.to_json(calibration.to_dict()))
 
 
-def finish_finder(model: Finder, validation: Films, run: runs.Run, device: torch.device, *, synthetic: bool) -> None:
+def finish_finder(
+    model: LocalizationModel, validation: Films, run: runs.Run, device: torch.device, *, synthetic: bool
+) -> None:
     """Write the picture of its finds and, last, calibration.json: from how sure on something counts as found."""
     threshold = threshold_of(model, validation, device)
     run.write("finds.png", finds_picture(model, validation, threshold, device, synthetic=synthetic))

@@ -89,7 +89,7 @@ def _on_film(
     original = read_film(path, data)
     stage = "matrix_raw" if view.variant.startswith("raw") else "matrix_crop"
     scale = view.size / view.cache.size  # the model's film may be smaller than the cache's
-    shrink = np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2]])  # pixel centres at whole numbers
+    shrink = np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2]])  # pixel centers at whole numbers
     matrix = shrink @ np.vstack([index[stage][row], [0, 0, 1]])
     shape = (original.pixels.shape[0], original.pixels.shape[1])
     levels = original.pixels.astype(np.float32)

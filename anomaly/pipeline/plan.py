@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from anomaly import runs
 from anomaly.data.dataset import Films, Sample, StoredFilms, bytes_of, load_films
 from anomaly.data.splits import LABELS, LEAST_TRAINING_FILMS, SplitRule, assign_splits, split_hash
-from anomaly.localization.base import Finder
+from anomaly.localization.base import LocalizationModel
 from anomaly.localization.finding import rows_of, splits_of
 from anomaly.memory import free_memory
 from anomaly.models import TOOLS, find_model, zoo
@@ -105,7 +105,7 @@ class Prepared:
         A detector: normal films only, unless it is supervised. A net that prepares films: those with what it is to
         find, whatever their label.
         """
-        if issubclass(self.model, Finder):
+        if issubclass(self.model, LocalizationModel):
             usable = rows_of(self.cache, self.model.learns)
         else:
             label = self.cache.index["label"]
@@ -121,7 +121,7 @@ class Prepared:
 
     def films(self, split: str) -> Films:
         """Read those rows, with what is to be found where the model finds something."""
-        learns = self.model.learns if issubclass(self.model, Finder) else None
+        learns = self.model.learns if issubclass(self.model, LocalizationModel) else None
         rows = self.rows(split)
         return load_films(self.cache, self.config["variant"], rows, self.size, learns=learns, sample=self._sample)
 
@@ -136,7 +136,7 @@ class Prepared:
         They may take half of what is free. Nets that find things always keep theirs: films with annotations are few.
         """
         free = free_memory()
-        if free is None or issubclass(self.model, Finder):
+        if free is None or issubclass(self.model, LocalizationModel):
             return None
         needed = bytes_of(self.cache, sum(len(self.rows(split)) for split in ("train", "val")), self.size)
         if needed <= free * MEMORY_SHARE:
@@ -160,19 +160,23 @@ def prepare(plan: Plan) -> Prepared:
     model_config, training = resolve(plan.model, plan.preset, plan.settings)
     if (training.noise or training.erase) and not issubclass(kind, Reconstructor):
         raise InputError(f"{plan.model} doesn't reconstruct, so there is nothing to mend: leave out noise and erase")
-    if training.augmented_by == "device" and issubclass(kind, Finder):
+    if training.augmented_by == "device" and issubclass(kind, LocalizationModel):
         raise InputError(f"{plan.model} learns boxes or masks, which imgaug alone moves too: leave out augmented_by")
     if training.sample == "study" and not learns_labels(kind):
         raise InputError(f"{plan.model} learns from each film by itself: leave out sample=study")
     cache = Cache(plan.cache)
-    if issubclass(kind, Finder) and kind.learns == "boxes" and training.augmentation not in ("none", "upright"):
+    if (
+        issubclass(kind, LocalizationModel)
+        and kind.learns == "boxes"
+        and training.augmentation not in ("none", "upright")
+    ):
         raise InputError(
             f"augmentation {training.augmentation} mirrors films, which makes right hands left ones; "
             f"{plan.model} takes none or upright"
         )
-    if issubclass(kind, Finder):
+    if issubclass(kind, LocalizationModel):
         rows_of(cache, kind.learns)  # a cache without what is to be learnt is answered before its size
-    variant = plan.variant or (kind.variant if issubclass(kind, Finder) else default_variant(cache.variants))
+    variant = plan.variant or (kind.variant if issubclass(kind, LocalizationModel) else default_variant(cache.variants))
     cache.films(variant, np.arange(0))  # an unknown variant is refused, with those there are
     size = training.size or cache.size
     if size > cache.size:
@@ -187,16 +191,16 @@ def prepare(plan: Plan) -> Prepared:
     _check_stages(kind, model_config, training, size)
     weights = kind.weights_file(model_config)
     if weights:
-        kind(model_config, size).begin(weights)  # weights that don't fit are refused before a folder is made
+        kind(model_config, size).load_pretrained(weights)  # weights that don't fit are refused before a folder is made
     index = cache.index
-    if issubclass(kind, Finder) and training.splits != "paper":
+    if issubclass(kind, LocalizationModel) and training.splits != "paper":
         raise InputError(f"{plan.model} is split by patient whatever the labels; leave out splits")
     rule: SplitRule = training.splits
     if (index["split"] != "").any():
         rule = "given"
     elif rule == "paper" and learns_labels(kind):
         rule = "paper, labelled"
-    if issubclass(kind, Finder):
+    if issubclass(kind, LocalizationModel):
         if variant != kind.variant:
             raise InputError(f"{plan.model} finds things on films of variant {kind.variant}; leave --variant out")
         split = splits_of(cache, plan.split_seed)
@@ -234,7 +238,7 @@ def prepare(plan: Plan) -> Prepared:
     }
     prepared = Prepared(plan, cache, split, config)
     counts = {name: len(prepared.rows(name)) for name in ("train", "val")}
-    which = "annotated" if issubclass(kind, Finder) else "labelled" if learns_labels(kind) else "normal"
+    which = "annotated" if issubclass(kind, LocalizationModel) else "labelled" if learns_labels(kind) else "normal"
     labels = index["label"]
     if counts["train"] < LEAST_TRAINING_FILMS or counts["val"] < 1:
         there = ", ".join(f"{int((labels == value).sum())} {name}" for value, name in LABELS.items())

@@ -1,6 +1,6 @@
 """Charts as inline SVG: axes, lines, bands, steps, bars, points, whiskers. Text in, markup out, nothing else.
 
-Colours are classes (`one` to `four`, `normal`, `abnormal`, `muted`) that the page's stylesheet fills in, so that a
+Colors are classes (`one` to `four`, `normal`, `abnormal`, `muted`) that the page's stylesheet fills in, so that a
 chart follows the page into the dark and onto paper; every text is escaped. A chart is drawn for about the width of a
 phone and scales with its place, letters too. Pixels are written with one decimal: the same data give the same bytes.
 """

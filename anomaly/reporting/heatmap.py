@@ -2,7 +2,7 @@
 
 A map is (H, W) float32, at least 0, larger is more abnormal, in the unit of its model (squared error, say). It is never
 scaled per film: that paints the largest error of a healthy film as red as a fracture. `map_scale` finds one scale on
-validation normals, and the same value has the same colour in every picture of a run.
+validation normals, and the same value has the same color in every picture of a run.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from anomaly.evaluation.heatmap_scale import Bools, Floats, checked_map
 from anomaly.runs import write_atomic
 
 Picture = NDArray[np.uint8]
-ColourMap = Literal["plasma", "viridis", "cividis", "inferno"]
+ColorMap = Literal["plasma", "viridis", "cividis", "inferno"]
 
-REACH = 2.0  # the colours run from 0 to this many times the scale: normal films stay in the lower half
+REACH = 2.0  # the colors run from 0 to this many times the scale: normal films stay in the lower half
 CLEAR = 0.5  # times the scale: the film alone shows below
-DENSE = 0.75  # the heat's largest share of the colour: bone still shows through
+DENSE = 0.75  # the heat's largest share of the color: bone still shows through
 
 _SHORTEST = 384  # smaller films are enlarged by a whole factor, or no title would fit
 _INK, _PAPER = (235, 235, 235), (16, 16, 16)
@@ -31,7 +31,7 @@ _INK, _PAPER = (235, 235, 235), (16, 16, 16)
 def to_film_space(map: NDArray[Any], matrix: NDArray[Any], shape: tuple[int, int]) -> Floats:
     """The map laid back on the original film, linear between its pixels and 0 where the map does not reach.
 
-    map  (S, S), in the cache's pixels.    matrix  (2, 3), film (x, y) -> cache (x, y), pixel centres at whole numbers.
+    map  (S, S), in the cache's pixels.    matrix  (2, 3), film (x, y) -> cache (x, y), pixel centers at whole numbers.
     shape  (H, W) of the film.    Returns (H, W) in the map's unit.
     """
     import cv2
@@ -52,17 +52,15 @@ def to_film_space(map: NDArray[Any], matrix: NDArray[Any], shape: tuple[int, int
 # -------------------------------------------------------------------------------------------------------- the picture
 
 
-def blend(
-    film: NDArray[Any], map: NDArray[Any], mask: Bools, scale: float, *, colours: ColourMap = "plasma"
-) -> Picture:
+def blend(film: NDArray[Any], map: NDArray[Any], mask: Bools, scale: float, *, colors: ColorMap = "plasma") -> Picture:
     """The film in grey with the map's heat over it, pixel for pixel.
 
     film  (H, W) float in [0, 1].    map  (H, W) finite, at least 0.    mask  (H, W) bool: no heat outside.
-    scale  from `map_scale`.    colours  even steps of the map look even, to colour-blind eyes and in print too.
+    scale  from `map_scale`.    colors  even steps of the map look even, to color-blind eyes and in print too.
     Returns (H, W, 3) uint8, RGB.
 
-    The colour runs from 0 to REACH x scale and stays there beyond. The heat is clear up to CLEAR x scale, and densest
-    from REACH x scale: a pixel's colour depends on its film and map value alone, so it means the same in every picture
+    The color runs from 0 to REACH x scale and stays there beyond. The heat is clear up to CLEAR x scale, and densest
+    from REACH x scale: a pixel's color depends on its film and map value alone, so it means the same in every picture
     of a run.
     """
     if not scale > 0:
@@ -71,7 +69,7 @@ def blend(
         raise ValueError(f"film {film.shape} and mask {mask.shape} must have one shape")
     level = checked_map(map, mask) / np.float32(scale)  # (H, W)
     alpha = (np.clip((level - CLEAR) / (REACH - CLEAR), 0, 1) * DENSE * mask)[..., None]  # (H, W, 1)
-    heat = _palette(colours)[(np.minimum(level / REACH, 1) * 255).astype(np.uint8)]  # (H, W, 3)
+    heat = _palette(colors)[(np.minimum(level / REACH, 1) * 255).astype(np.uint8)]  # (H, W, 3)
     grey = np.clip(film, 0, 1).astype(np.float32)[..., None] * 255
     return np.asarray(np.rint(grey + (heat - grey) * alpha), np.uint8)
 
@@ -85,17 +83,17 @@ def overlay(
     title: str = "",
     unit: str = "squared error",
     threshold: float | None = None,
-    colours: ColourMap = "plasma",
+    colors: ColorMap = "plasma",
 ) -> Picture:
-    """The film with its heat, a title above and the colour bar with numbers beside: a picture that explains itself.
+    """The film with its heat, a title above and the color bar with numbers beside: a picture that explains itself.
 
-    film, map, mask, scale, colours  as in `blend`.    title  one or two lines, cut in the middle to fit.
+    film, map, mask, scale, colors  as in `blend`.    title  one or two lines, cut in the middle to fit.
     unit  of the map.    threshold  map value to mark on the bar; without one the scale is marked, the limit of normals.
     Returns (H', W', 3) uint8, RGB. Films under 384 pixels are enlarged by a whole factor, pixels as squares.
     """
     from PIL import Image, ImageDraw
 
-    heat = blend(film, map, mask, scale, colours=colours)
+    heat = blend(film, map, mask, scale, colors=colors)
     zoom = -(-_SHORTEST // max(film.shape))
     heat = heat.repeat(zoom, axis=0).repeat(zoom, axis=1)
     height, width = heat.shape[:2]
@@ -107,7 +105,7 @@ def overlay(
     page = np.full((top + tall, width + side, 3), _PAPER, np.uint8)
     page[top : top + height, :width] = heat
     left, high, low = width + size, top + size * 2, top + tall - size  # of the bar
-    page[high:low, left : left + size] = np.rot90(colour_bar(low - high, size, colours=colours))
+    page[high:low, left : left + size] = np.rot90(color_bar(low - high, size, colors=colors))
 
     image = Image.fromarray(page)
     draw = ImageDraw.Draw(image)
@@ -124,11 +122,11 @@ def overlay(
     return np.asarray(image)
 
 
-def colour_bar(length: int, thickness: int, *, colours: ColourMap = "plasma") -> Picture:
-    """The colours of `blend` over a mid grey, 0 at the left to REACH times the scale: (thickness, length, 3) uint8."""
+def color_bar(length: int, thickness: int, *, colors: ColorMap = "plasma") -> Picture:
+    """The colors of `blend` over a mid grey, 0 at the left to REACH times the scale: (thickness, length, 3) uint8."""
     steps = np.linspace(0, REACH, length, dtype=np.float32)[None].repeat(thickness, axis=0)
     grey = np.full(steps.shape, 0.4, np.float32)
-    return blend(grey, steps, np.ones(steps.shape, np.bool_), 1.0, colours=colours)
+    return blend(grey, steps, np.ones(steps.shape, np.bool_), 1.0, colors=colors)
 
 
 def titled(picture: Picture, title: str) -> Picture:
@@ -164,8 +162,8 @@ def _font(size: int) -> Any:
 
 
 @cache
-def _palette(colours: ColourMap) -> Floats:
-    """The (256, 3) RGB colours of a map, 0 to 255."""
+def _palette(colors: ColorMap) -> Floats:
+    """The (256, 3) RGB colors of a map, 0 to 255."""
     import cv2
 
     known = {
@@ -174,10 +172,10 @@ def _palette(colours: ColourMap) -> Floats:
         "cividis": cv2.COLORMAP_CIVIDIS,
         "inferno": cv2.COLORMAP_INFERNO,
     }
-    if colours not in known:
-        raise ValueError(f"no colours {colours!r}; there are: {', '.join(known)}")
+    if colors not in known:
+        raise ValueError(f"no colors {colors!r}; there are: {', '.join(known)}")
     ramp = np.arange(256, dtype=np.uint8)[:, None]
-    return np.asarray(cv2.applyColorMap(ramp, known[colours])[:, 0, ::-1], np.float32)  # OpenCV gives BGR
+    return np.asarray(cv2.applyColorMap(ramp, known[colors])[:, 0, ::-1], np.float32)  # OpenCV gives BGR
 
 
 # ---------------------------------------------------------------------------------------------------------- the files

@@ -28,14 +28,14 @@ from anomaly.evaluation.figures import TRIVIAL, aggregate
 from anomaly.evaluation.ranking import roc_curve
 from anomaly.formatting import number, with_interval
 from anomaly.reporting.charts import Chart, swatch
-from anomaly.reporting.heatmap import CLEAR, REACH, colour_bar, png
+from anomaly.reporting.heatmap import CLEAR, REACH, color_bar, png
 from anomaly.reporting.table import Entry, Table, against_paper, failures, state, underneath
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _WIDEST = 360  # pixels of a film in the gallery
 _PANELS = 12  # learning curves at most; the run's history.csv has the others
 _CURVES = 4  # scores of the model in one ROC picture at most, besides the trivial ones
-_SERIES = ("one", "two", "three", "four")  # kinds of line, as the stylesheet colours them
+_SERIES = ("one", "two", "three", "four")  # kinds of line, as the stylesheet colors them
 _PLAIN = ("muted dashed", "muted dotted")  # those of the trivial detectors
 _BINS = 40
 _PLURALS = {"film": "films", "study": "studies", "patient": "patients"}
@@ -660,7 +660,7 @@ def _confusion(matrix: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {
         LABELS[truth]: [
             {"count": count, "share": share}
-            for count, share in zip(matrix["counts"][truth], matrix["normalised"][truth] or (None, None), strict=True)
+            for count, share in zip(matrix["counts"][truth], matrix["normalized"][truth] or (None, None), strict=True)
         ]
         for truth in (0, 1)
     }
@@ -670,7 +670,7 @@ def _confusion(matrix: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _heat_bar(context: ReportContext) -> dict[str, str] | None:
-    """The colours of the heat, and what they mean in words; None where no map is drawn."""
+    """The colors of the heat, and what they mean in words; None where no map is drawn."""
     scale = context.map_scale
     if scale is None:
         return None
@@ -679,7 +679,7 @@ def _heat_bar(context: ReportContext) -> dict[str, str] | None:
         f"≥ {reach} {context.map_unit}; clear below {clear}; "
         f"one scale for all films: {_compact(scale)}, from validation normals"
     )
-    return {"picture": _data(png(colour_bar(320, 14))), "words": words}
+    return {"picture": _data(png(color_bar(320, 14))), "words": words}
 
 
 def _galleries(groups: Mapping[str, Sequence[Shown]], threshold: float | None) -> dict[str, list[dict[str, Any]]]:

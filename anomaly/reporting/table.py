@@ -240,8 +240,8 @@ def against_best(means: Floats, drawn: Floats, freedom: ArrayLike, able: ArrayLi
 
     rows, count = drawn.shape
     able = np.broadcast_to(np.asarray(able), rows)
-    centred = drawn - drawn.mean(axis=1, keepdims=True)
-    errors = np.stack([(centred - row).std(axis=1, ddof=1) for row in centred])  # (R, R)
+    centerd = drawn - drawn.mean(axis=1, keepdims=True)
+    errors = np.stack([(centerd - row).std(axis=1, ddof=1) for row in centerd])  # (R, R)
     scale = np.where(errors > _SAME, errors, math.inf)  # rows that rank alike differ by nothing
     best = int(np.where(able, means, -math.inf).argmax())
     degrees = np.minimum(freedom, np.broadcast_to(freedom, rows)[best])
@@ -250,8 +250,8 @@ def against_best(means: Floats, drawn: Floats, freedom: ArrayLike, able: ArrayLi
     left = sorted(set(range(rows)) - {best}, key=lambda row: -reached[row])
     for place, row in enumerate(left):
         among = [best, *left[place:]]
-        first = np.where(able[among, None], centred[among], -math.inf).argmax(axis=0)  # (B,)
-        gaps = np.abs(centred[among] - centred[among][first, np.arange(count)]) / scale[np.ix_(among, among)][:, first]
+        first = np.where(able[among, None], centerd[among], -math.inf).argmax(axis=0)  # (B,)
+        gaps = np.abs(centerd[among] - centerd[among][first, np.arange(count)]) / scale[np.ix_(among, among)][:, first]
         chance = (1 + np.count_nonzero(gaps.max(axis=0) >= reached[row])) / (1 + count)
         p[row] = max(chance, *p[left[place - 1 : place]], 0)
     return p
@@ -750,7 +750,7 @@ def to_latex(table: Table) -> str:
         r"\centering\scriptsize",
         r"\setlength{\tabcolsep}{3pt}",
         rf"\caption{{{_tex(table.title)}}}",
-        r"\makebox[\linewidth]{%",  # centred, where it is wider than the text too
+        r"\makebox[\linewidth]{%",  # centerd, where it is wider than the text too
         rf"\begin{{tabular}}{{ll{'r' * len(table.columns)}}}",
         r"\toprule",
         " & ".join(["model", "score", *map(_tex, table.columns)]) + r" \\",

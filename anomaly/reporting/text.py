@@ -52,7 +52,7 @@ def report_table(one: Mapping[str, Any]) -> list[str]:
             for name, row in one["report"].items()
         ],
     )
-    shares = [row or [None, None] for row in one["confusion"]["normalised"]]
+    shares = [row or [None, None] for row in one["confusion"]["normalized"]]
     confusion = markdown(
         ["label", *(f"called {name}" for name in CLASSES)],
         [

@@ -11,7 +11,7 @@ from anomaly.data.batch import as_batch
 from anomaly.data.dataset import Films, load_films
 from anomaly.evaluation.heatmap_scale import map_scale
 from anomaly.evaluation.predict import View, maps
-from anomaly.localization.base import Finder
+from anomaly.localization.base import LocalizationModel
 from anomaly.localization.finding import pictured
 from anomaly.models.base import Detector
 from anomaly.reporting.heatmap import blend, png, titled
@@ -80,15 +80,15 @@ def picture(model: Detector, view: View, scale: float | None, device: torch.devi
 
 
 def finds_picture(
-    model: Finder, films: Films, threshold: float | None, device: torch.device, *, synthetic: bool
+    model: LocalizationModel, films: Films, threshold: float | None, device: torch.device, *, synthetic: bool
 ) -> bytes:
-    """Return a PNG of some films with what is there (white) and what the model finds (coloured), surer than .5 or the
+    """Return a PNG of some films with what is there (white) and what the model finds (colored), surer than .5 or the
     threshold.
     """
     model.eval()
     some = films.part(np.arange(0, len(films), max(1, len(films) // PICTURED))[:PICTURED])
     sheet = pictured(model, some, 0.5 if threshold is None else threshold, device)
-    return png(titled(sheet, f"{'SYNTHETIC films: ' if synthetic else ''}white: there, coloured: found"))
+    return png(titled(sheet, f"{'SYNTHETIC films: ' if synthetic else ''}white: there, colored: found"))
 
 
 def _enlarged(sheet: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

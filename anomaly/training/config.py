@@ -28,10 +28,10 @@ class TrainConfig(Settings):
     splits: Literal["paper", "70/20/10"] = "paper"
     """How patients are split where the source gives no splits: by the paper's rule (a supervised model then learns from
     half of its abnormal validation patients), or 70, 20 and 10 % of those with and those without an abnormal film."""
-    optimiser: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "sgd"] = "adam"
     """Adam, or stochastic gradient descent with momentum."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Step size of the optimiser."""
+    """Step size of the optimizer."""
     schedule: Literal["constant", "cosine", "plateau"] = "constant"
     """How the step size goes on: as it is; down to nothing along half a cosine, epoch by epoch (Loshchilov and Hutter
     2017, without restarts); or times `factor` whenever the validation loss has not fallen, by a ten-thousandth of
@@ -47,7 +47,7 @@ class TrainConfig(Settings):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of sgd."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """L2 penalty of the optimiser."""
+    """L2 penalty of the optimizer."""
     clip: float = Field(default=0.0, ge=0)
     """Greatest norm of a player's gradient; 0 doesn't clip."""
     augmentation: AugmentationName = "advanced"
@@ -88,7 +88,7 @@ class TrainConfig(Settings):
 
 @dataclass
 class State:
-    """What training knows between two epochs, beside the weights and the optimisers."""
+    """What training knows between two epochs, beside the weights and the optimizers."""
 
     epoch: int = 0  # epochs done
     stage: int = 0  # stages done

@@ -1,6 +1,6 @@
 """The training loop: one for every model.
 
-Per step: one autocast context, the gradients of that player's parameters alone, that player's optimiser. So toggling
+Per step: one autocast context, the gradients of that player's parameters alone, that player's optimizer. So toggling
 `requires_grad`, stray `detach` calls and mixed precision have one home, and a model only says who moves and when.
 
 The checkpoint that is kept is the one of the lowest validation loss (`keep="best"`), measured after every epoch on
@@ -9,7 +9,7 @@ needed. Training stops when that loss has not fallen for `patience` epochs. `kee
 paper's code did.
 
 Training goes in `stages`, one unasked: in each either everything moves or one part of the model, the others frozen.
-A stage ends like a training, after `epochs` or by `patience`; the next begins with the kept weights and new optimisers.
+A stage ends like a training, after `epochs` or by `patience`; the next begins with the kept weights and new optimizers.
 """
 
 import json
@@ -29,7 +29,7 @@ from torch.nn.functional import interpolate
 from anomaly.data.batch import Batch, as_batch
 from anomaly.data.dataset import Films, StoredFilms
 from anomaly.data.loader import TrainingBatches
-from anomaly.distributed import ALONE, Team
+from anomaly.distributed import SINGLE_PROCESS, World
 from anomaly.models.base import Model, Step
 from anomaly.runs import Run, checkpoint_state, to_csv
 from anomaly.training.config import EpochReport, Precision, State, TrainConfig
@@ -65,7 +65,7 @@ COMPILED = 256
 
 
 class Trainer:
-    """One model, its films, its optimisers; `run()` goes on from wherever the state stands."""
+    """One model, its films, its optimizers; `run()` goes on from wherever the state stands."""
 
     def __init__(
         self,
@@ -78,12 +78,12 @@ class Trainer:
         device: torch.device,
         precision: Precision,
         workers: int,
-        team: Team = ALONE,
+        world: World = SINGLE_PROCESS,
     ) -> None:
         """`seed` decides the order, the augmentation and every random draw of the model; 0 is a seed like any other."""
-        self.config, self.device, self.seed, self.team = config, device, seed, team
+        self.config, self.device, self.seed, self.world = config, device, seed, world
         self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model.weigh(int((train.label == 0).sum()), int((train.label == 1).sum()))
+        self.model.set_class_counts(int((train.label == 0).sum()), int((train.label == 1).sum()))
         self.validation, self.samples = validation, validation.samples()
         self.autocast = precision == "bfloat16"
         augmented_by = config.augmented_by
@@ -97,7 +97,7 @@ class Trainer:
             seed=seed,
             workers=workers,
             device=device,
-            team=team,
+            world=world,
             augmented_by=augmented_by,
         )
         self.films = len(train)
@@ -110,16 +110,16 @@ class Trainer:
             torch._dynamo.config.recompile_limit = COMPILED
             for module in _compilable(model.players()):
                 module.compile()
-        self.optimisers = self._optimisers()
+        self.optimizers = self._optimizers()
         self.state = State()
         self.best_weights: dict[str, Tensor] = {}
 
-    def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         config = self.config
         rate, decay = config.learning_rate, config.weight_decay
         made: dict[str, torch.optim.Optimizer] = {}
         for player, parameters in self.parameters.items():
-            if config.optimiser == "sgd":
+            if config.optimizer == "sgd":
                 made[player] = torch.optim.SGD(
                     parameters, lr=rate, momentum=config.momentum, weight_decay=decay, fused=True
                 )
@@ -146,14 +146,14 @@ class Trainer:
             new = self._warn(figures)
             if self._stage_over():
                 self._next_stage()
-            if self.team.first and (self._done() or time.monotonic() - saved >= checkpoint_seconds):
+            if self.world.first and (self._done() or time.monotonic() - saved >= checkpoint_seconds):
                 self.save(folder)
                 on_checkpoint()
                 saved = time.monotonic()
             pace = sum(line["seconds"] for line in self.state.history[-5:]) / len(self.state.history[-5:])
             state, epochs = self.state, self.config.epochs
             left = pace * (state.before + epochs * (len(self.config.order) - state.stage) - state.epoch)
-            if self.team.first:
+            if self.world.first:
                 on_epoch(EpochReport(state.epoch, self.config.most_epochs, figures, state.best_epoch, left, new))
         return self.best_weights
 
@@ -166,35 +166,35 @@ class Trainer:
         return state.epoch - state.before >= self.config.epochs or 0 < patience <= fruitless
 
     def _next_stage(self) -> None:
-        """Go on to the next stage, from the kept weights; its optimisers know nothing of the stage before."""
+        """Go on to the next stage, from the kept weights; its optimizers know nothing of the stage before."""
         self.state.stage, self.state.before = self.state.stage + 1, self.state.epoch
         if not self._done():
             self.model.load_state_dict(self.best_weights)
-            self.optimisers = self._optimisers()
+            self.optimizers = self._optimizers()
 
     def _epoch(self, number: int) -> dict[str, float]:
         start = time.monotonic()
         # Each epoch draws from numbers of its own, so that resuming needs no state of the generators.
-        own = [self.team.rank] * (not self.team.first)
+        own = [self.world.rank] * (not self.world.first)
         torch.manual_seed(int(np.random.SeedSequence([self.seed, number, *own]).generate_state(1, np.uint64)[0]))
         self._freeze()
         self._set_rates(number)
         terms: dict[str, list[Tensor]] = {}
         for batch in self.batches.epoch(number):
-            for step in self._steps(damage(batch, self.config)):
+            for step in self._steps(corrupt(batch, self.config)):
                 named = {f"{step.player}.{name}": term for name, term in step.terms.items()}
                 for name, term in (named | step.watch).items():
                     terms.setdefault(name, []).append(term.detach())
         figures = {}
         for name, values in terms.items():  # here the host waits for the device, not before
-            series = self.team.mean(torch.stack(values).float())
+            series = self.world.mean(torch.stack(values).float())
             if not bool(series.isfinite().all()):
                 first = int((~series.isfinite()).nonzero()[0, 0]) + 1
                 raise InputError(
                     f"loss term {name} is not finite from step {first} of epoch {number} on; {AFTER_DIVERGING}"
                 )
             figures[name] = float(series.mean())
-        self.team.share_buffers(self.model)
+        self.world.share_buffers(self.model)
         validation = self._validate()
         if not math.isfinite(validation["validation"]):
             raise InputError(f"the validation loss is not finite after epoch {number}; {AFTER_DIVERGING}")
@@ -217,28 +217,28 @@ class Trainer:
             factor = 0.5 * (1 + math.cos(math.pi * (number - 1 - self.state.before) / config.epochs))
         elif config.schedule == "plateau":
             factor = after_plateaus([line["validation"] for line in self.state.history[self.state.before :]], config)
-        for player, optimiser in self.optimisers.items():
-            for group in optimiser.param_groups:
+        for player, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * shares.get(player, 1.0) * factor
 
     def _steps(self, batch: Batch) -> Iterator[Step]:
         """Apply the model's steps one by one."""
         generator = self.model.training_steps(batch)
         while True:
-            # A context of its own for every step: autocast caches cast weights, which are stale once an optimiser
+            # A context of its own for every step: autocast caches cast weights, which are stale once an optimizer
             # moved them.
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 step = next(generator, None)
             if step is None:
                 return
-            optimiser = self.optimisers[step.player]
+            optimizer = self.optimizers[step.player]
             parameters = [p for p in self.parameters[step.player] if p.requires_grad]
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             step.loss().backward(inputs=parameters)
-            self.team.average(parameters, len(batch.film))
+            self.world.average(parameters, len(batch.film))
             if self.config.clip:
                 torch.nn.utils.clip_grad_norm_(parameters, self.config.clip)
-            optimiser.step()
+            optimizer.step()
             yield step
 
     @torch.inference_mode()
@@ -253,8 +253,8 @@ class Trainer:
                 values = self.model.validate(batch)
             for name, each in values.items():
                 seen.setdefault(name, []).append(each)
-        # The team's mean, so that all of it takes the same decisions.
-        return {name: float(self.team.mean(torch.cat(parts).float().mean())) for name, parts in seen.items()}
+        # The mean over all processes, so that they take the same decisions.
+        return {name: float(self.world.mean(torch.cat(parts).float().mean())) for name, parts in seen.items()}
 
     def _remember(self, figures: dict[str, float]) -> None:
         state = self.state
@@ -282,12 +282,12 @@ class Trainer:
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def save(self, folder: Run) -> None:
-        """Write the whole state as one safetensors file: weights, best weights, optimisers, the rest as JSON text."""
+        """Write the whole state as one safetensors file: weights, best weights, optimizers, the rest as JSON text."""
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best/{k}": v for k, v in self.best_weights.items()}
-        for player, optimiser in self.optimisers.items():
-            for index, values in optimiser.state_dict()["state"].items():
-                tensors |= {f"optimiser/{player}/{index}/{k}": v for k, v in values.items()}
+        for player, optimizer in self.optimizers.items():
+            for index, values in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer/{player}/{index}/{k}": v for k, v in values.items()}
         state = {
             "epoch": self.state.epoch,
             "stage": self.state.stage,
@@ -303,7 +303,7 @@ class Trainer:
 
     def restore(self, path: Path) -> None:
         """Take up the state that `save` wrote."""
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimiser": {}}
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
         self.state = State(**checkpoint_state(path))
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  (not a mapping)
@@ -311,17 +311,17 @@ class Trainer:
                 groups[group][rest] = file.get_tensor(name)
         self.model.load_state_dict(groups["model"])
         self.best_weights = groups["best"]
-        for player, optimiser in self.optimisers.items():
-            whole = optimiser.state_dict()
+        for player, optimizer in self.optimizers.items():
+            whole = optimizer.state_dict()
             whole["state"] = {}
-            for name, tensor in groups["optimiser"].items():
+            for name, tensor in groups["optimizer"].items():
                 owner, index, key = name.split("/")
                 if owner == player:
                     moved = self.parameters[player][int(index)]
-                    # The fused optimiser walks memory: its averages must lie as their parameter does, channels last.
+                    # The fused optimizer walks memory: its averages must lie as their parameter does, channels last.
                     laid = torch.empty_like(moved).copy_(tensor) if tensor.shape == moved.shape else tensor
                     whole["state"].setdefault(int(index), {})[key] = laid.detach()
-            optimiser.load_state_dict(whole)
+            optimizer.load_state_dict(whole)
 
 
 def after_plateaus(losses: list[float], config: TrainConfig) -> float:
@@ -339,7 +339,7 @@ def after_plateaus(losses: list[float], config: TrainConfig) -> float:
     return float(stand_in.param_groups[0]["lr"])
 
 
-def damage(batch: Batch, config: TrainConfig) -> Batch:
+def corrupt(batch: Batch, config: TrainConfig) -> Batch:
     """Return the batch with what a denoising training shows of it, drawn from torch's own random numbers."""
     if not config.noise and not config.erase:
         return batch
@@ -353,7 +353,7 @@ def damage(batch: Batch, config: TrainConfig) -> Batch:
     if config.erase:
         kept = torch.rand(count, 1, 8, 8, device=shown.device) >= config.erase
         shown = shown * interpolate(kept.float(), size=(side, side), mode="nearest")
-    return replace(batch, damaged=shown * batch.mask)
+    return replace(batch, corrupted=shown * batch.mask)
 
 
 def history_csv(history: list[dict[str, float]]) -> str:

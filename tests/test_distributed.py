@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from anomaly import distributed as team
+from anomaly import distributed as world
 from anomaly.runs import Run
 from preprocessing.schema import Cache
 
 SETTINGS = ("width=4", "batch_norm=false", "epochs=2", "batch_size=8", "augmentation=none", "patience=0")
-PLAIN = ("optimiser=sgd", "learning_rate=0.1")  # Adam makes steps of gradients that are rounding alone
+PLAIN = ("optimizer=sgd", "learning_rate=0.1")  # Adam makes steps of gradients that are rounding alone
 
 
 def train(cache: Cache, out: Path, processes: int, *settings: str) -> str:
@@ -30,7 +30,7 @@ def train(cache: Cache, out: Path, processes: int, *settings: str) -> str:
 
 
 def test_two_processes_take_the_steps_of_one(cache: Cache, tmp_path: Path) -> None:
-    """Without batch normalisation, which sees a process's own part, the weights agree but for rounding."""
+    """Without batch normalization, which sees a process's own part, the weights agree but for rounding."""
     train(cache, tmp_path / "one", 1, *PLAIN)
     said = train(cache, tmp_path / "two", 2, *PLAIN)
     assert said.count("2 processes share each batch") == 1 and said.count("trained for 2 of at most 2 epochs") == 1
@@ -55,9 +55,9 @@ def test_processes_talk_by_the_device_that_they_train_on(
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "set_device", asked.append)
-    monkeypatch.setattr(team.dist, "init_process_group", asked.append)
-    monkeypatch.setattr(team.dist, "get_rank", lambda: 1)
-    monkeypatch.setattr(team.dist, "destroy_process_group", lambda: None)
-    with team.join(device) as joined:
+    monkeypatch.setattr(world.dist, "init_process_group", asked.append)
+    monkeypatch.setattr(world.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(world.dist, "destroy_process_group", lambda: None)
+    with world.join(device) as joined:
         assert (joined.rank, joined.size) == (1, 2)
     assert asked == ([1, "nccl"] if backend == "nccl" else ["gloo"])

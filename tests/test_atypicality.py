@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
-from anomaly.nn.atypicality import GRID, Typicality, cells
+from anomaly.nn.atypicality import GRID, Atypicality, cells
 from anomaly.nn.filters import gaussian_blur, local_mean, structural_dissimilarity
 
 DRAW = torch.Generator().manual_seed(0)
@@ -23,7 +23,7 @@ def normals(count: int = 120, spread: float = 1.0) -> torch.Tensor:
 
 def test_both_less_and_more_than_usual_is_unusual() -> None:
     """An opaque lung reconstructs better than a healthy one: an error that is too small is an anomaly too."""
-    fitted = Typicality()
+    fitted = Atypicality()
     fitted.fit(normals())
     usual = fitted(normals(50))
     assert abs(float(usual.mean())) < 0.3  # z-scored by normals that were left out: 0 is the usual new film
@@ -33,7 +33,7 @@ def test_both_less_and_more_than_usual_is_unusual() -> None:
 
 def test_it_does_not_hang_on_the_unit() -> None:
     maps, other = normals(), normals(20) + 1
-    one, two = Typicality(), Typicality()
+    one, two = Atypicality(), Atypicality()
     one.fit(maps)
     two.fit(100 * maps - 7)
     torch.testing.assert_close(one(other), two(100 * other - 7), rtol=1e-3, atol=1e-3)
@@ -41,13 +41,13 @@ def test_it_does_not_hang_on_the_unit() -> None:
 
 @pytest.mark.parametrize("count", [2, 3, 8, 40])
 def test_few_normals_give_a_finite_score(count: int) -> None:
-    fitted = Typicality()
+    fitted = Atypicality()
     fitted.fit(normals(count))
     assert fitted(normals(5)).isfinite().all()
 
 
 def test_normals_all_alike_give_a_finite_score() -> None:
-    fitted = Typicality()
+    fitted = Atypicality()
     fitted.fit(torch.ones(20, GRID**2))
     same, other = fitted(torch.ones(1, GRID**2)), fitted(torch.zeros(1, GRID**2))
     assert same.isfinite().all() and other.isfinite().all() and other > same
@@ -60,20 +60,20 @@ def test_cells_off_the_mask_say_nothing() -> None:
     value[..., 28:] = 9
     grid = cells(value, mask).reshape(GRID, GRID)
     assert (grid[:, : GRID // 2] == 1).all() and grid[:, GRID // 2 :].isnan().all()
-    fitted = Typicality()
+    fitted = Atypicality()
     fitted.fit(normals())
-    gaps = fitted.centre.clone()[None]
+    gaps = fitted.center.clone()[None]
     gaps[:, ::3] = torch.nan
-    torch.testing.assert_close(fitted(gaps), fitted(fitted.centre[None]))
+    torch.testing.assert_close(fitted(gaps), fitted(fitted.center[None]))
 
 
 def test_a_score_before_fit_is_a_mistake() -> None:
     with pytest.raises(RuntimeError, match="fit"):
-        Typicality()(normals(1))
+        Atypicality()(normals(1))
 
 
 def test_it_is_saved_with_whatever_it_was_fitted_on() -> None:
-    fitted, again = Typicality(), Typicality()
+    fitted, again = Atypicality(), Atypicality()
     fitted.fit(normals(33))
     again.load_state_dict(fitted.state_dict())
     maps = normals(4)
