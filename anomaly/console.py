@@ -11,6 +11,12 @@ LINE_SECONDS = 10.0
 """Without a terminal, a line of progress is printed this often."""
 
 
+SYNTHETIC = (
+    "SYNTHETIC FILMS: drawn by this program, not taken from patients; figures from them say nothing about patients"
+)
+"""What is said wherever the built-in films are spoken of."""
+
+
 class Advance(Protocol):
     """Says that `count` more are done, with a word on how it stands."""
 
@@ -57,6 +63,16 @@ def clock(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+@contextmanager
+def silent(what: str, total: int, unit: str) -> Iterator[Advance]:
+    """Show nothing: in place of `progress` where nobody watches."""
+
+    def advance(count: int = 1, note: str = "", seconds_left: float | None = None) -> None:
+        pass
+
+    yield advance
 
 
 @contextmanager

@@ -37,11 +37,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from preprocessing import InputError
 
-FORMAT = 2
+M = TypeVar("M", bound=BaseModel)
+
+FORMAT = 3
 RUNS = Path("runs")
 
 
@@ -49,6 +53,88 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a disk can take no more."""
 STALE_SECONDS = 3600.0
 """A part of a file or folder that is older was left by a process that was killed."""
+
+
+class Record(BaseModel):
+    """A JSON file of a run folder, or a part of one: read and written whole, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class WeightsFile(Record):
+    """The pretrained weights that training began with."""
+
+    file: str
+    sha256: str
+
+
+class CacheRecord(Record):
+    """The cache that a run was trained on: where it was, what is in it, and how to make it again."""
+
+    path: str
+    content_hash: str
+    recipe: str
+    """The recipe as JSON text."""
+    recipe_digest: str
+    """Of the recipe, its version and the nets that prepare films."""
+    nets: dict[str, dict[str, str]]
+    """Part of the recipe ("localizer", "segmenter") -> name, run and digest of the net that did it."""
+    dtype: Literal["uint8", "uint16"]
+    source: str
+    synthetic: bool
+    command: str
+    """What makes the cache again."""
+
+
+class RunSettings(Record):
+    """All settings, as the model's `Config` and `TrainConfig` hold them."""
+
+    model: dict[str, Any]
+    training: dict[str, Any]
+
+
+class RunConfig(Record):
+    """run.json: all that made the run."""
+
+    format: int = FORMAT
+    model: str
+    preset: str
+    settings: RunSettings
+    size: int
+    """Side of the films in pixels, as the model takes them."""
+    variant: str
+    seed: int | str
+    """Of the training; those of its members, joined by commas, for an ensemble."""
+    split_seed: int
+    split_rule: Literal["given", "paper", "paper, labelled", "70/20/10"]
+    split_hash: str
+    weights: WeightsFile | None
+    precision: Literal["float32", "bfloat16"]
+    device: str
+    cache: CacheRecord
+    versions: dict[str, str]
+    films: dict[str, int] = Field(default_factory=dict)
+    """How many films "train" and "val" have that the model learns from, and how many of "train" are "abnormal"."""
+    members: list[str] = Field(default_factory=list)
+    """The run folders an ensemble was made of."""
+    created: str = ""
+    """UTC, ISO 8601."""
+
+
+class EpochWarning(Record):
+    """Something wrong with a training, and when."""
+
+    text: str
+    first: int
+    """The first epoch it was so."""
+    last: int
+    """The last one."""
+
+
+class Warnings(Record):
+    """warnings.json."""
+
+    warnings: list[EpochWarning]
 
 
 class DiskFull(InputError):
@@ -151,13 +237,18 @@ class Run:
                 f"{path} is not a run folder (no run.json); `anomaly train cae` makes one{_existing(path)}"
             )
         try:
-            self.config: dict[str, Any] = json.loads(file.read_text())
+            content = json.loads(file.read_text())
         except ValueError as error:
             raise InputError(f"{file} is damaged ({error}); train again with another --out") from None
-        if not isinstance(self.config, dict) or not {"format", "model", "settings", "cache"} <= set(self.config):
-            raise InputError(f"{file} is damaged (not all of a run is in it); train again with another --out")
-        if self.config["format"] != FORMAT:
-            raise InputError(f"{file} has format {self.config['format']}, this version reads {FORMAT}; train again")
+        version = content.get("format") if isinstance(content, dict) else None
+        if isinstance(version, int) and version != FORMAT:
+            raise InputError(
+                f"{file} has format {version}, this version reads {FORMAT}; train again with another --out"
+            )
+        try:
+            self.config = RunConfig.model_validate(content)
+        except ValidationError as error:
+            raise InputError(f"{file} is damaged ({first_error(error)}); train again with another --out") from None
 
     @property
     def finished(self) -> bool:
@@ -181,8 +272,10 @@ class Run:
         """Return what was wrong with the training, a sentence each; an ensemble has none."""
         if not (self.path / "warnings.json").is_file():
             return []
-        noted = self.read_json("warnings.json")["warnings"]
-        return [f"epochs {w['first']} to {w['last']}: {w['text']}" for w in noted]
+        return [
+            f"{f'epochs {w.first} to {w.last}' if w.last > w.first else f'epoch {w.first}'}: {w.text}"
+            for w in self.read("warnings.json", Warnings).warnings
+        ]
 
     def busy(self) -> bool:
         """Whether a process is training in the folder now."""
@@ -197,14 +290,16 @@ class Run:
         write_atomic(self.path / name, content)
         return self.path / name
 
-    def read_json(self, name: str) -> dict[str, Any]:
-        """Return a JSON file of the folder."""
+    def read(self, name: str, kind: type[M]) -> M:
+        """Return a JSON file of the folder as its record; raises InputError where it is missing or damaged."""
         path = self.path / name
         try:
-            value: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} can't be read ({error}); delete {self.path} and train again") from None
-        return value
+            return kind.model_validate_json(path.read_bytes())
+        except OSError as error:
+            reason = error.strerror or str(error)
+        except ValidationError as error:
+            reason = first_error(error)
+        raise InputError(f"{path} can't be read ({reason}); delete {self.path} and train again")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -237,13 +332,20 @@ def _existing(path: Path) -> str:
     return f"; there are: {', '.join(names[-5:])}" if names else ""
 
 
-def create(path: Path, config: Mapping[str, Any]) -> Run:
+def first_error(error: ValidationError) -> str:
+    """Return the first of the errors that pydantic found, on one line: where, and what."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return " ".join(f"{where}: {first['msg']}".removeprefix(": ").split())
+
+
+def create(path: Path, config: RunConfig) -> Run:
     """Make a run folder with its run.json; one that exists is refused."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path} exists; take another --out")
     # Made beside and moved into place: a folder of this name is a run from the first moment on.
     beside = _beside(path)
-    write_atomic(beside / "run.json", to_json({"format": FORMAT, **config}))
+    write_atomic(beside / "run.json", to_json(config.model_dump()))
     try:
         beside.replace(path)
     except OSError as error:

@@ -47,7 +47,7 @@ def judged(path: Path) -> tuple[Run, dict[str, Known], int]:
     found = {}
     for name in ("val", "test"):
         rows = np.flatnonzero((split == name) & (cache.index["label"] >= 0))
-        view = View(cache, run.config["variant"], rows, run.config["size"])
+        view = View(cache, run.config.variant, rows, run.config.size)
         found[name] = view.column("label"), score(model, view, CPU)["probability"], view.column("patient")
     return run, found, sum(p.numel() for p in model.parameters())
 
@@ -74,7 +74,7 @@ def linear(prepared: Prepared) -> dict[str, Known]:
 
     def films(name: str) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[Any]]:
         rows = prepared.rows(name)
-        some = load_films(prepared.cache, prepared.config["variant"], rows, LINEAR_SIZE)
+        some = load_films(prepared.cache, prepared.config.variant, rows, LINEAR_SIZE)
         flat = (some.unit() * some.mask).reshape(len(rows), -1)
         return some.label, flat, prepared.cache.index["patient"][rows]
 
@@ -130,22 +130,22 @@ def main() -> None:
         calibration = read_calibration(run)
         line = figures(found, calibration.thresholds["mean"]["film"]["probability"])
         config = run.config
-        backbone, size = config["settings"]["model"]["backbone"], config["size"]
+        backbone, size = config.settings.model["backbone"], config.size
         epochs = f"{len(run.history())} epochs"
         label, value, patient = found["test"]
         versus = paired(label, value, plain["test"][1], patient)
         gap = with_interval(versus.difference, (versus.low, versus.high))
-        rows.append(row(backbone, f"{config['preset']}, {epochs}", size, f"{parameters / 1e6:.2f} M", line, gap))
+        rows.append(row(backbone, f"{config.preset}, {epochs}", size, f"{parameters / 1e6:.2f} M", line, gap))
         told[path.name] = slim(line) | {
             "minus_linear": versus.plain(),
             "backbone": backbone,
-            "preset": config["preset"],
+            "preset": config.preset,
             "size": size,
-            "seed": config["seed"],
+            "seed": config.seed,
             "epochs": len(run.history()),
             "parameters": parameters,
-            "films": config["films"],
-            "source": SOURCES[config["preset"]],
+            "films": config.films,
+            "source": SOURCES[config.preset],
         }
     line = figures(plain, 0.5)
     rows.append(row("logistic regression", "principal components", LINEAR_SIZE, "–", line))

@@ -25,7 +25,7 @@ def main() -> None:
     arguments = parser.parse_args()
     runs = [Run(path) for path in arguments.runs]
     cache, split = run_view(runs[0])
-    variant, size = runs[0].config["variant"], runs[0].config["size"]
+    variant, size = runs[0].config.variant, runs[0].config.size
     abnormal = np.flatnonzero((split == "test") & (cache.index["label"] == 1) & cache.has_truth)
     finding = cache.index["finding"][abnormal]
     _, first = np.unique(finding, return_index=True)
@@ -49,7 +49,7 @@ def main() -> None:
         column += [blend(film, drawn, mask, scale) for _, drawn, film, mask in maps(model, view, torch.device("cpu"))]
     sheet = np.concatenate([np.concatenate(column, axis=0) for column in columns], axis=1)
     times = -(-LEAST // size)
-    names = ", ".join(run.config["model"] for run in runs)
+    names = ", ".join(run.config.model for run in runs)
     words = "SYNTHETIC films, lesion outlined: " if cache.synthetic else "films: "
     write_atomic(arguments.out, png(titled(sheet.repeat(times, axis=0).repeat(times, axis=1), f"{words}{names}")))
     print(f"{arguments.out}: {len(rows)} films ({', '.join(sorted(set(cache.index['finding'][rows])))}) by {names}")

@@ -56,19 +56,19 @@ def ours(name: str, cache: str) -> None:
     model, films, precision = (
         prepared.model(config, prepared.size),
         prepared.films("train"),
-        prepared.config["precision"],
+        prepared.config.precision,
     )
     trainer = Trainer(
         model, training, films, prepared.films("val"), seed=0, device=device, precision=precision, workers=0
     )
     model.train()
     ready = next(trainer.batches.epoch(0))
-    gflop = work(lambda: list(trainer._steps(ready)))
+    gflop = work(lambda: list(trainer.apply_steps(ready)))
     tell(parameters=trainable(model), films=len(films), batch=len(ready.film), precision=precision, gflop=gflop)
     for number, word in enumerate(sys.stdin, start=1):
         start = time.perf_counter()
         for batch in trainer.batches.epoch(number) if word == "epoch\n" else [ready] * int(word):
-            for _ in trainer._steps(corrupt(batch, training)):
+            for _ in trainer.apply_steps(corrupt(batch, training)):
                 pass
         if device.type == "cuda":
             torch.cuda.synchronize()

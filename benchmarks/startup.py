@@ -57,7 +57,7 @@ TRAIN = Parts(
     (
         ("anomaly.pipeline.fit", "prepare", "check the plan"),
         ("anomaly.pipeline.fit", "Trainer", "make model's optimizers, loader"),
-        ("anomaly.training.trainer:Trainer", "_steps", "the first step"),
+        ("anomaly.training.trainer:Trainer", "apply_steps", "the first step"),
     ),
 )
 TIMED = """

@@ -76,7 +76,7 @@ def noise(count: int, size: int) -> Films:
 
 def step(made: Trainer, batch: Batch) -> None:
     """Do all steps of a batch."""
-    for _ in made._steps(batch):
+    for _ in made.apply_steps(batch):
         pass
 
 

@@ -47,8 +47,8 @@ def train(arguments: argparse.Namespace, cell: str, seed: int) -> None:
         config, cache = Run(path).config, Cache(arguments.cache)
         asked = resolve(model, preset, settings)
         given = [arguments.variant, preset, cache.content_hash, *(own.model_dump(mode="json") for own in asked)]
-        there = [config["variant"], config["preset"], config["cache"]["content_hash"]]
-        if given != [*there, config["settings"]["model"], config["settings"]["training"]]:
+        there = [config.variant, config.preset, config.cache.content_hash]
+        if given != [*there, config.settings.model, config.settings.training]:
             raise SystemExit(f"{path} was trained on other films or by other settings; take another --out")
         return
     command = [sys.executable, "-m", "anomaly", "train", model, "--cache", str(arguments.cache)]
@@ -68,7 +68,7 @@ def scored(path: Path) -> tuple[Scored, dict[str, NDArray[Any]]]:
     run = Run(path)
     cache, split = run_view(run)
     rows = np.flatnonzero((split == "val") | (split == "test"))
-    view = View(cache, run.config["variant"], rows, run.config["size"])
+    view = View(cache, run.config.variant, rows, run.config.size)
     known = {name: view.column(name) for name in ("label", "patient", "finding", "difficulty")} | {"split": split[rows]}
     return score(open_model(run, CPU), view, CPU), known
 

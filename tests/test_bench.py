@@ -306,7 +306,7 @@ def test_any_error_is_its_cells_failure(cache: Cache, tmp_path: Path, monkeypatc
     score = module.score_films
 
     def broken(run: runs.Run, *arguments: object, **more: object) -> object:
-        if run.config["variant"] == "raw":
+        if run.config.variant == "raw":
             raise ValueError("label 3; there are: 0, 1\nand more")
         return score(run, *arguments, **more)  # type: ignore[arg-type]
 
@@ -476,7 +476,7 @@ def test_a_cell_begun_on_another_machine_begins_anew(cache: Cache, tmp_path: Pat
     run.write("checkpoint.safetensors", "of that device")
     run_cell(bench, cell)
     assert bench.done(cell) and bench.failure(cell) is None
-    assert runs.Run(bench.folder(cell)).config["device"] == "cpu"
+    assert runs.Run(bench.folder(cell)).config.device == "cpu"
 
 
 @pytest.mark.parametrize("gone", ["report.html", "scores.csv"])

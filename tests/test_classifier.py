@@ -197,7 +197,7 @@ def test_the_map_lies_where_the_evidence_is(tmp_path: Path) -> None:
     model = built(width=8, dropout=0.0)
     loop = Trainer(model, config, films, films, seed=0, device=CPU, precision="float32", workers=0)
     for number in range(1, 26):
-        figures = loop._epoch(number)
+        figures = loop.train_epoch(number)
     assert figures["validation_accuracy"] == 1.0 and figures["accuracy"] > 0.9
     model.eval()
     with torch.inference_mode():
@@ -213,7 +213,7 @@ def test_a_net_to_which_all_films_are_the_same_says_so(some: Films) -> None:
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
     loop = stage_loop(model, some, learning_rate=1e-9)
-    (warning,) = model.warnings(loop._epoch(1))
+    (warning,) = model.warnings(loop.train_epoch(1))
     assert warning.startswith("all films get about the same probability (they differ by 0): it learns nothing")
     assert not model.warnings({"spread": 0.3})
 
@@ -289,7 +289,7 @@ def test_weights_of_a_run_or_a_file_are_what_training_begins_with(cache: Cache, 
     first = trained(cache, tmp_path / "a")
     prepared = prepare(plan(cache, f"weights={first.path}", "epochs=1", "learning_rate=1e-12"))
     assert (
-        prepared.config["weights"]["sha256"]
+        prepared.config.weights["sha256"]
         == hashlib.sha256((first.path / "weights.safetensors").read_bytes()).hexdigest()
     )
     second = fit(
@@ -347,7 +347,7 @@ def test_a_stage_moves_its_part_only_running_statistics_included(some: Films, st
     model = Classifier(ClassifierConfig(backbone="efficientnet_b0"), 64)
     loop = stage_loop(model, some.part(np.r_[0:2, 6:8]), stages=stage)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    loop._epoch(1)
+    loop.train_epoch(1)
     moved = {
         name.partition(".")[0] for name, value in model.state_dict().items() if not torch.equal(before[name], value)
     }
@@ -382,7 +382,7 @@ def test_the_next_stage_begins_with_the_kept_weights_and_resumes_to_the_bit(some
     at_best = min(line["validation"] for line in whole.state.history[:3])
     loop = stage_loop(built(), some, stages="all,head", epochs=3, learning_rate=1e-2)
     for number in (1, 2, 3):
-        loop._remember(loop._epoch(number))
+        loop._remember(loop.train_epoch(number))
     assert loop._stage_over()
     loop._next_stage()
     assert loop._validate()["validation"] == pytest.approx(at_best, rel=1e-6)
@@ -422,7 +422,7 @@ def test_a_plateau_lowers_the_step_size_and_only_once_for_each(some: Films) -> N
 
 def test_a_run_learns_from_labels_and_its_thresholds_too(cache: Cache, tmp_path: Path) -> None:
     run = trained(cache, tmp_path / "a", "sample=study", preset="fast")
-    assert run.config["split_rule"] == "paper, labelled" and run.config["weights"] is None
+    assert run.config.split_rule == "paper, labelled" and run.config.weights is None
     assert (run.path / "maps.png").is_file() and not (run.path / "reconstructions.png").exists()
     header = (run.path / "history.csv").read_text().splitlines()[0].split(",")
     assert header[3:] == ["classifier.cross_entropy", "accuracy", "spread", "validation", "validation_accuracy"]
@@ -486,9 +486,7 @@ def test_an_ensemble_of_classifiers_says_the_mean_probability(cache: Cache, tmp_
     members = [trained(cache, tmp_path / name, f"dropout={share}") for name, share in (("a", 0.1), ("b", 0.4))]
     made = combine(members, tmp_path / "both", None, CPU)
     label = cache.index["label"]
-    films = as_batch(
-        load_films(cache, made.config["variant"], np.flatnonzero(label >= 0)[:5], made.config["size"]), CPU
-    )
+    films = as_batch(load_films(cache, made.config.variant, np.flatnonzero(label >= 0)[:5], made.config.size), CPU)
     with torch.inference_mode():
         said = [open_model(one, CPU).scores(films)["probability"] for one in (*members, made)]
     torch.testing.assert_close(said[2].double(), (said[0] + said[1]) / 2, rtol=1e-5, atol=1e-6)
@@ -511,7 +509,7 @@ def test_where_every_patient_has_an_abnormal_film_the_threshold_is_that_of_films
         open_source(tmp_path / "m.csv"), Recipe(name="plain", size=32), tmp_path / "m.h5", variants=("raw",), workers=1
     )
     prepared = prepare(Plan("classifier", tmp_path / "m.h5", preset="fast", settings=TINY, device="cpu"))
-    assert prepared.config["split_rule"] == "given"
+    assert prepared.config.split_rule == "given"
     made = continue_or_create(prepared, tmp_path / "run", resume=False)
     thresholds = read_calibration(fit(prepared, made, workers=0, on_epoch=lambda report: None)).thresholds["mean"]
     assert thresholds["patient"]["probability"] == thresholds["film"]["probability"]

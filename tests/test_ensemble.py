@@ -34,7 +34,7 @@ def view(cache: Cache) -> View:
 def test_a_score_is_the_mean_of_the_members_standardized_ones(run: Run, cache: Cache, tmp_path: Path) -> None:
     other = trained(cache, tmp_path / "other")
     made = combine([run, other], tmp_path / "both", None, CPU)
-    assert made.finished and made.config["members"] == [str(run.path), str(other.path)]
+    assert made.finished and made.config.members == [str(run.path), str(other.path)]
     ours = score(open_model(made, CPU), view(cache), CPU)
     each = [np.log(score(open_model(r, CPU), view(cache), CPU)["mse"]) for r in (run, other)]
     # Standardized over validation normals: the mean is linear in each member's logarithm, with equal slopes in z.

@@ -121,7 +121,7 @@ def test_every_parameter_has_one_owner_and_learns(name: str, caches: dict[str, C
     films = some(caches, name)
     loop = trainer(model, films)
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
-    first = loop._epoch(1)
+    first = loop.train_epoch(1)
     assert all(math.isfinite(value) for value in first.values())
     moved = [not torch.equal(before[key], value) for key, value in model.named_parameters()]
     assert np.mean(moved) > 0.9  # of heads on a single cell no box may have been matched
@@ -136,9 +136,9 @@ def test_a_few_films_are_learnt(name: str, caches: dict[str, Cache]) -> None:
     films = some(caches, name, 4)
     model = made(name)
     loop = trainer(model, films, learning_rate=3e-3)
-    first = loop._epoch(1)
+    first = loop.train_epoch(1)
     for number in range(2, 13):
-        last = loop._epoch(number)
+        last = loop.train_epoch(number)
     total = [sum(value for key, value in figures.items() if "." in key) for figures in (first, last)]
     assert total[1] < 0.8 * total[0]
 

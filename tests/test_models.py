@@ -92,7 +92,7 @@ def test_a_step_moves_its_player_only(name: str, preset: str, some: Films) -> No
 
     model.train()
     before = values()
-    for step in loop._steps(as_batch(some, CPU)):
+    for step in loop.apply_steps(as_batch(some, CPU)):
         after = values()
         changed = {owner[id(p)] for n, p in model.named_parameters() if not torch.equal(before[n], after[n])}
         assert changed == {step.player}
@@ -165,15 +165,15 @@ def test_training_resumes_to_the_bit(name: str, some: Films, tmp_path: Path) -> 
     """Two epochs in one go, and one, a checkpoint, and another in a new process's place."""
     whole = trainer(made(name), some, augmentation="advanced")
     for number in (1, 2):
-        whole._remember(whole._epoch(number))
+        whole._remember(whole.train_epoch(number))
     first = trainer(made(name), some, augmentation="advanced")
-    first._remember(first._epoch(1))
+    first._remember(first.train_epoch(1))
     folder = Run.__new__(Run)
     folder.path = tmp_path
     first.save(folder)
     second = trainer(made(name), some, augmentation="advanced")
     second.restore(tmp_path / "checkpoint.safetensors")
-    second._remember(second._epoch(2))
+    second._remember(second.train_epoch(2))
     for key, value in whole.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[key]), key
 
@@ -191,7 +191,7 @@ def test_generated_films_are_films_and_the_same_every_time(model: Detector) -> N
 def test_rates_name_players_and_warnings_read_the_history(model: Detector, some: Films) -> None:
     loop = trainer(model, some)
     assert set(model.rates()) <= set(loop.parameters) and all(rate > 0 for rate in model.rates().values())
-    assert all(isinstance(text, str) for text in model.warnings(loop._epoch(1)))
+    assert all(isinstance(text, str) for text in model.warnings(loop.train_epoch(1)))
 
 
 def test_a_batch_can_be_overfitted_and_a_planted_blob_raises_the_score(model: Detector, some: Films) -> None:
@@ -209,7 +209,7 @@ def test_a_batch_can_be_overfitted_and_a_planted_blob_raises_the_score(model: De
 
     first = error()
     for number in range(1, 161):
-        loop._epoch(number)
+        loop.train_epoch(number)
     assert error() < 0.2 * first
     planted = some.film.copy()
     for film, mask in zip(planted, some.mask, strict=True):
@@ -225,7 +225,7 @@ def test_a_batch_can_be_overfitted_and_a_planted_blob_raises_the_score(model: De
 def test_low_precision_stays_finite(model: Detector, some: Films) -> None:
     config = TrainConfig(batch_size=6, augmentation="none")
     loop = Trainer(model, config, some, some, seed=0, device=CPU, precision="bfloat16", workers=0)
-    assert all(math.isfinite(value) for value in loop._epoch(1).values())
+    assert all(math.isfinite(value) for value in loop.train_epoch(1).values())
 
 
 def test_sizes_are_checked(name: str) -> None:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from anomaly.pipeline.evaluate import run_page, score_films
 from torch import Tensor
 
 from anomaly.data.batch import Batch
@@ -25,7 +26,6 @@ from anomaly.evaluation.predict import View
 from anomaly.evaluation.ranking import roc_curve
 from anomaly.formatting import with_interval
 from anomaly.models.base import Detector, Settings
-from anomaly.pipeline.evaluate import run_page, score_films
 from anomaly.reporting import page as report
 from anomaly.reporting.charts import Chart, ticks
 from anomaly.reporting.heatmap import blend, png
@@ -564,6 +564,6 @@ def test_a_run_without_maps_has_a_page_that_says_so(run, tmp_path, monkeypatch) 
 
 def test_a_net_that_prepares_films_has_no_page(run, tmp_path) -> None:
     mine = copied(run, tmp_path)
-    mine.config["model"] = "unet"
+    mine.config.model = "unet"
     with pytest.raises(InputError, match="prepares films and has no page; `anomaly score"):
         run_page(mine)

@@ -175,7 +175,7 @@ def test_a_new_films_score_does_not_depend_on_the_depth_of_the_films_beside_it(
 
 def test_films_prepared_by_another_recipe_version_are_refused(run: Run, films: Path, tmp_path: Path) -> None:
     old = Run(run.path)
-    old.config = run.config | {"cache": run.config["cache"] | {"recipe_digest": "0" * 12}}
+    old.config = run.config | {"cache": run.config.cache | {"recipe_digest": "0" * 12}}
     with (
         pytest.raises(InputError, match="by another version of the recipe hand"),
         commands._view(old, [films], None, None, 1),
@@ -277,7 +277,7 @@ def test_a_damaged_calibration_is_named(run: Run, tmp_path: Path) -> None:
 
 
 def test_another_cache_is_refused(run: Run, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = dict(run.config) | {"cache": run.config["cache"] | {"content_hash": "0" * 64}}
+    changed = dict(run.config) | {"cache": run.config.cache | {"content_hash": "0" * 64}}
     other = Run(run.path)
     other.config = changed
     with pytest.raises(InputError, match=r"is not the cache that .* was trained on"):
@@ -286,7 +286,7 @@ def test_another_cache_is_refused(run: Run, cache: Cache, monkeypatch: pytest.Mo
 
 def test_weights_of_another_shape_are_refused(run: Run) -> None:
     other = Run(run.path)
-    settings = run.config["settings"]
+    settings = run.config.settings
     other.config = run.config | {"settings": settings | {"model": settings["model"] | {"width": 8}}}
     with pytest.raises(InputError, match=r"weights.safetensors has weights of another model or version than the cae"):
         open_model(other, CPU)

@@ -60,7 +60,7 @@ def test_a_run_folder_holds_what_its_docstring_says(run: Run) -> None:
     names = {p.name for p in run.path.iterdir()}
     expected = {"run.json", "history.csv", "warnings.json", "weights.safetensors", "calibration.json"}
     assert names - {".lock"} == expected | {"learning_curve.png", "reconstructions.png"}
-    assert run.finished and run.config["films"]["train"] >= 8
+    assert run.finished and run.config.films.train >= 8
     assert len((run.path / "history.csv").read_text().splitlines()) == 4  # a header and three epochs
 
 
@@ -251,9 +251,9 @@ def test_sizes_variants_devices_and_precisions_are_checked(cache: Cache) -> None
 
 def test_run_json_says_what_made_the_run(run: Run, cache: Cache) -> None:
     config = json.loads((run.path / "run.json").read_text())
-    assert config["cache"]["content_hash"] == cache.content_hash and config["cache"]["synthetic"] is True
-    assert config["settings"]["model"]["width"] == 4 and config["seed"] == 0
-    assert {"torch", "numpy", "xray-anomaly", "python"} <= set(config["versions"])
+    assert config.cache.content_hash == cache.content_hash and config.cache.synthetic is True
+    assert config.settings.model["width"] == 4 and config.seed == 0
+    assert {"torch", "numpy", "xray-anomaly", "python"} <= set(config.versions)
 
 
 def test_a_denoising_training_shows_a_damaged_film_and_asks_for_the_plain_one(cache: Cache) -> None:

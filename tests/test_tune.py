@@ -19,6 +19,7 @@ from typing import Any
 import optuna
 import pytest
 import torch
+from anomaly.pipeline.evaluate import score_films
 
 from anomaly.data.batch import as_batch
 from anomaly.data.dataset import load_films
@@ -28,7 +29,6 @@ from anomaly.experiments.tune import Outcome, Training, summary, tune
 from anomaly.models import TOOLS, ZOO, find_model
 from anomaly.models.base import Detector
 from anomaly.models.search_space import Choice, Range
-from anomaly.pipeline.evaluate import score_films
 from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.open_run import open_model, run_view
 from anomaly.pipeline.plan import Plan, prepare, resolve, settings_of
@@ -71,7 +71,7 @@ def stored(outcome: Outcome) -> list[optuna.trial.FrozenTrial]:
 
 def valley(prepared: Any, run: Run, *, workers: int, on_epoch: Callable[[EpochReport], None]) -> Run:
     """The loss is least at a learning rate of .001, and falls with the epochs."""
-    told = prepared.config["settings"]["training"]
+    told = prepared.config.settings.training
     off = (math.log10(told["learning_rate"]) + 3) ** 2
     lines: list[dict[str, float]] = []
     for epoch in range(1, told["epochs"] + 1):
@@ -128,7 +128,7 @@ def test_the_least_loss_wins_and_its_run_is_one_like_any_other(
         run = Run(outcome.folder / f"trials/{trial.number}")
         assert run.finished == (trial.state == "complete")
         assert not (run.path / "checkpoint.safetensors").exists()
-        told = run.config["settings"]["training"]
+        told = run.config.settings.training
         assert {key: told[key] for key in SPACE} == trial.parameters == frozen.params
     open_model(Run(outcome.folder / f"trials/{best.number}"), torch.device("cpu"))
 
@@ -414,7 +414,7 @@ def test_the_roc_auc_is_that_of_the_validation_split(cache: Cache) -> None:
     opened, split = run_view(run)
     rows = (split == "val").nonzero()[0]
     model, device = open_model(run, torch.device("cpu")), torch.device("cpu")
-    view = View(opened, run.config["variant"], rows, run.config["size"])
+    view = View(opened, run.config.variant, rows, run.config.size)
     told = {"main": "mse_topk", "command": "", "on_films": lambda count: None}
     score_films(run, model, view, device, Path("val"), split=split[rows], how="mean", **told)  # type: ignore[arg-type]
     figures = json.loads(Path("val/metrics.json").read_text())

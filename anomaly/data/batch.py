@@ -1,12 +1,13 @@
 """Films as the models see them: one batch of tensors on one device."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from anomaly.data.dataset import Films
+from anomaly.data.dataset import Films, FilmSet, chunk_length
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ def as_batch(films: Films, device: torch.device) -> Batch:
     return to_batch(tensors_of(films), device)
 
 
+def batches(films: Films | FilmSet, device: torch.device) -> Iterator[Batch]:
+    """Yield films as they are, in their order, some at a time."""
+    side = films.film.shape[1] if isinstance(films, Films) else films.size
+    count = chunk_length(side)
+    for start in range(0, len(films), count):
+        yield as_batch(films.part(slice(start, start + count)), device)
+
+
 def tensors_of(films: Films) -> Tensors:
     """Return the arrays of `films` as tensors, in the order of its fields."""
-    return tuple(own if own is None else torch.from_numpy(np.ascontiguousarray(own)) for own in films._arrays())
+    return tuple(own if own is None else torch.from_numpy(np.ascontiguousarray(own)) for own in films.arrays())

@@ -1,7 +1,9 @@
 """Films of a cache as arrays, at the size a model takes: in memory, or read from the cache when they are needed."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -10,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing import InputError
-from preprocessing.schema import Cache
+from preprocessing.schema import STAGES, Cache, stage_of
 
 FOREGROUND = "full"
 """The stage whose mask is the foreground."""
-Learns = Literal["boxes", "masks"]
+Targets = Literal["none", "labels", "boxes", "masks"]
+"""What a model learns from: nothing but normal films, labels, boxes, or masks of the foreground."""
 Sample = Literal["film", "study"]
 
 
@@ -35,11 +38,12 @@ class Films:
     def __len__(self) -> int:
         return len(self.film)
 
-    def part(self, rows: NDArray[Any] | slice) -> "Films":
+    def part(self, rows: NDArray[Any] | slice) -> Films:
         """Return some of the films."""
-        return Films(*(None if own is None else own[rows] for own in self._arrays()))  # type: ignore[arg-type]
+        return Films(*(None if own is None else own[rows] for own in self.arrays()))  # type: ignore[arg-type]
 
-    def _arrays(self) -> tuple[NDArray[Any] | None, ...]:
+    def arrays(self) -> tuple[NDArray[Any] | None, ...]:
+        """Return the arrays in the order of the fields."""
         return self.film, self.mask, self.label, self.boxes, self.foreground, self.study
 
     def samples(self) -> list[NDArray[np.int64]]:
@@ -52,31 +56,112 @@ class Films:
 
 
 @dataclass(frozen=True)
-class StoredFilms:
-    """Films that stay in the cache and are read when a batch asks for them: to training the same as `Films`."""
+class FilmSet:
+    """Which films a model looks at: rows of one variant of a cache, at one size. They stay there until they are read.
+
+    Where the cache holds larger films, they are brought to `size` x `size` by an area filter; a mask pixel is set where
+    at least half of its area was. A size beyond the cache's own is refused: it would invent detail.
+    """
 
     cache: Cache
     variant: str
     rows: NDArray[np.int64]  # (n,) of the cache
-    size: int
-    sample: Sample = "film"
+    size: int  # pixels a side
+    targets: Targets = "none"  # "boxes" or "masks": films are read with their boxes, or the foreground of stage "full"
+    sample: Sample = "film"  # "study": films are read with the study that each belongs to
+
+    def __post_init__(self) -> None:
+        if self.size > self.cache.size:
+            raise InputError(
+                f"{self.cache.path} holds films of {self.cache.size} px, {self.size} were asked for; "
+                f"run `anomaly preprocess ... --size {self.size}` or take `--set size={self.cache.size}`"
+            )
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def column(self, name: str) -> NDArray[Any]:
+        """Return a column of the cache's index for these films."""
+        column: NDArray[Any] = self.cache.index[name][self.rows]
+        return column
+
     @cached_property
     def label(self) -> NDArray[np.int8]:
-        """The label of each film, (n,)."""
-        label: NDArray[np.int8] = self.cache.index["label"][self.rows]
-        return label
+        """The label of each film, (n,): 0 normal, 1 abnormal, -1 unknown."""
+        return self.column("label")
 
-    def part(self, rows: NDArray[Any] | slice) -> Films:
-        """Read some of the films."""
-        return load_films(self.cache, self.variant, self.rows[rows], self.size, sample=self.sample)
+    @property
+    def bytes(self) -> int:
+        """The memory that all of the films take with their masks."""
+        return len(self) * self.size**2 * (self.cache.dtype.itemsize + 1)
+
+    def trivial_scores(self) -> dict[str, NDArray[np.float64]]:
+        """Return what a net has to beat: mean grey level and minus standard deviation, under the mask, name -> (n,).
+
+        They are those of the film before its levels were spread or equalized, which would make them all alike.
+        """
+        grey = self.column("grey")[:, STAGES.index(stage_of(self.variant))]  # (n, 2)
+        return {"mean_grey": grey[:, 0], "minus_std": -grey[:, 1]}
 
     def samples(self) -> list[NDArray[np.int64]]:
-        """Return the rows of each sample, as `Films.samples` does."""
-        return _samples(len(self), _studies(self.cache, self.rows) if self.sample == "study" else None)
+        """Return the places of each sample's films: of one film, or of a study where those are the samples."""
+        return _samples(len(self), self._study(self.rows))
+
+    def subset(self, places: NDArray[Any] | slice) -> FilmSet:
+        """Return some of the films, unread; places are among these films."""
+        return replace(self, rows=self.rows[places])
+
+    def chunks(self) -> Iterator[tuple[slice, Films]]:
+        """Yield `(places, films)`, about four million pixels at a time: memory doesn't grow with the films."""
+        count = chunk_length(self.size)
+        for start in range(0, len(self), count):
+            places = slice(start, min(start + count, len(self)))
+            yield places, self.part(places)
+
+    def read(self) -> Films:
+        """Read all of the films."""
+        return self.part(slice(None))
+
+    def part(self, places: NDArray[Any] | slice) -> Films:
+        """Read some of the films."""
+        rows, cache, size = self.rows[places], self.cache, self.size
+        label, study = cache.index["label"][rows], self._study(rows)
+        boxes = cache.boxes(rows) if self.targets == "boxes" else None
+        wanted = self.targets == "masks"
+        if size == cache.size:
+            foreground = cache.masks(FOREGROUND, rows) if wanted else None
+            films, masks = cache.films(self.variant, rows), cache.masks(self.variant, rows)
+            return Films(films, masks, label, boxes, foreground, study)
+        film = np.empty((len(rows), size, size), cache.dtype)
+        mask = np.empty(film.shape, np.bool_)
+        foreground = np.empty(film.shape, np.bool_) if wanted else None
+        for i, row in enumerate(rows):  # one at a time: the films at the cache's size may not fit into memory
+            one = np.array([row])
+            mask[i] = resize_mask(cache.masks(self.variant, one)[0], size)
+            large = cache.films(self.variant, one)[0]
+            film[i] = cv2.resize(large, (size, size), interpolation=cv2.INTER_AREA) * mask[i]
+            if foreground is not None:
+                foreground[i] = resize_mask(cache.masks(FOREGROUND, one)[0], size)
+        if boxes is not None:
+            boxes[..., :4] *= size / cache.size
+        return Films(film, mask, label, boxes, foreground, study)
+
+    def marked(self, place: int) -> NDArray[np.bool_] | None:
+        """Return the marked lesion of a film at its size, (S, S), or None where the source marks none."""
+        if not self.cache.has_truth[self.rows[place]]:
+            return None
+        lesion = self.cache.anomaly(self.variant, self.rows[place : place + 1])
+        return None if lesion is None else resize_mask(lesion[0], self.size)
+
+    def _study(self, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        if self.sample == "film":
+            return None
+        return np.unique(self.cache.index["study"][rows], return_inverse=True)[1]
+
+
+def chunk_length(size: int) -> int:
+    """Return how many films of `size` x `size` pixels a model is given at a time: about four million pixels."""
+    return max(1, min(64, 2**22 // size**2))
 
 
 def _samples(count: int, study: NDArray[np.int64] | None) -> list[NDArray[np.int64]]:
@@ -86,65 +171,9 @@ def _samples(count: int, study: NDArray[np.int64] | None) -> list[NDArray[np.int
     return np.split(order, np.flatnonzero(np.diff(study[order])) + 1)
 
 
-def _studies(cache: Cache, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.unique(cache.index["study"][rows], return_inverse=True)[1]
-
-
-def bytes_of(cache: Cache, films: int, size: int) -> int:
-    """Return the memory that so many films of a cache take with their masks, at `size` x `size` pixels."""
-    return films * size**2 * (cache.dtype.itemsize + 1)
-
-
-def load_films(
-    cache: Cache,
-    variant: str,
-    rows: NDArray[np.int64],
-    size: int | None = None,
-    *,
-    learns: Learns | None = None,
-    sample: Sample = "film",
-) -> Films:
-    """Read `rows` of the cache, brought to `size` x `size` by an area filter where the cache holds larger films.
-
-    A mask pixel is set where at least half of its area was. A size beyond the cache's own is refused: it would invent
-    detail. With `learns` the films bring their boxes, or the foreground of their stage "full", along; with `sample`
-    "study" the study that each belongs to.
-    """
-    if size is not None and size > cache.size:
-        raise InputError(
-            f"{cache.path} holds films of {cache.size} px, {size} were asked for; "
-            f"run `anomaly preprocess ... --size {size}` or take `--set size={cache.size}`"
-        )
-    label = cache.index["label"][rows]
-    boxes = cache.boxes(rows) if learns == "boxes" else None
-    study = _studies(cache, rows) if sample == "study" else None
-    if size is None or size == cache.size:
-        foreground = cache.masks(FOREGROUND, rows) if learns == "masks" else None
-        return Films(cache.films(variant, rows), cache.masks(variant, rows), label, boxes, foreground, study)
-    film = np.empty((len(rows), size, size), cache.dtype)
-    mask = np.empty(film.shape, np.bool_)
-    foreground = np.empty(film.shape, np.bool_) if learns == "masks" else None
-    for i, row in enumerate(rows):  # one at a time: the films at the cache's size may not fit into memory
-        one = np.array([row])
-        mask[i] = brought_to(cache.masks(variant, one)[0], size)
-        film[i] = cv2.resize(cache.films(variant, one)[0], (size, size), interpolation=cv2.INTER_AREA) * mask[i]
-        if foreground is not None:
-            foreground[i] = brought_to(cache.masks(FOREGROUND, one)[0], size)
-    if boxes is not None:
-        boxes[..., :4] *= size / cache.size
-    return Films(film, mask, label, boxes, foreground, study)
-
-
-def brought_to(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+def resize_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
     """Return a mask at `size` x `size`, a pixel set where at least half of its area was: (S, S) -> (size, size)."""
     if len(mask) == size:
         return mask
     share = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
     return np.asarray(share >= 0.5)
-
-
-def chunks(cache: Cache, variant: str, rows: NDArray[np.int64], size: int, count: int) -> Iterator[tuple[Any, Films]]:
-    """Yield `(rows, films)` for `count` rows at a time, so that memory doesn't grow with the number of films."""
-    for start in range(0, len(rows), count):
-        part = rows[start : start + count]
-        yield part, load_films(cache, variant, part, size)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from anomaly.data.augment import Augmentation, AugmentationName, DeviceAugmentation
 from anomaly.data.batch import Batch, Tensors, tensors_of, to_batch
-from anomaly.data.dataset import Films, StoredFilms
+from anomaly.data.dataset import Films, FilmSet
 from anomaly.distributed import SINGLE_PROCESS, World
 from preprocessing import InputError
 
@@ -24,7 +24,7 @@ from preprocessing import InputError
 class _Augmented(Dataset[tuple[Tensors, int]]):
     """Batches and their seeds by `(rows, seed)`; imgaug works on whole batches at half the cost of single films."""
 
-    def __init__(self, films: Films | StoredFilms, augmentation: AugmentationName) -> None:
+    def __init__(self, films: Films | FilmSet, augmentation: AugmentationName) -> None:
         self.films = films
         self.augmentation = Augmentation(augmentation)
 
@@ -60,7 +60,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        films: Films | StoredFilms,
+        films: Films | FilmSet,
         *,
         batch_size: int,
         augmentation: AugmentationName,

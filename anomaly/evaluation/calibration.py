@@ -1,72 +1,87 @@
-"""What validation films say: thresholds from which films are flagged, and the one scale of all maps."""
+"""What validation films say: thresholds from which films are flagged, and the one scale of all maps.
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+They come from validation normals alone; the thresholds of a supervised model, which has seen labels anyway, from the
+labelled validation films. No film of the test split moves them.
+"""
+
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anomaly.data.batch import as_batch
-from anomaly.data.dataset import Films
+from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.classification import youden
-from anomaly.evaluation.figures import POOLINGS, Groups, aggregate
-from anomaly.evaluation.heatmap_scale import map_scale
-from anomaly.evaluation.predict import View, maps, score
+from anomaly.evaluation.cohort import Groups, group
+from anomaly.evaluation.figures import POOLINGS, Pooling, Unit
+from anomaly.evaluation.heatmap_scale import scale_of
+from anomaly.evaluation.histogram import StreamingHistogram
+from anomaly.evaluation.predict import ScoreColumns, predict
 from anomaly.models.base import Detector
-from anomaly.runs import Run
+from anomaly.runs import Record, Run
 
-LEVELS = ("film", "study", "patient")
 QUANTILE = 0.95
 """A threshold flags the 5 % of validation normals that score highest; a supervised model's is `youden`'s."""
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """What validation films say: from where a film, study or patient is flagged, and where a map's colors end."""
+class Calibration(Record):
+    """calibration.json of a detector's run."""
 
-    thresholds: dict[str, dict[str, dict[str, float]]]  # mean | max over films -> level -> score -> threshold
-    map_scale: float | None  # in the unit of the map; None where the model draws none
+    thresholds: dict[Pooling, dict[Unit, dict[str, float]]]
+    """How films are pooled -> unit -> score -> the value from which films, studies or patients are flagged."""
+    map_scale: float | None
+    """Where a map's colors end, in the unit of the map; None where the model draws none."""
     quantile: float
-    films: int  # validation films the thresholds rest on
-    rule: Literal["quantile", "youden"] = "quantile"  # of validation normals, or on labelled validation films
+    """Share of validation normals that lie below a threshold."""
+    films: int
+    """Validation films the thresholds rest on."""
+    rule: Literal["quantile", "youden"] = "quantile"
+    """How thresholds were found: as a quantile of validation normals, or on labelled validation films."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return asdict(self)
 
+def calibrate(model: Detector, films: FilmSet, device: torch.device) -> Calibration:
+    """Return thresholds and map scale from `films`: the validation normals, or for a supervised model all labelled ones.
 
-def calibrate(model: Detector, view: View, device: torch.device) -> Calibration:
-    """Return thresholds and map scale from `view`: the validation normals, or for a supervised model all labelled ones.
-
-    A map's scale comes from the normal ones in either case.
+    A map's scale comes from the normal ones in either case. One pass over the films.
     """
-    scores = score(model, view, device)
-    label = view.column("label")
+    supervised, label = model.targets == "labels", films.label
+    columns, histogram = ScoreColumns(films), StreamingHistogram()
+    draws_maps = False
+    for predicted in predict(model, films, device, maps=True):
+        columns.add(predicted)
+        draws_maps = predicted.maps is not None
+        for index in np.flatnonzero(predicted.films.label == 0) if draws_maps else ():
+            histogram.add(predicted.smoothed_map(index)[predicted.films.mask[index]])
+    scores = columns.finish()
 
-    def threshold(values: NDArray[np.float64], groups: Groups) -> float:
-        if not model.supervised:
-            return float(np.quantile(groups.scores, QUANTILE))
+    def threshold(name: str, groups: Groups) -> float:
+        if not supervised:
+            return float(np.quantile(groups.scores[name], QUANTILE))
         if {0, 1} <= set(groups.labels.tolist()):
-            return youden(groups.labels, groups.scores)
-        return youden(label, values)  # every patient has an abnormal film: what films say is all there is
+            return youden(groups.labels, groups.scores[name])
+        return youden(label, scores[name])  # every patient has an abnormal film: only films tell the classes apart
 
-    units = {"film": np.arange(len(label)), "study": view.column("study"), "patient": view.column("patient")}
-    thresholds: dict[str, dict[str, dict[str, float]]] = {
-        how: {
-            level: {name: threshold(values, aggregate(ids, values, label, how)) for name, values in scores.items()}
-            for level, ids in units.items()
-        }
-        for how in POOLINGS
+    units: dict[Unit, NDArray[np.generic]] = {
+        "film": np.arange(len(label)),
+        "study": films.column("study"),
+        "patient": films.column("patient"),
     }
-    normals = View(view.cache, view.variant, view.rows[label == 0], view.size)
-    with torch.inference_mode():
-        first = next(normals.chunks())[1]
-        draws = model.anomaly_map(as_batch(Films(first.film[:1], first.mask[:1], first.label[:1]), device)) is not None
-    scale = map_scale((one, mask) for _, one, _, mask in maps(model, normals, device)) if draws else None
-    return Calibration(thresholds, scale, QUANTILE, len(label), "youden" if model.supervised else "quantile")
+    return Calibration(
+        thresholds={
+            pooling: {
+                unit: {name: threshold(name, groups) for name in scores}
+                for unit, ids in units.items()
+                for groups in [group(ids, label, scores, pooling)]
+            }
+            for pooling in POOLINGS
+        },
+        map_scale=scale_of(histogram) if draws_maps else None,
+        quantile=QUANTILE,
+        films=len(label),
+        rule="youden" if supervised else "quantile",
+    )
 
 
 def read_calibration(run: Run) -> Calibration:
     """Return the calibration kept with a run."""
-    return Calibration(**run.read_json("calibration.json"))
+    return run.read("calibration.json", Calibration)

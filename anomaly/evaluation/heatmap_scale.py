@@ -14,6 +14,9 @@ Bools = NDArray[np.bool_]
 
 # ----------------------------------------------------------------------------------------------------------- the map
 
+QUANTILE = 0.995
+"""Share of the validation normals' pixels that lie below the scale of the maps."""
+
 
 def smooth(map: NDArray[Any], mask: Bools, sigma: float) -> Floats:
     """A Gaussian mean of the map over the mask alone: the zero background neither bleeds in nor dims the border.
@@ -38,21 +41,26 @@ def smooth(map: NDArray[Any], mask: Bools, sigma: float) -> Floats:
     return out
 
 
-def map_scale(maps: Iterable[tuple[NDArray[Any], Bools]], quantile: float = 0.995) -> float:
+def map_scale(maps: Iterable[tuple[NDArray[Any], Bools]], quantile: float = QUANTILE) -> float:
     """The value that all but a small share of the validation normals' pixels stay below: the run's one scale.
 
     maps  (map (H, W) at least 0, mask (H, W) bool) of normal films, one at a time; pixels outside the mask do not
-    count, and memory does not grow with the films. Precise to .025 %, rounded up (see `metrics.Tally`). Where that
+    count, and memory does not grow with the films. Precise to .025 %, rounded up (see `StreamingHistogram`). Where that
     quantile is 0, as for maps that are empty on most normal films, it is the largest value; where that too is 0, it is
     1. Without a pixel: ValueError.
 
     >>> map_scale([(np.array([[0.25, 0.5, 99.0]]), np.array([[True, True, False]]))], quantile=0.5) > 0.25
     True
     """
-    tally = StreamingHistogram()
+    histogram = StreamingHistogram()
     for values, mask in maps:
-        tally.add(values[mask])
-    return tally.quantile(quantile) or tally.quantile(1.0) or 1.0
+        histogram.add(values[mask])
+    return scale_of(histogram, quantile)
+
+
+def scale_of(histogram: StreamingHistogram, quantile: float = QUANTILE) -> float:
+    """The scale, as `map_scale` gives it, of pixel values that were counted elsewhere."""
+    return histogram.quantile(quantile) or histogram.quantile(1.0) or 1.0
 
 
 def checked_map(map: NDArray[Any], mask: Bools) -> Floats:

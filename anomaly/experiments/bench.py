@@ -420,7 +420,7 @@ def _cache_of(path: Path) -> Path:
     places = []
     for file in sorted(path.glob("cells/[!.]*/run.json")):
         with suppress(InputError):  # a damaged one is made anew by the command that made the bench
-            places.append(Path(runs.Run(file.parent).config["cache"]["path"]))
+            places.append(Path(runs.Run(file.parent).config.cache.path))
     if not places:
         raise InputError(f"{path} has no cell yet; the command that made it goes on with it, --cache shows it as it is")
     found = next((place for place in places if place.is_file()), None)
@@ -461,7 +461,7 @@ def run_cell(bench: Bench, cell: Cell, on_epoch: Callable[[EpochReport], None] =
         score_films(
             run,
             model,
-            View(cache, cell.variant, rows, run.config["size"]),
+            View(cache, cell.variant, rows, run.config.size),
             device,
             path,
             split=split[rows],
@@ -753,10 +753,10 @@ def _estimate(grid: Grid, cell: Cell) -> Estimate:
     plan = grid.plan(cell)
     prepared = prepare(plan)
     config, training = resolve(cell.model, cell.preset, plan.settings)
-    films, device = prepared.config["films"]["train"], choose_device(grid.device)
+    films, device = prepared.config.films.train, choose_device(grid.device)
     stored = prepared.stored("train")
     few = stored.part(np.concatenate(stored.samples()[: training.batch_size]))
-    model = prepared.model(config, prepared.config["size"])
+    model = prepared.model(config, prepared.config.size)
     seconds = 0.0
     if model.players():
         trainer = Trainer(
@@ -766,9 +766,9 @@ def _estimate(grid: Grid, cell: Cell) -> Estimate:
             few.part(np.arange(2)),
             seed=0,
             device=device,
-            precision=prepared.config["precision"],
+            precision=prepared.config.precision,
             workers=0,
         )
-        seconds = min(trainer._epoch(number)["seconds"] for number in (1, 2)) / len(few)
+        seconds = min(trainer.train_epoch(number)["seconds"] for number in (1, 2)) / len(few)
     most = training.most_epochs
-    return Estimate(cell.row, cell.preset, prepared.config["size"], films, most, 1, seconds * films * most)
+    return Estimate(cell.row, cell.preset, prepared.config.size, films, most, 1, seconds * films * most)

@@ -233,7 +233,7 @@ def tune(
     if by and objective == "loss":
         raise InputError("--by goes with --objective auc; leave it out")
     config = prepared.config
-    told = config["settings"]["training"]
+    told = config.settings.training
     most = TrainConfig(**told).most_epochs
     least = least_epochs or max(1, most // REDUCTION**3)
     if least > most:
@@ -244,7 +244,7 @@ def tune(
         "cache": {"content_hash": prepared.cache.content_hash},
         "settings": {
             owner: {key: value for key, value in values.items() if key not in searched}
-            for owner, values in config["settings"].items()
+            for owner, values in config.settings.items()
         },
         "space": {key: asdict(how) for key, how in searched.items()},
         "objective": objective if score_name is None else f"auc by {score_name}",
@@ -338,10 +338,10 @@ def _searched(plan: Plan, space: Space) -> Space:
 def _score_name(model: type[Model], prepared: Any, by: str | None) -> str:
     """Return the score whose ROC-AUC is the objective; a source that can't tell is refused."""
     if not issubclass(model, Detector):
-        raise InputError(f"{prepared.config['model']} scores no films, so it has no ROC-AUC; take --objective loss")
+        raise InputError(f"{prepared.config.model} scores no films, so it has no ROC-AUC; take --objective loss")
     if by is not None and by not in model.score_names:
         raise InputError(
-            f"no score {by!r} of {prepared.config['model']}; there are: {', '.join(sorted(model.score_names))}"
+            f"no score {by!r} of {prepared.config.model}; there are: {', '.join(sorted(model.score_names))}"
         )
     label = prepared.cache.index["label"][prepared.split == "val"]
     counts = {"normal": int((label == 0).sum()), "abnormal": int((label == 1).sum())}
@@ -764,7 +764,7 @@ def _roc_auc(run: runs.Run, by: str, device: torch.device) -> float:
     cache, split = run_view(run)
     label = cache.index["label"]
     rows = np.flatnonzero((split == "val") & (label >= 0))
-    view = View(cache, run.config["variant"], rows, run.config["size"])
+    view = View(cache, run.config.variant, rows, run.config.size)
     return roc_auc(label[rows], score(open_model(run, device), view, device)[by])
 
 

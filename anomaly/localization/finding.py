@@ -195,10 +195,10 @@ def measure(run: Run, model: LocalizationModel, cache: Cache, device: torch.devi
     """Write metrics.json and films.csv of a split's films, and return a table to print."""
     threshold = float(run.read_json("calibration.json")["threshold"])
     wanted = rows_of(cache, model.learns)
-    rows = wanted[splits_of(cache, run.config["split_seed"])[wanted] == split]
+    rows = wanted[splits_of(cache, run.config.split_seed)[wanted] == split]
     if not len(rows):
-        raise InputError(f"{cache.path} has no films in {split} that {run.config['model']} could be measured on")
-    films = load_films(cache, run.config["variant"], rows, run.config["size"], learns=model.learns)
+        raise InputError(f"{cache.path} has no films in {split} that {run.config.model} could be measured on")
+    films = load_films(cache, run.config.variant, rows, run.config.size, learns=model.learns)
     found = list(finds(model, films, device))
     patient, path = cache.index["patient"][rows], cache.names[rows]
     columns: dict[str, Sequence[Any]] = {"film": path.tolist(), "patient": patient.tolist()}
@@ -312,7 +312,7 @@ def _opened(folder: str, digest: str) -> tuple[LocalizationModel, int, float]:
         raise InputError(f"{folder} has changed while films were prepared with it; give the command again")
     return (
         load_finder(run, torch.device("cpu")),
-        int(run.config["size"]),
+        int(run.config.size),
         float(run.read_json("calibration.json")["threshold"]),
     )
 
@@ -405,10 +405,10 @@ def _films(films: Sequence[steps.Pixels], size: int) -> Films:
 
 def load_finder(run: Run, device: torch.device) -> LocalizationModel:
     """Return the trained net of a run, ready to find."""
-    kind = find_model(run.config["model"])
+    kind = find_model(run.config.model)
     if not issubclass(kind, LocalizationModel):
         raise InputError(
-            f"{run.path} is a run of {run.config['model']}, which prepares no films; there are: {', '.join(TOOLS)}"
+            f"{run.path} is a run of {run.config.model}, which prepares no films; there are: {', '.join(TOOLS)}"
         )
     return load_weights(run, kind, device)
 
@@ -429,12 +429,12 @@ def _checked(path: Path, learns: str, does: str) -> tuple[str, str, str]:
     make_repeatable(torch.device("cpu"))
     model = load_finder(run, torch.device("cpu"))
     if model.learns != learns:
-        raise InputError(f"{path} is a run of {run.config['model']}, not of a net that {does} makes one")
-    return str(path.absolute()), run.config["model"], _digest(run)
+        raise InputError(f"{path} is a run of {run.config.model}, not of a net that {does} makes one")
+    return str(path.absolute()), run.config.model, _digest(run)
 
 
 def check_split(run: Run, cache: Cache) -> None:
     """Refuse a cache whose splits are not those that the run was trained with."""
-    split = splits_of(cache, run.config["split_seed"])
-    if split_hash(cache.index["path"], split) != run.config["split_hash"]:
+    split = splits_of(cache, run.config.split_seed)
+    if split_hash(cache.index["path"], split) != run.config.split_hash:
         raise InputError(f"the splits of {cache.path} are not those of {run.path}; train again")

@@ -1,6 +1,7 @@
 """alpha-GAN with self-attention: Davletshina et al. 2020, section 3.2; Rosca et al. 2017."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -8,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from anomaly.data.batch import Batch
-from anomaly.models.base import Settings, Step
+from anomaly.models.base import Prediction, Settings, Step
 from anomaly.models.reconstructor import Reconstructor
 from anomaly.models.search_space import Choice, Range
 from anomaly.nn.adversarial import (
@@ -277,7 +278,7 @@ class AlphaGAN(Reconstructor):
         The adversarial losses say who is winning, not how good either is, and a rising one is no worse model. How well
         normal films that no gradient saw are drawn anew does fall as the networks improve, and needs no label.
         """
-        return masked_mean(squared_error(batch.film, self.reconstruct(batch), batch.mask), batch.mask)
+        return masked_mean(squared_error(batch.film, self.reconstruct(batch.film), batch.mask), batch.mask)
 
     def fit_reference(self, normals: Iterable[Batch]) -> None:
         """Keep what minibatch discrimination compares a film with, beside what every model that reconstructs keeps."""
@@ -291,7 +292,7 @@ class AlphaGAN(Reconstructor):
         super().fit_reference(passing())
         self.discriminator.minibatch.freeze(torch.cat(pooled))
 
-    def scores(self, batch: Batch) -> dict[str, Tensor]:
+    def predict(self, batch: Batch, *, maps: bool = False) -> Prediction:
         """Return the scores of the residual and the paper's own, from the code's mean rather than from a random draw.
 
         `discriminator` is 1 - D(x), `code` 1 - C(mean code), `discriminator_code` their mean.
@@ -299,19 +300,17 @@ class AlphaGAN(Reconstructor):
         x = signed(batch.film)
         mean, _ = self.encoder(x)
         film, code = chance_of_generated(self.discriminator(x)), chance_of_generated(self.code(mean))
-        return self.residual_scores(batch, unit(self.generator(mean))) | {
-            "discriminator": film,
-            "code": code,
-            "discriminator_code": (film + code) / 2,
-        }
+        own = {"discriminator": film, "code": code, "discriminator_code": (film + code) / 2}
+        residual = self.residual_prediction(batch, unit(self.generator(mean)), maps=maps)
+        return replace(residual, scores=residual.scores | own)
 
     def generate(self, count: int) -> Tensor:
         """Return films of codes drawn from the prior."""
         return self.generator.fixed(count, self.config.latent)
 
-    def reconstruct(self, batch: Batch) -> Tensor:
+    def reconstruct(self, film: Tensor) -> Tensor:
         """Return the reconstruction from the code's mean, unmasked."""
-        return unit(self.generator(self.encoder(signed(batch.model_input))[0]))
+        return unit(self.generator(self.encoder(signed(film))[0]))
 
 
 def _draw(mean: Tensor, logvar: Tensor) -> Tensor:

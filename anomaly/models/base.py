@@ -6,6 +6,7 @@ A model says which player moves, and when; the training loop does everything els
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from anomaly.data.batch import Batch
+from anomaly.data.dataset import Targets
 from anomaly.models.search_space import Space
 
 
@@ -24,7 +26,7 @@ class Settings(BaseModel):
 
 
 class Step:
-    """One move of one player: the loss terms whose sum that player's optimizer takes a step down.
+    """One move of one player: the loss terms whose sum that player's optimizer lowers.
 
     >>> Step("critic", real=torch.tensor(1.0), fake=torch.tensor(2.0)).loss()
     tensor(3.)
@@ -46,7 +48,16 @@ class Step:
         return torch.stack([term.float() for term in self.terms.values()]).sum()
 
 
-class Model(nn.Module, ABC):
+@dataclass(frozen=True)
+class Prediction:
+    """What a detector says of the films of one batch, all from one pass."""
+
+    scores: dict[str, Tensor]  # name -> (N,), higher is more abnormal
+    map: Tensor | None = None  # (N, 1, S, S) >= 0, 0 outside the mask; None: not asked for, or not drawn
+    reconstruction: Tensor | None = None  # (N, 1, S, S) in [0, 1]; None where the model doesn't reconstruct
+
+
+class Model(nn.Module):
     """A network that can be trained. Knows no optimizer, device, precision, file or flag.
 
     A subclass is built as `Subclass(config, size)`: `config` its own `Config`, `size` the side of its films in pixels.
@@ -55,6 +66,10 @@ class Model(nn.Module, ABC):
     Config: ClassVar[type[Settings]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     """Named settings, model and training together, over the defaults; `standard` is the one taken unasked."""
+    targets: ClassVar[Targets] = "none"
+    """What it learns from; decides which rows it trains on."""
+    reconstructs: ClassVar[bool] = False
+    """Whether it learns to draw a film anew, and so can learn it from a corrupted one."""
     space: ClassVar[Space] = {}
     """What `anomaly tune` searches, where a model has something to search. Only settings that leave `validation_loss`
     the same yardstick: a weight within that loss would be chosen for making it small, not for a better model."""
@@ -67,21 +82,24 @@ class Model(nn.Module, ABC):
         return cls.low_precision
 
     @classmethod
-    @abstractmethod
     def check_size(cls, config: Any, size: int) -> str | None:
         """Return why films of `size` pixels can't be taken, as the end of a sentence, or None where they can."""
+        return None
 
-    @abstractmethod
     def players(self) -> dict[str, list[nn.Module]]:
-        """Return who owns which modules; every parameter has exactly one owner."""
+        """Return who owns which modules; every parameter has exactly one owner. No player: nothing is trained."""
+        return {}
 
-    @abstractmethod
     def training_steps(self, batch: Batch) -> Iterator[Step]:
         """Yield the steps of one batch; each is applied before the generator resumes: later lines see moved weights."""
+        return iter(())
 
-    @abstractmethod
     def validation_loss(self, batch: Batch) -> Tensor:
-        """Return what checkpoints are chosen by, lower is better: (N,), or one a study where those are the samples."""
+        """Return what checkpoints are chosen by, lower is better: (N,), or one a study where those are the samples.
+
+        0 where nothing is trained: there is nothing to choose.
+        """
+        return torch.zeros(len(batch.film), device=batch.film.device)
 
     def rates(self) -> dict[str, float]:
         """Return the learning rate of players as a share of the training's, 1 where a player isn't named."""
@@ -93,21 +111,28 @@ class Model(nn.Module, ABC):
 
     @classmethod
     def weights_file(cls, config: Any) -> Path | None:
-        """Return the file of the weights that training begins with, fetched if need be, or None for none.
+        """Return the file of pretrained weights, downloaded if need be, or None for none.
 
         Raises InputError where it isn't to be had.
         """
         return None
 
     def load_pretrained(self, weights: Path) -> None:
-        """Take up the weights that training begins with; raises InputError where they are of another shape.
+        """Load pretrained weights before training; raises InputError where they have another shape.
 
-        Asked only of a model whose `weights_file` names some: that one has to say how.
+        Called only where `weights_file` names some: a model that names weights overrides this too.
         """
-        raise NotImplementedError(f"{type(self).__name__} names weights to begin with and can't take them up")
+        raise NotImplementedError(f"{type(self).__name__} names pretrained weights and can't load them")
+
+    def fit_reference(self, normals: Iterable[Batch]) -> None:
+        """Keep what scores of normal films look like, in buffers that are saved with the weights.
+
+        Called once, when training is over, in evaluation mode, with the training's films; a model that compares with
+        nothing leaves it as it is.
+        """
 
     def set_class_counts(self, normal: int, abnormal: int) -> None:
-        """Take from the numbers of the training's films of each class what the loss weighs them by."""
+        """Take the numbers of the training's films of each class, which a loss may be weighted by."""
 
     def validate(self, batch: Batch) -> dict[str, Tensor]:
         """Return "validation", the loss that checkpoints are chosen by, and what else is to be seen of validation
@@ -120,40 +145,25 @@ class Model(nn.Module, ABC):
         return []
 
 
-class Detector(Model):
-    """A model that says how abnormal a film is."""
+class Detector(Model, ABC):
+    """A model that says how abnormal a film is.
 
-    supervised: ClassVar[bool] = False
-    """Whether it trains on labelled films, normal and abnormal; otherwise it sees normal ones only."""
+    Its `targets` are "none", where it sees normal films only, or "labels", where it learns from both classes.
+    """
+
     score_names: ClassVar[tuple[str, ...]]
-    """The keys of `scores`; the first one is the score that is mapped and reported first."""
+    """The keys of `Prediction.scores`; the first one is the score that is reported first."""
     map_unit: ClassVar[str] = "squared error"
-    """The unit of `anomaly_map`."""
+    """The unit of `Prediction.map`."""
 
-    def fit_reference(self, normals: Iterable[Batch]) -> None:
-        """Take from the training's normal films what scores compare with, into buffers that are saved with the weights.
+    @abstractmethod
+    def predict(self, batch: Batch, *, maps: bool = False) -> Prediction:
+        """Return scores, reconstruction and, where asked for, maps of the batch's films, from one pass.
 
-        Called once, when training is over, in evaluation mode; a model that compares with nothing leaves it as it is.
+        A film's score depends on that film and the weights alone: not on its batch, beyond the rounding of float32,
+        the order, or chance. Called in evaluation mode, without gradients.
         """
 
     def generate(self, count: int) -> Tensor | None:
-        """Return films drawn from the same codes every time, (count, 1, S, S) in [0, 1], or None for a model that
-        draws none.
-        """
+        """Return films of the same codes every time, (count, 1, S, S) in [0, 1]; None where it generates none."""
         return None
-
-    @abstractmethod
-    def scores(self, batch: Batch) -> dict[str, Tensor]:
-        """Return name -> (N,), higher is more abnormal.
-
-        A film's score depends on that film and the weights alone: not on its batch, beyond the rounding of float32,
-        the order, or chance.
-        """
-
-    @abstractmethod
-    def anomaly_map(self, batch: Batch) -> Tensor | None:
-        """Return (N, 1, S, S) >= 0, zero outside the mask, or None where the model can't tell."""
-
-    @abstractmethod
-    def reconstruct(self, batch: Batch) -> Tensor | None:
-        """Return (N, 1, S, S) in [0, 1], or None where the model doesn't reconstruct."""

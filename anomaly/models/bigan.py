@@ -1,6 +1,7 @@
 """BiGAN with self-attention: Davletshina et al. 2020, section 3.2; Donahue et al. 2017, Dumoulin et al. 2017."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import ClassVar, Literal
 
@@ -9,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from anomaly.data.batch import Batch
-from anomaly.models.base import Settings, Step
+from anomaly.models.base import Prediction, Settings, Step
 from anomaly.models.reconstructor import Reconstructor
 from anomaly.models.search_space import Choice, Range
 from anomaly.nn.adversarial import (
@@ -216,22 +217,23 @@ class BiGAN(Reconstructor):
         The adversarial losses say who is winning, not how good either is, and a rising one is no worse model. How well
         normal films that no gradient saw are drawn anew does fall as the pair improves, and needs no label.
         """
-        return masked_mean(squared_error(batch.film, self.reconstruct(batch), batch.mask), batch.mask)
+        return masked_mean(squared_error(batch.film, self.reconstruct(batch.film), batch.mask), batch.mask)
 
-    def scores(self, batch: Batch) -> dict[str, Tensor]:
+    def predict(self, batch: Batch, *, maps: bool = False) -> Prediction:
         """Return the scores of the residual and `discriminator`, 1 - D(x, E(x))."""
         x = signed(batch.film)
         code = self.encoder(x)
-        judged = chance_of_generated(self.discriminator(x, code))
-        return self.residual_scores(batch, unit(self.generator(code))) | {"discriminator": judged}
+        discriminator = chance_of_generated(self.discriminator(x, code))
+        residual = self.residual_prediction(batch, unit(self.generator(code)), maps=maps)
+        return replace(residual, scores=residual.scores | {"discriminator": discriminator})
 
     def generate(self, count: int) -> Tensor:
         """Return films of codes drawn from the prior."""
         return self.generator.fixed(count, self.config.latent)
 
-    def reconstruct(self, batch: Batch) -> Tensor:
+    def reconstruct(self, film: Tensor) -> Tensor:
         """Return G(E(x)), unmasked."""
-        return unit(self.generator(self.encoder(signed(batch.model_input))))
+        return unit(self.generator(self.encoder(signed(film))))
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return E(x), z from the prior, G(E(x)) and G(z): (N, Z), (N, Z), (N, 1, S, S), (N, 1, S, S)."""

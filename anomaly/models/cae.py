@@ -119,7 +119,7 @@ class CAE(Reconstructor):
         """Return the `mse` score."""
         return masked_mean(squared_error(batch.film, self(batch.film), batch.mask), batch.mask)
 
-    def reconstruct(self, batch: Batch) -> Tensor:
-        """Return the reconstruction, unmasked."""
-        out: Tensor = self(batch.model_input)
+    def reconstruct(self, film: Tensor) -> Tensor:
+        """Return `forward`."""
+        out: Tensor = self(film)
         return out

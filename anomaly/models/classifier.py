@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, logsigmoid
 
 from anomaly.data.batch import Batch
-from anomaly.models.base import Detector, Settings, Step
+from anomaly.models.base import Detector, Prediction, Settings, Step
 from anomaly.models.search_space import Choice, Range
 from anomaly.nn.losses import class_weighted_cross_entropy, log_mean
 from anomaly.runs import sha256
@@ -24,8 +24,6 @@ from preprocessing import InputError
 
 BackboneName = Literal["densenet169", "vgg16", "efficientnet_b0", "cnn"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CAM_FILMS = 8
-"""Films whose Grad-CAM is computed at once."""
 SAME = 0.003
 """A standard deviation of probabilities below which they say nothing of the films."""
 CAM_CELLS = 7
@@ -171,7 +169,7 @@ class Classifier(Detector):
         "dropout": Range(0.0, 0.7),
         "augmentation": Choice(("none", "mirrored", "upright", "advanced")),
     }
-    supervised = True
+    targets = "labels"
     score_names = ("probability",)
     map_unit = "Grad-CAM"
 
@@ -217,9 +215,11 @@ class Classifier(Detector):
         The grey film is repeated over the three channels, and these are normalized. Of two outputs the logit is the
         difference: the softmax of two is the sigmoid of that.
         """
-        made = self.head(self.features((film - self.shift) / self.spread)).float()
-        logit: Tensor = made[:, 0] if self.config.outputs == 1 else made[:, 1] - made[:, 0]
-        return logit
+        return self._logit(self.head(self.features((film - self.shift) / self.spread)))
+
+    def _logit(self, outputs: Tensor) -> Tensor:
+        values = outputs.float()
+        return values[:, 0] if self.config.outputs == 1 else values[:, 1] - values[:, 0]
 
     # --- training ---
 
@@ -268,36 +268,35 @@ class Classifier(Detector):
 
     # --- what it says of a film ---
 
-    def scores(self, batch: Batch) -> dict[str, Tensor]:
-        """Return how likely each film is abnormal, in [0, 1]."""
-        logit = self(batch.film)
+    def predict(self, batch: Batch, *, maps: bool = False) -> Prediction:
+        """Return how likely each film is abnormal, in [0, 1]; the map is its Grad-CAM."""
+        logit, cam = self._grad_cam(batch) if maps else (self(batch.film), None)
         # In float32 all that is surer than a logit of 17 is 1: sure films would no longer be ranked.
-        return {"probability": (logit if logit.device.type == "mps" else logit.double()).sigmoid()}
+        return Prediction({"probability": (logit if logit.device.type == "mps" else logit.double()).sigmoid()}, cam)
 
-    def anomaly_map(self, batch: Batch) -> Tensor:
-        """Return Grad-CAM of the logit (Selvaraju et al. 2017) at the deepest layer with 7 x 7 cells or more.
+    def _grad_cam(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the logits and their Grad-CAM (Selvaraju et al. 2017, equations 1 and 2): (N,), (N, 1, S, S).
 
-        In the unit of that layer's activations times the logit's gradient; 0 where nothing speaks for abnormal.
+        At the deepest layer with 7 x 7 cells or more, in the unit of that layer's activations times the logit's
+        gradient; 0 where nothing speaks for abnormal. Gradients are taken from that layer on, so that the film passes
+        once and the layers before it keep nothing.
         """
-        from captum.attr import LayerGradCam
-
-        parts = []
+        index = self._cam_layer() + 1
+        activation = self.features[:index]((batch.film - self.shift) / self.spread)  # (N, C, h, w)
         with torch.inference_mode(False), torch.enable_grad():
-            cams = LayerGradCam(self.forward, self._cam_layer())
-            for some in torch.split(batch.film, CAM_FILMS):  # what gradients need is large: .15 GiB a film of 224 px
-                # A copy made here can carry a gradient, whatever mode the batch was made in.
-                parts.append(cams.attribute(some.clone().requires_grad_(), relu_attributions=True).detach())
-        cam = torch.cat(parts)
-        return interpolate(cam, size=batch.film.shape[2:], mode="bilinear", align_corners=False) * batch.mask
+            start = activation.clone().requires_grad_()  # a copy made here can carry a gradient
+            logit = self._logit(self.head(self.features[index:](start * 1)))  # layers may work in place, not on a leaf
+            (gradient,) = torch.autograd.grad(logit.sum(), start)
+        cam = (gradient.mean(dim=(2, 3), keepdim=True) * activation).sum(dim=1, keepdim=True).relu()
+        fine = interpolate(cam, size=batch.film.shape[2:], mode="bilinear", align_corners=False)
+        return logit.detach(), fine * batch.mask
 
-    def reconstruct(self, batch: Batch) -> None:
-        """Nothing is drawn."""
-        return
-
-    def _cam_layer(self) -> nn.Module:
+    def _cam_layer(self) -> int:
+        """Return the place among `features` of the layer that Grad-CAM looks at."""
         stages = BACKBONES[self.config.backbone].stages
         fine = [name for stride, name in stages if self.size // stride >= CAM_CELLS]
-        return self.features.get_submodule(fine[-1] if fine else stages[0][1])
+        names = [name for name, _ in self.features.named_children()]
+        return names.index(fine[-1] if fine else stages[0][1])
 
     # --- weights of others ---
 

@@ -1,16 +1,16 @@
 """Training-free floor: how usual a film's local contrast is among those of normal films."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from anomaly.data.batch import Batch
-from anomaly.models.base import Detector, Settings, Step
+from anomaly.models.base import Detector, Prediction, Settings
 from anomaly.nn.atypicality import GRID, Atypicality, cells
 from preprocessing.steps import local_contrast
 
@@ -43,41 +43,23 @@ class ContrastDensity(Detector):
         self.config = config
         self.atypicality = Atypicality()
 
-    @classmethod
-    def check_size(cls, config: ContrastDensityConfig, size: int) -> str | None:
-        """Any size that a cache has."""
-        return None
-
-    def players(self) -> dict[str, list[nn.Module]]:
-        """Nothing is trained."""
-        return {}
-
-    def training_steps(self, batch: Batch) -> Iterator[Step]:
-        """No step."""
-        return iter(())
-
-    def validation_loss(self, batch: Batch) -> Tensor:
-        """Nothing is chosen: 0."""
-        return torch.zeros(len(batch.film), device=batch.film.device)
-
     def fit_reference(self, normals: Iterable[Batch]) -> None:
         """Keep the normals' maps."""
         self.atypicality.fit(torch.cat([self._contrast(batch) for batch in normals]))
 
-    def scores(self, batch: Batch) -> dict[str, Tensor]:
-        """Return how unusual the map of local contrast is, in standard deviations of normal films."""
-        return {"atypicality": self.atypicality(self._contrast(batch))}
+    def predict(self, batch: Batch, *, maps: bool = False) -> Prediction:
+        """Return how unusual the map of local contrast is, in standard deviations of normal films.
 
-    def anomaly_map(self, batch: Batch) -> Tensor:
-        """Return how far each cell's contrast lies from the normals', squared, in their standard deviations."""
-        maps = self.atypicality.maps  # (R, D)
-        off = (self._contrast(batch) - self.atypicality.center) / maps.std(dim=0, correction=0).clamp(min=1e-3)
-        grid = off.square().nan_to_num(0).reshape(-1, 1, GRID, GRID)
-        return interpolate(grid, size=batch.film.shape[2:], mode="bilinear", align_corners=False) * batch.mask
-
-    def reconstruct(self, batch: Batch) -> None:
-        """Nothing is drawn."""
-        return
+        The map is how far each cell's contrast lies from the normals', squared, in their standard deviations.
+        """
+        contrast = self._contrast(batch)  # (N, D)
+        scores = {"atypicality": self.atypicality(contrast)}
+        if not maps:
+            return Prediction(scores)
+        deviation = self.atypicality.maps.std(dim=0, correction=0).clamp(min=1e-3)  # (D,)
+        grid = ((contrast - self.atypicality.center) / deviation).square().nan_to_num(0).reshape(-1, 1, GRID, GRID)
+        fine = interpolate(grid, size=batch.film.shape[2:], mode="bilinear", align_corners=False)
+        return Prediction(scores, fine * batch.mask)
 
     def _contrast(self, batch: Batch) -> Tensor:
         levels = torch.round(batch.film[:, 0] * 65535).cpu().numpy().astype(np.uint16)

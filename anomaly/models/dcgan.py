@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits
 
 from anomaly.data.batch import Batch
-from anomaly.models.base import Detector, Settings, Step
+from anomaly.models.base import Detector, Prediction, Settings, Step
 from anomaly.models.search_space import Choice, Range
 from anomaly.nn.adversarial import (
     MinibatchDiscrimination,
@@ -245,19 +245,11 @@ class DCGAN(Detector):
         features = [self.discriminator.features(signed(batch.film)) for batch in normals]
         self.discriminator.closeness.freeze(torch.cat(features))
 
-    def scores(self, batch: Batch) -> dict[str, Tensor]:
-        """Return `discriminator`, 1 - D(x): the probability of being generated."""
-        return {"discriminator": chance_of_generated(self.discriminator(signed(batch.film)))}
+    def predict(self, batch: Batch, *, maps: bool = False) -> Prediction:
+        """Return `discriminator`, 1 - D(x): the probability of being generated. It doesn't say where."""
+        return Prediction({"discriminator": chance_of_generated(self.discriminator(signed(batch.film)))})
 
     def generate(self, count: int) -> Tensor:
         """Return films of codes drawn from the prior."""
         codes = torch.randn(count, self.config.latent, generator=torch.Generator().manual_seed(0))
         return unit(self.generator(codes.to(next(self.parameters()).device)))
-
-    def anomaly_map(self, batch: Batch) -> None:
-        """Return None: a discriminator doesn't say where."""
-        return
-
-    def reconstruct(self, batch: Batch) -> None:
-        """Return None: there is no way from a film to its code."""
-        return

@@ -1,6 +1,6 @@
 """Several trained detectors as one: the mean of their standardized scores."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from anomaly.data.batch import Batch
 from anomaly.models import find_detector
-from anomaly.models.base import Detector, Settings, Step
+from anomaly.models.base import Detector, Prediction, Settings
 
 
 class EnsembleConfig(Settings):
@@ -43,7 +43,8 @@ class Ensemble(Detector):
         )
         shared = set.intersection(*(set(kind.score_names) for kind in kinds))
         self.score_names = tuple(name for name in kinds[0].score_names if name in shared)  # type: ignore[misc]
-        self.supervised = all(kind.supervised for kind in kinds)  # type: ignore[misc]
+        labelled = all(kind.targets == "labels" for kind in kinds)
+        self.targets = "labels" if labelled else "none"  # type: ignore[misc]
         shape = len(kinds), len(self.score_names)
         self.register_buffer("shift", torch.zeros(shape))
         self.register_buffer("spread", torch.ones(shape))
@@ -59,60 +60,48 @@ class Ensemble(Detector):
                 return reason
         return None
 
-    def players(self) -> dict[str, list[nn.Module]]:
-        """Its members are trained already."""
-        return {}
-
-    def training_steps(self, batch: Batch) -> Iterator[Step]:
-        """No step."""
-        return iter(())
-
-    def validation_loss(self, batch: Batch) -> Tensor:
-        """Nothing is chosen: 0."""
-        return torch.zeros(len(batch.film), device=batch.film.device)
-
     def fit_reference(self, normals: Iterable[Batch]) -> None:
         """Take mean and spread of each member's scores on normal films that it was not trained on."""
-        parts = [self._members(batch) for batch in normals]
+        parts = [self._scores_of(self._predictions(batch, maps=False)) for batch in normals]
         values = torch.cat(parts).double()  # (n, members, scores)
         self.logarithm = (values > 0).all(dim=0)
         values = torch.where(self.logarithm, values.clamp(min=TINY).log(), values)
         self.shift = values.mean(dim=0).float()
         self.spread = values.std(dim=0, correction=0).clamp(min=TINY).float()
 
-    def scores(self, batch: Batch) -> dict[str, Tensor]:
+    def predict(self, batch: Batch, *, maps: bool = False) -> Prediction:
         """Return the mean of the members' standardized scores, name by name: 0 is the usual normal film.
 
-        Of supervised members the mean of their probabilities: that is one too.
+        Of supervised members the mean of their probabilities: that is one too. The map is the mean of the members'
+        maps, each divided by its own scale; the reconstruction the mean of theirs.
         """
-        values = self._members(batch)
-        if self.supervised:
-            return dict(zip(self.score_names, values.mean(dim=1).unbind(dim=1), strict=True))
-        values = torch.where(self.logarithm, values.clamp(min=TINY).log(), values)
-        mean = ((values - self.shift) / self.spread).mean(dim=1)  # (N, scores)
-        return dict(zip(self.score_names, mean.unbind(dim=1), strict=True))
-
-    def anomaly_map(self, batch: Batch) -> Tensor | None:
-        """Return the mean of the members' maps, each divided by its own scale."""
-        maps = [
-            member.anomaly_map(batch) / scale
-            for member, scale in zip(self._detectors(), self.scale.tolist(), strict=True)
-            if scale > 0
+        predictions = self._predictions(batch, maps=maps)
+        values = self._scores_of(predictions)
+        if self.targets != "labels":
+            values = torch.where(self.logarithm, values.clamp(min=TINY).log(), values)
+            values = (values - self.shift) / self.spread
+        scores = dict(zip(self.score_names, values.mean(dim=1).unbind(dim=1), strict=True))
+        scaled = [
+            prediction.map / scale
+            for prediction, scale in zip(predictions, self.scale.tolist(), strict=True)
+            if scale > 0 and prediction.map is not None
         ]
-        return torch.stack(maps).mean(dim=0) if maps else None
+        films = [prediction.reconstruction for prediction in predictions if prediction.reconstruction is not None]
+        return Prediction(
+            scores,
+            torch.stack(scaled).mean(dim=0) if scaled else None,
+            torch.stack(films).mean(dim=0) if films else None,
+        )
 
-    def reconstruct(self, batch: Batch) -> Tensor | None:
-        """Return the mean of the members' reconstructions."""
-        made = [x for member in self._detectors() if (x := member.reconstruct(batch)) is not None]
-        return torch.stack(made).mean(dim=0) if made else None
+    def _predictions(self, batch: Batch, *, maps: bool) -> list[Prediction]:
+        """Return every member's prediction."""
+        members: list[Any] = list(self.members)
+        return [member.predict(batch, maps=maps) for member in members]
 
-    def _members(self, batch: Batch) -> Tensor:
-        """Return every member's score: (N, members, scores)."""
-        each = [member.scores(batch) for member in self._detectors()]
-        return torch.stack([torch.stack([s[name].float() for name in self.score_names], dim=1) for s in each], dim=1)
-
-    def _detectors(self) -> list[Any]:
-        return list(self.members)
+    def _scores_of(self, predictions: list[Prediction]) -> Tensor:
+        """Return every member's shared scores: (N, members, scores)."""
+        rows = [torch.stack([p.scores[name].float() for name in self.score_names], dim=1) for p in predictions]
+        return torch.stack(rows, dim=1)
 
 
 TINY = 1e-12

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from anomaly.data.batch import Batch
-from anomaly.models.base import Detector
+from anomaly.models.base import Detector, Prediction
 from anomaly.nn.atypicality import Atypicality, cells
 from anomaly.nn.filters import local_mean, structural_dissimilarity
 from anomaly.nn.losses import masked_mean, squared_error, topk_mean
@@ -43,6 +43,7 @@ class Reconstructor(Detector):
     `ssim`        mean structural dissimilarity, (1 - SSIM) / 2
     """
 
+    reconstructs = True
     score_names: ClassVar[tuple[str, ...]] = ("mse", "mse_topk", "atypicality", "weighted", "peak", "ssim")
 
     def __init__(self, size: int, topk: float) -> None:
@@ -52,17 +53,17 @@ class Reconstructor(Detector):
         self.normals = _Normals(size)
 
     @abstractmethod
-    def reconstruct(self, batch: Batch) -> Tensor:
-        """Return the reconstruction of `batch.model_input`: (N, 1, S, S) in [0, 1], float32."""
+    def reconstruct(self, film: Tensor) -> Tensor:
+        """Return the reconstruction, unmasked: (N, 1, S, S) -> (N, 1, S, S) in [0, 1], float32."""
 
-    def scores(self, batch: Batch) -> dict[str, Tensor]:
-        """Return every score of the residual."""
-        return self.residual_scores(batch, self.reconstruct(batch))
+    def predict(self, batch: Batch, *, maps: bool = False) -> Prediction:
+        """Return every score of the residual; the map is the squared error under the mask."""
+        return self.residual_prediction(batch, self.reconstruct(batch.film), maps=maps)
 
-    def residual_scores(self, batch: Batch, reconstruction: Tensor) -> dict[str, Tensor]:
-        """Return the scores named above: name -> (N,)."""
+    def residual_prediction(self, batch: Batch, reconstruction: Tensor, *, maps: bool) -> Prediction:
+        """Return the scores named above, for models that have further ones to add."""
         error = squared_error(batch.film, reconstruction, batch.mask)
-        return {
+        scores = {
             "mse": masked_mean(error, batch.mask),
             "mse_topk": topk_mean(error, batch.mask, self.topk),
             "atypicality": self.normals.atypicality(self._pattern(error, batch.mask)),
@@ -70,17 +71,14 @@ class Reconstructor(Detector):
             "peak": local_mean(error, batch.mask, self.size * PEAK).amax(dim=(1, 2, 3)),
             "ssim": masked_mean(structural_dissimilarity(batch.film, reconstruction, batch.mask), batch.mask),
         }
-
-    def anomaly_map(self, batch: Batch) -> Tensor:
-        """Return the squared error under the mask."""
-        return squared_error(batch.film, self.reconstruct(batch), batch.mask)
+        return Prediction(scores, error if maps else None, reconstruction)
 
     def fit_reference(self, normals: Iterable[Batch]) -> None:
         """Keep the maps of the normals' residuals, and the mean residual of each pixel."""
         patterns, total = [], torch.zeros_like(self.normals.variance)
         seen = torch.zeros_like(total)  # films with this pixel under their mask
         for batch in normals:
-            error = self.anomaly_map(batch)
+            error = squared_error(batch.film, self.reconstruct(batch.film), batch.mask)
             patterns.append(self._pattern(error, batch.mask).cpu())
             total, seen = total + error.sum(dim=0, keepdim=True), seen + batch.mask.sum(dim=0, keepdim=True)
         self.normals.atypicality.fit(torch.cat(patterns))

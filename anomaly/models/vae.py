@@ -1,6 +1,7 @@
 """Variational autoencoder: Davletshina et al. 2020, section 3.1 and their table of layers; Kingma & Welling 2014."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from anomaly.data.batch import Batch
-from anomaly.models.base import Settings, Step
+from anomaly.models.base import Prediction, Settings, Step
 from anomaly.models.reconstructor import Reconstructor
 from anomaly.models.search_space import Choice, Range
 from anomaly.nn.losses import gaussian_kl, masked_mean, squared_error, topk_mean
@@ -149,7 +150,7 @@ class VAE(Reconstructor):
         reconstruction = masked_mean(self._nats(batch.film, self.decoder(mean)), batch.mask)
         return reconstruction + self.config.beta * gaussian_kl(mean, logvar) / _area(batch.mask)
 
-    def scores(self, batch: Batch) -> dict[str, Tensor]:
+    def predict(self, batch: Batch, *, maps: bool = False) -> Prediction:
         """Return the scores of the residual and the paper's own, from the code's mean rather than from a random draw.
 
         `l1`, the mean absolute error under the mask, and `l1_topk`, that of its largest pixels; `kld` the KL divergence
@@ -160,24 +161,25 @@ class VAE(Reconstructor):
         reconstruction = torch.sigmoid(self.decoder(mean).float())
         squared = squared_error(batch.film, reconstruction, batch.mask)
         absolute, kld = squared.sqrt(), gaussian_kl(mean, logvar)
-        shared, area = self.residual_scores(batch, reconstruction), _area(batch.mask)
+        residual, area = self.residual_prediction(batch, reconstruction, maps=maps), _area(batch.mask)
         l1 = masked_mean(absolute, batch.mask)
-        return shared | {
-            "mse_kld": shared["mse"] + kld / area,
+        own = {
+            "mse_kld": residual.scores["mse"] + kld / area,
             "l1": l1,
             "l1_kld": l1 + kld / area,
             "l1_topk": topk_mean(absolute, batch.mask, self.config.topk),
             "kld": kld,
         }
+        return replace(residual, scores=residual.scores | own)
 
     def generate(self, count: int) -> Tensor:
         """Return films of codes drawn from the prior."""
         codes = torch.randn(count, self.config.latent, generator=torch.Generator().manual_seed(0))
         return torch.sigmoid(self.decoder(codes.to(self.mean.weight.device)).float())
 
-    def reconstruct(self, batch: Batch) -> Tensor:
+    def reconstruct(self, film: Tensor) -> Tensor:
         """Return the reconstruction from the code's mean, unmasked."""
-        return torch.sigmoid(self.decoder(self.encode(batch.model_input)[0]).float())
+        return torch.sigmoid(self.decoder(self.encode(film)[0]).float())
 
     @staticmethod
     def _nats(film: Tensor, logits: Tensor) -> Tensor:

@@ -3,77 +3,74 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors.torch import save
 
 from anomaly import runs
-from anomaly.data.batch import as_batch
+from anomaly.data.batch import batches
+from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.calibration import read_calibration
-from anomaly.evaluation.predict import View
 from anomaly.models import find_detector
 from anomaly.models.ensemble import Ensemble, EnsembleConfig
-from anomaly.pipeline.fit import finish, now
-from anomaly.pipeline.open_run import open_model, run_view
+from anomaly.pipeline.fit import finish, now, write_weights
+from anomaly.pipeline.open_run import run_cache_and_split
+from anomaly.training.weights import load_weights
 from preprocessing import InputError
-from preprocessing.schema import Cache
 
 
-def combine(members: Sequence[runs.Run], out: Path | None, cache: Path | None, device: torch.device) -> runs.Run:
+def combine(members: Sequence[runs.Run], out: Path | None, cache_path: Path | None, device: torch.device) -> runs.Run:
     """Make one run of several finished ones, which must have seen the same films, splits, variant and size.
 
-    `cache` says where their cache is now, if not where it was. The members' weights are copied: the new run needs none
-    of their folders.
+    `cache_path` says where their cache is now, if not where it was. The members' weights are copied: the new run needs
+    none of their folders.
     """
+    _check_members(members)
     first = members[0].config
-    shared = set.intersection(*(set(find_detector(run.config["model"]).score_names) for run in members))
-    if not shared:
-        raise InputError(f"{', '.join(str(r.path) for r in members)} have no score in common; `anomaly models NAME`")
-    for key in ("variant", "size", "split_hash"):
-        for run in members[1:]:
-            if run.config[key] != first[key]:
-                raise InputError(
-                    f"{run.path} has {key} {run.config[key]}, {members[0].path} {first[key]}; "
-                    "an ensemble's members share one"
-                )
-    if len({str(run.path.resolve()) for run in members}) != len(members) or len(members) < 2:
-        raise InputError("an ensemble has at least two runs, each once; name more")
-    models = [open_model(run, device) for run in members]
-    opened, split = run_view(members[0], cache)
+    models = [load_weights(run, find_detector(run.config.model), device) for run in members]
+    cache, split = run_cache_and_split(members[0], cache_path)
     for run in members[1:]:
-        run_view(run, cache)  # refuses a member that was trained on other films
-    named = [{"model": run.config["model"], "settings": run.config["settings"]["model"]} for run in members]
-    settings = EnsembleConfig(members=named)
-    made = Ensemble(settings, first["size"])
-    for slot, model in zip(made.members, models, strict=True):
+        run_cache_and_split(run, cache_path)  # refuses a member that was trained on other films
+    settings = EnsembleConfig(
+        members=[{"model": run.config.model, "settings": run.config.settings.model} for run in members]
+    )
+    ensemble = Ensemble(settings, first.size)
+    for slot, model in zip(ensemble.members, models, strict=True):
         slot.load_state_dict(model.state_dict())
-    scales = [read_calibration(run).map_scale for run in members]
-    made.scale = torch.tensor([scale or 0.0 for scale in scales])
-    made.to(device).eval()
-    rows = normals(opened, split, "val")
-    view = View(opened, first["variant"], rows, first["size"])
+    ensemble.scale = torch.tensor([read_calibration(run).map_scale or 0.0 for run in members])
+    ensemble.to(device).eval()
+    label = cache.index["label"]
+    normals = FilmSet(cache, first.variant, np.flatnonzero((split == "val") & (label == 0)), first.size)
     with torch.inference_mode():
-        made.fit_reference(as_batch(films, device) for _, films in view.chunks())
-    config = {k: v for k, v in first.items() if k not in ("format", "created", "films")} | {
+        ensemble.fit_reference(batches(normals, device))
+    changes = {
         "model": "ensemble",
         "preset": "none",
-        "seed": ", ".join(str(run.config["seed"]) for run in members),
-        "settings": {"model": settings.model_dump(), "training": {}},
+        "seed": ", ".join(str(run.config.seed) for run in members),
+        "settings": runs.RunSettings(model=settings.model_dump(), training={}),
         "members": [str(run.path) for run in members],
         "device": device.type,
         "versions": runs.versions(),
+        "created": now(),
     }
-    run = runs.create(out or runs.next_path("ensemble"), config | {"created": now()})
-    run.write("weights.safetensors", save({k: v.contiguous().cpu() for k, v in made.state_dict().items()}))
-    if made.supervised:
-        rows = np.flatnonzero((split == "val") & (opened.index["label"] >= 0))
-    finish(made, replace(view, rows=rows), run, device)
+    run = runs.create(out or runs.next_path("ensemble"), first.model_copy(update=changes))
+    write_weights(run, ensemble)
+    labelled = replace(normals, rows=np.flatnonzero((split == "val") & (label >= 0)))
+    finish(ensemble, labelled if ensemble.targets == "labels" else normals, run, device)
     return run
 
 
-def normals(cache: Cache, split: NDArray[Any], name: str) -> NDArray[np.int64]:
-    """Return the rows of the normal films of a split."""
-    return np.flatnonzero((split == name) & (cache.index["label"] == 0))
+def _check_members(members: Sequence[runs.Run]) -> None:
+    """Refuse members that can't be put together."""
+    first = members[0].config
+    if not set.intersection(*(set(find_detector(run.config.model).score_names) for run in members)):
+        raise InputError(f"{', '.join(str(r.path) for r in members)} have no score in common; `anomaly models NAME`")
+    for key in ("variant", "size", "split_hash"):
+        for run in members[1:]:
+            own, shared = getattr(run.config, key), getattr(first, key)
+            if own != shared:
+                raise InputError(
+                    f"{run.path} has {key} {own}, {members[0].path} {shared}; an ensemble's members share one"
+                )
+    if len({str(run.path.resolve()) for run in members}) != len(members) or len(members) < 2:
+        raise InputError("an ensemble has at least two runs, each once; name more")

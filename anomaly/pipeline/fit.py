@@ -1,25 +1,25 @@
 """From a plan to a finished run folder: train, calibrate, draw. One way for every model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from safetensors.torch import save
 
 from anomaly import runs
-from anomaly.data.batch import Batch, as_batch
-from anomaly.data.dataset import Films, StoredFilms, load_films
+from anomaly.data.batch import as_batch, batches
+from anomaly.data.dataset import Films, FilmSet
 from anomaly.distributed import SINGLE_PROCESS, World
 from anomaly.evaluation.calibration import calibrate
-from anomaly.evaluation.predict import View
 from anomaly.localization.base import LocalizationModel
 from anomaly.localization.finding import calibrate as threshold_of
 from anomaly.memory import keep_freed_memory
 from anomaly.models.base import Detector, Model
-from anomaly.pipeline.plan import Prepared, resolve
+from anomaly.pipeline.plan import Prepared, prepares_films
 from anomaly.reporting.training_pictures import DRAWN, PICTURED, finds_picture, learning_curve, picture, samples
 from anomaly.training.config import EpochReport
 from anomaly.training.device import choose_device, make_repeatable
@@ -59,7 +59,7 @@ def continue_or_create(prepared: Prepared, out: Path | None, *, resume: bool) ->
 
 
 def _create(path: Path, prepared: Prepared) -> runs.Run:
-    return runs.create(path, prepared.config | {"created": now()})
+    return runs.create(path, prepared.config.model_copy(update={"created": now()}))
 
 
 def now() -> str:
@@ -69,10 +69,12 @@ def now() -> str:
 
 def _changed(run: runs.Run, prepared: Prepared) -> list[str]:
     """Return in what a run differs from a plan; the same films under another path or name are the same films."""
-    told = {"cache": {"content_hash": prepared.cache.content_hash}}
-    old = {k: v for k, v in run.config.items() if k not in ("format", "created")}
-    found = old | {"cache": {"content_hash": old.get("cache", {}).get("content_hash")}}
-    return runs.differences(found, prepared.config | told)
+
+    def compared(config: runs.RunConfig) -> dict[str, object]:
+        plain = config.model_dump(exclude={"format", "created", "cache"})
+        return plain | {"cache": {"content_hash": config.cache.content_hash}}
+
+    return runs.differences(compared(run.config), compared(prepared.config))
 
 
 def fit(
@@ -86,133 +88,145 @@ def fit(
 ) -> runs.Run:
     """Train in `run` from wherever it stands, calibrate on validation films, and write all that a run holds.
 
-    Of a `world` all train and the first one writes. `track` tells the history to a tracker as well.
+    All processes of a `world` train and the first one writes. `track` also logs the history to a tracker.
     """
-    plan, config = prepared.plan, prepared.config
-    device = choose_device(plan.device)
+    device = choose_device(prepared.plan.device)
     with run.locked() if world.first else nullcontext():
         if run.finished:
             return run
         make_repeatable(device)
         keep_freed_memory()
-        torch.manual_seed(plan.seed)
-        model_config, training = resolve(plan.model, plan.preset, plan.settings)
-        model = prepared.model(model_config, config["size"])
-        read = prepared.stored if prepared.outgrown else prepared.films
-        films, validation = read("train"), read("val")
+        torch.manual_seed(prepared.plan.seed)
+        model = prepared.model(prepared.model_config, prepared.config.size)
+        films, validation = prepared.films("train"), prepared.films("val")
         trainer = Trainer(
             model,
-            training,
-            films,
-            validation,
-            seed=plan.seed,
+            prepared.training,
+            films if prepared.outgrown else films.read(),
+            validation if prepared.outgrown else validation.read(),
+            seed=prepared.plan.seed,
             device=device,
-            precision=config["precision"],
+            precision=prepared.config.precision,
             workers=workers,
             world=world,
         )
         checkpoint = run.path / "checkpoint.safetensors"
         if checkpoint.is_file():
             trainer.restore(checkpoint)
-        elif config["weights"]:
-            model.load_pretrained(Path(config["weights"]["file"]))
-        draw, end = _closing(model, prepared, validation, run, device)
+        elif prepared.config.weights:
+            model.load_pretrained(Path(prepared.config.weights.file))
         if not world.first:
             trainer.run(run, on_epoch)
             world.wait()
             return run
-        with open_tracker(track, run.path, config) as tracker:
-
-            def told(report: EpochReport) -> None:
-                tracker.epoch(report.figures, report.epoch)
-                on_epoch(report)
-
-            kept = trainer.run(run, told, draw)
-            state = trainer.state
-            tracker.close({"epochs": state.epoch, "best_epoch": state.best_epoch, "best_validation": state.best})
-        model.load_state_dict(kept)
+        closing = _Closing(model, prepared, run, device, trainer.validation)
+        _train(trainer, run, prepared, on_epoch, closing, track)
         model.eval()
-        if isinstance(model, Detector):
-            with torch.inference_mode():
-                model.fit_reference(batches(films, device))
-        run.write("weights.safetensors", save({k: v.contiguous() for k, v in model.state_dict().items()}))
-        run.write("history.csv", history_csv(trainer.state.history))
-        run.write("warnings.json", runs.to_json({"warnings": trainer.state.warnings}))
-        if model.players():
-            curve = learning_curve(trainer.state.history, synthetic=prepared.cache.synthetic)
-            run.write("learning_curve.png", curve)
-        end()
+        with torch.inference_mode():
+            model.fit_reference(batches(trainer.train, device))
+        _write_outcome(run, model, trainer, synthetic=prepared.cache.synthetic)
+        closing.finish()
         checkpoint.unlink(missing_ok=True)
         world.wait()
     return run
 
 
-def _closing(
-    model: Model, prepared: Prepared, validation: Films | StoredFilms, run: runs.Run, device: torch.device
-) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Return what is done at every checkpoint, and what in the end, by what the model is for."""
-    if isinstance(model, LocalizationModel):
-        assert isinstance(validation, Films)
-        synthetic = prepared.cache.synthetic
-
-        def draw_finds() -> None:
-            run.write("finds.png", finds_picture(model, validation, None, device, synthetic=synthetic))
-
-        return draw_finds, lambda: finish_finder(model, validation, run, device, synthetic=synthetic)
-    assert isinstance(model, Detector)
-    view = _validation(prepared)
-
-    def draw() -> None:
-        if model.players():
-            _pictures(model, view, run, device, None)
-
-    return draw, lambda: finish(model, view, run, device)
-
-
-def finish(model: Detector, view: View, run: runs.Run, device: torch.device) -> None:
-    """Write the pictures and, last, calibration.json, whose presence says that the run is whole."""
-    calibration = calibrate(model, view, device)
-    _pictures(model, view, run, device, calibration.map_scale)
-    run.write("calibration.json", runs.to_json(calibration.to_dict()))
-
-
-def finish_finder(
-    model: LocalizationModel, validation: Films, run: runs.Run, device: torch.device, *, synthetic: bool
+def _train(
+    trainer: Trainer,
+    run: runs.Run,
+    prepared: Prepared,
+    on_epoch: Callable[[EpochReport], None],
+    closing: "_Closing",
+    track: str,
 ) -> None:
-    """Write the picture of its finds and, last, calibration.json: from how sure on something counts as found."""
-    threshold = threshold_of(model, validation, device)
-    run.write("finds.png", finds_picture(model, validation, threshold, device, synthetic=synthetic))
-    run.write("calibration.json", runs.to_json({"threshold": threshold, "films": len(validation)}))
+    """Train to the end, log every epoch, and load the chosen weights."""
+    with open_tracker(track, run.path, prepared.config) as tracker:
+
+        def log(report: EpochReport) -> None:
+            tracker.epoch(report.figures, report.epoch)
+            on_epoch(report)
+
+        kept = trainer.run(run, log, closing.draw)
+        state = trainer.state
+        tracker.close({"epochs": state.epoch, "best_epoch": state.best_epoch, "best_validation": state.best})
+    trainer.model.load_state_dict(kept)
 
 
-def batches(films: Films | StoredFilms, device: torch.device) -> Iterator[Batch]:
-    """Yield films as they are, in their order, some at a time."""
-    side = films.film.shape[1] if isinstance(films, Films) else films.size
-    count = max(1, min(64, 2**22 // side**2))
-    for start in range(0, len(films), count):
-        yield as_batch(films.part(slice(start, start + count)), device)
+def _write_outcome(run: runs.Run, model: Model, trainer: Trainer, *, synthetic: bool) -> None:
+    """Write the weights, the history, and what was wrong with the training."""
+    write_weights(run, model)
+    run.write("history.csv", history_csv(trainer.state.history))
+    run.write("warnings.json", runs.to_json({"warnings": trainer.state.warnings}))
+    if model.players():
+        run.write("learning_curve.png", learning_curve(trainer.state.history, synthetic=synthetic))
 
 
-def _validation(prepared: Prepared) -> View:
-    """Return the validation films that the model may be calibrated on: normal ones, or for labels both."""
-    return View(prepared.cache, prepared.config["variant"], prepared.rows("val"), prepared.config["size"])
+def write_weights(run: runs.Run, model: Model) -> None:
+    """Write the weights of a model, with all its buffers."""
+    run.write("weights.safetensors", save({k: v.contiguous().cpu() for k, v in model.state_dict().items()}))
+
+
+class _Closing:
+    """What is drawn at every checkpoint, and what ends a run, by what the model is for."""
+
+    def __init__(
+        self, model: Model, prepared: Prepared, run: runs.Run, device: torch.device, validation: Films | FilmSet
+    ) -> None:
+        self.model, self.run, self.device = model, run, device
+        self.films = prepared.films("val")
+        self.localizes = prepares_films(prepared.model)
+        self.validation = validation
+
+    def draw(self) -> None:
+        """Write the pictures of the model as it stands."""
+        if self.localizes:
+            self._draw_detections(None)
+        elif self.model.players():
+            write_pictures(cast("Detector", self.model), self.films, self.run, self.device, None)
+
+    def finish(self) -> None:
+        """Calibrate, write the pictures and, last, calibration.json, whose presence says that the run is whole."""
+        if not self.localizes:
+            finish(cast("Detector", self.model), self.films, self.run, self.device)
+            return
+        films = cast("Films", self.validation)
+        threshold = threshold_of(cast("LocalizationModel", self.model), films, self.device)
+        self._draw_detections(threshold)
+        self.run.write("calibration.json", runs.to_json({"threshold": threshold, "films": len(films)}))
+
+    def _draw_detections(self, threshold: float | None) -> None:
+        model, films = cast("LocalizationModel", self.model), cast("Films", self.validation)
+        synthetic = self.films.cache.synthetic
+        self.run.write("finds.png", finds_picture(model, films, threshold, self.device, synthetic=synthetic))
+
+
+def finish(model: Detector, films: FilmSet, run: runs.Run, device: torch.device) -> None:
+    """Write the pictures of a detector and, last, calibration.json, whose presence says that the run is whole.
+
+    films  the validation films that it may be calibrated on: normal ones, or for labels both.
+    """
+    calibration = calibrate(model, films, device)
+    write_pictures(model, films, run, device, calibration.map_scale)
+    run.write("calibration.json", runs.to_json(calibration.model_dump()))
 
 
 @torch.inference_mode()
-def _pictures(model: Detector, view: View, run: runs.Run, device: torch.device, scale: float | None) -> None:
+def write_pictures(model: Detector, films: FilmSet, run: runs.Run, device: torch.device, scale: float | None) -> None:
     """Write what the model draws as it stands: samples.png, and the maps, on `scale` if known, in reconstructions.png
     or, where it reconstructs nothing, maps.png.
     """
     model.eval()
-    made = model.generate(DRAWN * DRAWN)
-    if made is not None:
-        run.write("samples.png", samples(made[:, 0].float().cpu().numpy(), synthetic=view.cache.synthetic))
-    label = view.column("label")
-    classes = [view.rows[label == value] for value in np.unique(label)]  # both, where both are validated with
+    generated = model.generate(DRAWN * DRAWN)
+    if generated is not None:
+        grey = generated[:, 0].float().cpu().numpy()
+        run.write("samples.png", samples(grey, synthetic=films.cache.synthetic))
+    label = films.label
+    classes = [np.flatnonzero(label == value) for value in np.unique(label)]  # both, where both are validated with
     each = PICTURED // len(classes)
-    rows = np.concatenate([own[:: max(1, len(own) // each)][:each] for own in classes])
-    some = View(view.cache, view.variant, rows, view.size)
-    batch = as_batch(load_films(some.cache, some.variant, some.rows, some.size), device)
-    if model.anomaly_map(batch) is not None:
-        name = "maps.png" if model.reconstruct(batch) is None else "reconstructions.png"
-        run.write(name, picture(model, some, scale, device))
+    few = films.subset(np.concatenate([places[:: max(1, len(places) // each)][:each] for places in classes]))
+    part = few.read()
+    prediction = model.predict(as_batch(part, device), maps=True)
+    if prediction.map is not None:
+        name = "maps.png" if prediction.reconstruction is None else "reconstructions.png"
+        shown = picture(prediction, part, scale, unit=model.map_unit, synthetic=films.cache.synthetic)
+        run.write(name, shown)

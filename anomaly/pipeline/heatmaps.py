@@ -1,98 +1,170 @@
-"""Heatmap files: PNG, TIFF, NPY, in the cache's geometry or on the original film."""
+"""Heatmaps of films, on the run's one scale: in the cache's geometry or on the original film, as arrays and as files."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from anomaly.console import silent
 from anomaly.data.splits import LABELS
-from anomaly.evaluation.calibration import read_calibration
-from anomaly.evaluation.predict import View, maps, score
-from anomaly.models.base import Detector
+from anomaly.evaluation.predict import PredictedFilms, predict
+from anomaly.pipeline.open_run import OpenRun
+from anomaly.pipeline.selection import Display, Selection
 from anomaly.reporting.heatmap import overlay, to_film_space, write_map, write_png
-from anomaly.runs import Run, inside
+from anomaly.runs import inside
 from preprocessing import InputError
 from preprocessing.readers import read_film
-
-if TYPE_CHECKING:
-    from preprocessing.sources import Source
-
+from preprocessing.sources import Source
 
 MAP_FORMATS = ("png", "tiff", "npy")
 
 
-# --- maps -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Heatmap:
+    """A film under its map."""
+
+    name: str  # of the film, as scores.csv has it
+    path: str  # of the film in its source, and which hand of two
+    film: NDArray[np.float32]  # (H, W) in [0, 1]
+    map: NDArray[np.float32]  # (H, W) >= 0, smoothed inside the mask, in `unit`
+    mask: NDArray[np.bool_]  # (H, W)
+    score: float
+    flagged: bool
+    scale: float  # of the colors, one for all films of a run
+    unit: str
+    title: str
+
+    def __repr__(self) -> str:
+        return f"<heatmap of {self.name}: {self.map.shape[1]} x {self.map.shape[0]}, score {self.score:.6g}>"
+
+    def overlay(self) -> NDArray[np.uint8]:
+        """Return the film with its heat, a title and the color bar: (H', W', 3) RGB."""
+        return overlay(self.film, self.map, self.mask, self.scale, title=self.title, unit=self.unit)
+
+    def save(self, file: Path) -> None:
+        """Write the overlay as PNG, or the map's own numbers as TIFF or NPY (float32), by the suffix."""
+        if file.suffix == ".png":
+            write_png(file, self.overlay())
+        else:
+            write_map(file, self.map)
 
 
-def write_maps(
-    run: Run,
-    model: Detector,
-    view: View,
-    device: torch.device,
+@dataclass(frozen=True)
+class _Drawn:
+    """A film's place among those of the selection, with its score and map."""
+
+    place: int
+    score: float
+    map: NDArray[np.float32]
+
+
+def heatmaps(
+    run: OpenRun,
+    selection: Selection,
+    *,
+    by: str | None = None,
+    limit: int | None = None,
+    originals: Source | None = None,
+    on_films: Callable[[int], None] = lambda count: None,
+) -> Iterator[Heatmap]:
+    """Give the heatmap of every film, in their order, or of the `limit` highest-scored ones, the highest first.
+
+    Each film passes the model once. `by` names the score they are ranked by. `originals` lays the maps back onto the
+    original films; without it they stay in the cache's geometry. Raises InputError where the model draws no map.
+    """
+    main = run.main_score(by)
+    passes: Iterator[_Drawn] = (
+        drawn
+        for predicted in predict(run.model, selection.films, run.device, maps=True)
+        for drawn in _drawn(predicted, main, on_films)
+    )
+    if limit is not None:
+        passes = iter(heapq.nlargest(limit, passes, key=lambda drawn: (drawn.score, -drawn.place)))
+    for drawn in passes:
+        yield _heatmap(run, selection, drawn, main, originals)
+
+
+def _drawn(predicted: PredictedFilms, main: str, on_films: Callable[[int], None]) -> Iterator[_Drawn]:
+    if predicted.maps is None:
+        raise InputError("this model draws no heatmap: it scores a film as a whole; the cae, for one, draws them")
+    for index, score in enumerate(predicted.scores[main]):
+        yield _Drawn(predicted.places.start + index, float(score), predicted.smoothed_map(index))
+        on_films(1)
+
+
+def _heatmap(run: OpenRun, selection: Selection, drawn: _Drawn, main: str, originals: Source | None) -> Heatmap:
+    films = selection.films
+    cache, row = films.cache, films.rows[drawn.place]
+    part = films.part(slice(drawn.place, drawn.place + 1))
+    film, values, mask = part.unit()[0], drawn.map, part.mask[0]
+    if originals is not None:
+        film, values, mask = _on_original(selection, drawn.place, values, mask, originals)
+    path, hand = (str(cache.index[column][row]) for column in ("path", "hand"))
+    threshold = run.calibration.thresholds["mean"]["film"][main]  # a film alone is its own mean
+    label = LABELS[int(part.label[0])]
+    title = f"{cache.names[row]}\n{'SYNTHETIC film, ' * cache.synthetic}{main} {drawn.score:.4g}, flagged from "
+    title += f"{threshold:.4g}, labelled {label}" if label else f"{threshold:.4g}"
+    return Heatmap(
+        str(cache.names[row]),
+        f"{path}-{hand}" if hand else path,
+        film,
+        values,
+        mask,
+        drawn.score,
+        drawn.score >= threshold,
+        run.calibration.map_scale or 1.0,
+        run.model.map_unit,
+        title,
+    )
+
+
+def write_heatmaps(
+    run: OpenRun,
+    selection: Selection,
     folder: Path,
     *,
-    name: str,
-    formats: Sequence[str],
-    originals: "Source | None",
-    limit: int | None,
-    on_film: Callable[[], None],
+    by: str | None = None,
+    formats: Sequence[str] = MAP_FORMATS,
+    limit: int | None = None,
+    originals: Source | None = None,
+    display: Display = silent,
 ) -> list[Path]:
-    """Write a heatmap of every film of the view, or of its `limit` highest-scored ones; the first file is the
-    highest's.
+    """Write heatmaps as files, as `heatmaps` gives them, and return them, the highest-scored film's first.
 
-    `name` is the score they are ranked by. `originals` lays the maps back onto the original films; without it they stay
-    in the cache's geometry.
+    formats  of each film, among png (overlay), tiff and npy (float32 values); the paths are those of the first one.
     """
-    calibration = read_calibration(run)
-    scores = score(model, view, device)[name]
-    order = np.argsort(-scores, kind="stable")[:limit]
-    chosen = View(view.cache, view.variant, view.rows[order], view.size)
-    threshold = calibration.thresholds["mean"]["film"][name]  # a film alone is its own mean
-    drawn_films = "SYNTHETIC film, " if view.cache.synthetic else ""
-    written = []
-    for (row, drawn, film, mask), value in zip(maps(model, chosen, device), scores[order], strict=True):
-        path, hand = (view.cache.index[column][row] for column in ("path", "hand"))
-        stem = f"{path}-{hand}" if hand else str(path)
-        if originals is not None:
-            film, drawn, mask = _on_film(view, row, film, drawn, mask, originals)
-        label = LABELS[int(view.cache.index["label"][row])]
-        title = f"{view.cache.names[row]}\n{drawn_films}{name} {value:.4g}, flagged from {threshold:.4g}" + (
-            f", labelled {label}" if label else ""
-        )
-        for suffix in formats:
+    written: list[tuple[float, Path]] = []
+    with display("mapping", len(selection.films), "films") as advance:
+        for heatmap in heatmaps(run, selection, by=by, limit=limit, originals=originals, on_films=advance):
             # After the film's whole name: a.png and a.dcm, or the dotted names of DICOM, stay apart.
-            file = inside(folder, f"{stem}_heatmap.{suffix}")
-            if suffix == "png":
-                write_png(
-                    file, overlay(film, drawn, mask, calibration.map_scale or 1.0, title=title, unit=model.map_unit)
-                )
-            else:
-                write_map(file, drawn)
-        written.append(folder / f"{stem}_heatmap.{formats[0]}")
-        on_film()
-    return written
+            for suffix in formats:
+                heatmap.save(inside(folder, f"{heatmap.path}_heatmap.{suffix}"))
+            written.append((heatmap.score, folder / f"{heatmap.path}_heatmap.{formats[0]}"))
+    return [path for _, path in sorted(written, key=lambda pair: -pair[0])]
 
 
-def _on_film(
-    view: View, row: int, film: Any, drawn: Any, mask: NDArray[np.bool_], originals: "Source"
+def _on_original(
+    selection: Selection, place: int, values: NDArray[np.float32], mask: NDArray[np.bool_], originals: Source
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-    """Return the original film in [0, 1], the map and the mask in its geometry."""
-    index = view.cache.index
+    """Return the original film in [0, 1], and map and mask in its geometry."""
+    films = selection.films
+    cache, row = films.cache, films.rows[place]
+    index = cache.index
     path = str(index["path"][row])
     data = originals.read(path)
     if hashlib.sha256(data).hexdigest() != index["sha256"][row]:
         raise InputError(f"{path} in {originals.root} is not the film that was prepared; name the right --source")
     original = read_film(path, data)
-    stage = "matrix_raw" if view.variant.startswith("raw") else "matrix_crop"
-    scale = view.size / view.cache.size  # the model's film may be smaller than the cache's
+    stage = "matrix_raw" if films.variant.startswith("raw") else "matrix_crop"
+    scale = films.size / cache.size  # the model's film may be smaller than the cache's
     shrink = np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2]])  # pixel centers at whole numbers
     matrix = shrink @ np.vstack([index[stage][row], [0, 0, 1]])
     shape = (original.pixels.shape[0], original.pixels.shape[1])
     levels = original.pixels.astype(np.float32)
     low, high = float(levels.min()), float(levels.max())
     grey = (levels - low) / max(1.0, high - low)
-    return grey, to_film_space(drawn, matrix, shape), to_film_space(mask.astype(np.float32), matrix, shape) >= 0.5
+    return grey, to_film_space(values, matrix, shape), to_film_space(mask.astype(np.float32), matrix, shape) >= 0.5

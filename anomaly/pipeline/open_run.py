@@ -1,48 +1,105 @@
-"""Opening a run: its detector, its cache, the splits it was trained with."""
+"""Opening a run: its detector, its calibration, its cache, the splits it was trained with."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from anomaly.data.batch import batches
+from anomaly.data.dataset import FilmSet
 from anomaly.data.splits import assign_splits, split_hash
+from anomaly.evaluation.calibration import Calibration, calibrate, read_calibration
 from anomaly.models import find_detector
 from anomaly.models.base import Detector
+from anomaly.pipeline.plan import usable_rows
 from anomaly.runs import Run
-from anomaly.training.weights import load_weights
+from anomaly.training.weights import load_best_checkpoint, load_weights, resume_command
 from preprocessing import InputError
 from preprocessing.schema import Cache
 
 
-def open_model(run: Run, device: torch.device) -> Detector:
-    """Return the trained detector of a run on `device`, ready to score."""
-    return load_weights(run, find_detector(run.config["model"]), device)
+@dataclass(frozen=True)
+class OpenRun:
+    """A run's detector, ready to score."""
+
+    run: Run
+    model: Detector
+    calibration: Calibration
+    device: torch.device
+    note: str | None = None  # what a user of an unfinished run has to know
+
+    def main_score(self, name: str | None) -> str:
+        """Return the score to flag, rank and report by: the named one, or the model's first."""
+        if name is not None and name not in self.model.score_names:
+            raise InputError(
+                f"{self.run.path} has no score {name!r}; there are: {', '.join(sorted(self.model.score_names))}"
+            )
+        return name or self.model.score_names[0]
 
 
-def run_view(run: Run, cache_path: Path | None = None) -> tuple[Cache, NDArray[Any]]:
+def open_run(run: Run, device: torch.device, cache_path: Path | None = None) -> OpenRun:
+    """Open a detector's run.
+
+    An unfinished one has the best weights so far: what its scores compare with and its thresholds are fitted now, on
+    films of its cache, and `note` says so. `cache_path` says where the cache is now, if not where it was.
+    """
+    kind = find_detector(run.config.model)
+    if run.finished:
+        return OpenRun(run, load_weights(run, kind, device), read_calibration(run), device)
+    model, best_epoch, epochs = load_best_checkpoint(run, kind, device)
+    cache, split = run_cache_and_split(run, cache_path)
+    usable = usable_rows(cache, kind.targets)
+    train, val = (
+        FilmSet(cache, run.config.variant, usable[split[usable] == name], run.config.size) for name in ("train", "val")
+    )
+    with torch.inference_mode():
+        model.fit_reference(batches(train, device))
+    note = (
+        f"{run.path} is unfinished: these are the weights of epoch {best_epoch}, the best of {epochs} so far; "
+        f"{resume_command(run)} goes on with it"
+    )
+    return OpenRun(run, model, calibrate(model, val, device), device, note)
+
+
+def run_films(run: Run, split: str, cache_path: Path | None = None) -> tuple[FilmSet, NDArray[Any]]:
+    """Return the films of a split of a run's cache, or of all of it for "all", and the split of each.
+
+    Raises InputError where the split has none.
+    """
+    cache, splits = run_cache_and_split(run, cache_path)
+    rows = np.flatnonzero((splits == split) | (split == "all"))
+    if not len(rows):
+        raise InputError(f"{cache.path} has no films in {split}; take another --split")
+    return FilmSet(cache, run.config.variant, rows, run.config.size), splits[rows]
+
+
+def run_cache_and_split(run: Run, cache_path: Path | None = None) -> tuple[Cache, NDArray[Any]]:
     """Return the cache that a run was trained on and the split of each of its rows.
 
     A cache that has moved is named by `cache_path`; one of other content is refused.
     """
     cache = run_cache(run, cache_path)
-    index = cache.index
-    rule = run.config.get("split_rule", "paper")
-    split = assign_splits(index["patient"], index["label"], index["split"], seed=run.config["split_seed"], rule=rule)
-    if split_hash(index["path"], split) != run.config["split_hash"]:
+    index, config = cache.index, run.config
+    split = assign_splits(
+        index["patient"], index["label"], index["split"], seed=config.split_seed, rule=config.split_rule
+    )
+    if split_hash(index["path"], split) != config.split_hash:
         raise InputError(f"the splits of {cache.path} are not those of {run.path}; train again")
     return cache, split
 
 
 def run_cache(run: Run, cache_path: Path | None = None) -> Cache:
     """Return the cache that a run was trained on; `cache_path` says where it is now, if not where it was."""
-    recorded = run.config["cache"]
-    if cache_path is None and not Path(recorded["path"]).is_file():
-        raise InputError(f"the cache {recorded['path']} of {run.path} is gone; say with --cache where it is now")
-    cache = Cache(cache_path or Path(recorded["path"]))
-    if cache.content_hash != recorded["content_hash"]:
+    recorded = run.config.cache
+    if cache_path is None and not Path(recorded.path).is_file():
+        raise InputError(f"the cache {recorded.path} of {run.path} is gone; say with --cache where it is now")
+    cache = Cache(cache_path or Path(recorded.path))
+    if cache.content_hash != recorded.content_hash:
         raise InputError(
             f"{cache.path} is not the cache that {run.path} was trained on (content {cache.content_hash[:12]}, "
-            f"not {recorded['content_hash'][:12]}); make it again with `{recorded['command']}`, or name films to score"
+            f"not {recorded.content_hash[:12]}); make it again with `{recorded.command}`, or name films to score"
         )
     return cache

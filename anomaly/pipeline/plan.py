@@ -1,47 +1,34 @@
-"""From what was asked for to a checked training plan, before a folder is made."""
+"""From what was asked for to a checked training, before a folder is made."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from anomaly import runs
-from anomaly.data.dataset import Films, Sample, StoredFilms, bytes_of, load_films
+from anomaly.data.dataset import FilmSet, Targets
 from anomaly.data.splits import LABELS, LEAST_TRAINING_FILMS, SplitRule, assign_splits, split_hash
 from anomaly.localization.base import LocalizationModel
 from anomaly.localization.finding import rows_of, splits_of
 from anomaly.memory import free_memory
 from anomaly.models import TOOLS, find_model, zoo
-from anomaly.models.base import Detector, Model, Settings
-from anomaly.models.reconstructor import Reconstructor
+from anomaly.models.base import Model, Settings
+from anomaly.pipeline.options import CACHES, Plan
+from anomaly.runs import CacheRecord, RunConfig, RunSettings, WeightsFile, sha256, versions
 from anomaly.training.config import TrainConfig
 from anomaly.training.device import choose_device, choose_precision
 from preprocessing import InputError
-from preprocessing.schema import Cache, split_variant
+from preprocessing.schema import Cache, newest_cache, split_variant
+from preprocessing.wording import counted
 
 MEMORY_SHARE = 0.5
 """Of the memory that is free, what films may take; beyond that they are read as they are needed."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that decides what a training gives, before it starts."""
-
-    model: str
-    cache: Path
-    variant: str | None = None  # none: `default_variant`
-    preset: str = "standard"
-    settings: Sequence[str] = ()  # "key=value"
-    seed: int = 0
-    split_seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
+LEARNS_FROM: dict[Targets, str] = {"none": "normal", "labels": "labelled", "boxes": "annotated", "masks": "annotated"}
+"""What a model learns from, as an adjective of its films."""
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -90,190 +77,107 @@ class Prepared:
     """A plan with everything looked up and checked, nothing trained yet."""
 
     plan: Plan
+    model: type[Model]
+    model_config: Settings
+    training: TrainConfig
     cache: Cache
-    split: NDArray[Any]
-    config: dict[str, Any]  # becomes run.json
+    split: NDArray[Any]  # (N,) of each row of the cache
+    usable: NDArray[np.int64]  # rows that the model may learn from
+    config: RunConfig  # becomes run.json
 
-    @property
-    def model(self) -> type[Model]:
-        """The class of the model."""
-        return find_model(self.plan.model)
-
-    def rows(self, split: str) -> NDArray[np.int64]:
-        """Return the rows of a split that the model may learn from.
-
-        A detector: normal films only, unless it is supervised. A net that prepares films: those with what it is to
-        find, whatever their label.
-        """
-        if issubclass(self.model, LocalizationModel):
-            usable = rows_of(self.cache, self.model.learns)
-        else:
-            label = self.cache.index["label"]
-            usable = np.flatnonzero((label >= 0) if learns_labels(self.model) else (label == 0))
-        chosen: NDArray[np.int64] = usable[self.split[usable] == split]
-        return chosen
-
-    @property
-    def size(self) -> int:
-        """The side of the films in pixels, as the model takes them."""
-        size: int = self.config["size"]
-        return size
-
-    def films(self, split: str) -> Films:
-        """Read those rows, with what is to be found where the model finds something."""
-        learns = self.model.learns if issubclass(self.model, LocalizationModel) else None
-        rows = self.rows(split)
-        return load_films(self.cache, self.config["variant"], rows, self.size, learns=learns, sample=self._sample)
-
-    def stored(self, split: str) -> StoredFilms:
-        """Return those rows as films that stay in the cache."""
-        return StoredFilms(self.cache, self.config["variant"], self.rows(split), self.size, self._sample)
+    def films(self, split: str) -> FilmSet:
+        """Return the films of a split that the model may learn from."""
+        rows = self.usable[self.split[self.usable] == split]
+        return FilmSet(
+            self.cache, self.config.variant, rows, self.config.size, self.model.targets, self.training.sample
+        )
 
     @cached_property
     def outgrown(self) -> str | None:
         """Why training and validation films can't be kept in memory, or None where they can; asked once.
 
-        They may take half of what is free. Nets that find things always keep theirs: films with annotations are few.
+        They may take half of what is free. Nets that prepare films always keep theirs: films with annotations are few.
         """
         free = free_memory()
-        if free is None or issubclass(self.model, LocalizationModel):
+        if free is None or prepares_films(self.model):
             return None
-        needed = bytes_of(self.cache, sum(len(self.rows(split)) for split in ("train", "val")), self.size)
+        needed = self.films("train").bytes + self.films("val").bytes
         if needed <= free * MEMORY_SHARE:
             return None
         return f"{needed / 1e9:.1f} GB of films stay in {self.cache.path}, as {free / 1e9:.1f} GB of memory are free"
 
-    @property
-    def _sample(self) -> Sample:
-        sample: Sample = self.config["settings"]["training"]["sample"]
-        return sample
 
-
-def learns_labels(kind: type[Model]) -> bool:
-    """Whether a model trains on films of both classes."""
-    return issubclass(kind, Detector) and kind.supervised
+def prepares_films(model: type[Model]) -> bool:
+    """Whether a model is a net that prepares films, trained on boxes or masks, and no detector."""
+    return model.targets in ("boxes", "masks")
 
 
 def prepare(plan: Plan) -> Prepared:
     """Check a plan against its cache; what can't be trained is refused here, before a folder is made."""
-    kind = find_model(plan.model)
+    model = find_model(plan.model)
     model_config, training = resolve(plan.model, plan.preset, plan.settings)
-    if (training.noise or training.erase) and not issubclass(kind, Reconstructor):
-        raise InputError(f"{plan.model} doesn't reconstruct, so there is nothing to mend: leave out noise and erase")
-    if training.augmented_by == "device" and issubclass(kind, LocalizationModel):
-        raise InputError(f"{plan.model} learns boxes or masks, which imgaug alone moves too: leave out augmented_by")
-    if training.sample == "study" and not learns_labels(kind):
-        raise InputError(f"{plan.model} learns from each film by itself: leave out sample=study")
-    cache = Cache(plan.cache)
-    if (
-        issubclass(kind, LocalizationModel)
-        and kind.learns == "boxes"
-        and training.augmentation not in ("none", "upright")
-    ):
-        raise InputError(
-            f"augmentation {training.augmentation} mirrors films, which makes right hands left ones; "
-            f"{plan.model} takes none or upright"
-        )
-    if issubclass(kind, LocalizationModel):
-        rows_of(cache, kind.learns)  # a cache without what is to be learnt is answered before its size
-    variant = plan.variant or (kind.variant if issubclass(kind, LocalizationModel) else default_variant(cache.variants))
-    cache.films(variant, np.arange(0))  # an unknown variant is refused, with those there are
-    size = training.size or cache.size
-    if size > cache.size:
-        raise InputError(
-            f"{cache.path} holds films of {cache.size} px, {plan.model} was to take {size}: `anomaly preprocess SOURCE "
-            f"--size {size}` makes them, --set size={cache.size} takes these"
-        )
-    if reason := kind.check_size(model_config, size):
-        raise InputError(
-            f"{plan.model} {reason}; {cache.path} has {cache.size} px: take --set size= or another `preprocess --size`"
-        )
-    _check_stages(kind, model_config, training, size)
-    weights = kind.weights_file(model_config)
+    _check_settings(plan.model, model, training)
+    cache = Cache(plan.cache or newest_cache(CACHES))
+    usable = usable_rows(cache, model.targets)
+    variant = _variant(plan, model, cache)
+    size = _size(plan.model, model, model_config, training, cache)
+    _check_stages(model, model_config, training, size)
+    weights = model.weights_file(model_config)
     if weights:
-        kind(model_config, size).load_pretrained(weights)  # weights that don't fit are refused before a folder is made
-    index = cache.index
-    if issubclass(kind, LocalizationModel) and training.splits != "paper":
-        raise InputError(f"{plan.model} is split by patient whatever the labels; leave out splits")
-    rule: SplitRule = training.splits
-    if (index["split"] != "").any():
-        rule = "given"
-    elif rule == "paper" and learns_labels(kind):
-        rule = "paper, labelled"
-    if issubclass(kind, LocalizationModel):
-        if variant != kind.variant:
-            raise InputError(f"{plan.model} finds things on films of variant {kind.variant}; leave --variant out")
-        split = splits_of(cache, plan.split_seed)
-    else:
-        try:
-            split = assign_splits(index["patient"], index["label"], index["split"], seed=plan.split_seed, rule=rule)
-        except InputError as error:
-            raise InputError(f"{cache.path}: {error}") from None
+        model(model_config, size).load_pretrained(weights)  # weights that don't fit are refused before a folder is made
+    rule, split = _split(plan, model, training, cache)
     device = choose_device(plan.device)
-    config = {
-        "model": plan.model,
-        "preset": plan.preset,
-        "settings": {"model": model_config.model_dump(), "training": training.model_dump()},
-        "size": size,
-        "variant": variant,
-        "seed": plan.seed,
-        "split_seed": plan.split_seed,
-        "split_rule": rule,
-        "split_hash": split_hash(index["path"], split),
-        "weights": weights and {"file": str(weights.absolute()), "sha256": runs.sha256(weights)},
-        "precision": choose_precision(plan.precision, device, pays=kind.pays_in_bfloat16(model_config)),
-        "device": device.type,
-        "cache": {
-            "path": str(cache.path.absolute()),
-            "content_hash": cache.content_hash,
-            "recipe": cache.recipe_json,
-            "recipe_digest": cache.recipe_digest,
-            "nets": cache.nets,
-            "dtype": cache.dtype.name,
-            "source": cache.source,
-            "synthetic": cache.synthetic,
-            "command": cache.command,
-        },
-        "versions": runs.versions(None if plan.model in TOOLS else zoo()[plan.model].package),
-    }
-    prepared = Prepared(plan, cache, split, config)
-    counts = {name: len(prepared.rows(name)) for name in ("train", "val")}
-    which = "annotated" if issubclass(kind, LocalizationModel) else "labelled" if learns_labels(kind) else "normal"
-    labels = index["label"]
-    if counts["train"] < LEAST_TRAINING_FILMS or counts["val"] < 1:
-        there = ", ".join(f"{int((labels == value).sum())} {name}" for value, name in LABELS.items())
-        raise InputError(
-            f"{cache.path} ({there}) has {counts['train']} {which} films to train on and {counts['val']} to validate "
-            f"with; at least {LEAST_TRAINING_FILMS} and 1 are needed: prepare more films"
-        )
-    if learns_labels(kind):
-        _check_classes(prepared)
-        counts["abnormal"] = int((labels[prepared.rows("train")] == 1).sum())
-    config["films"] = counts
+    index = cache.index
+    counts = {name: int((split[usable] == name).sum()) for name in ("train", "val")}
+    if model.targets == "labels":
+        counts["abnormal"] = int((index["label"][usable[split[usable] == "train"]] == 1).sum())
+    config = RunConfig(
+        model=plan.model,
+        preset=plan.preset,
+        settings=RunSettings(model=model_config.model_dump(), training=training.model_dump()),
+        size=size,
+        variant=variant,
+        seed=plan.seed,
+        split_seed=plan.split_seed,
+        split_rule=rule,
+        split_hash=split_hash(index["path"], split),
+        weights=WeightsFile(file=str(weights.absolute()), sha256=sha256(weights)) if weights else None,
+        precision=choose_precision(plan.precision, device, pays=model.pays_in_bfloat16(model_config)),
+        device=device.type,
+        cache=cache_record(cache),
+        versions=versions(None if plan.model in TOOLS else zoo()[plan.model].package),
+        films=counts,
+    )
+    prepared = Prepared(plan, model, model_config, training, cache, split, usable, config)
+    _check_films(prepared)
     return prepared
 
 
-def _check_stages(kind: type[Model], config: Settings, training: TrainConfig, size: int) -> None:
-    if training.order == ["all"]:
-        return
-    with torch.device("meta"):  # shapes alone
-        there = ["all", *kind(config, size).parts()]
-    for name in training.order:
-        if name not in there:
-            raise InputError(f"no stage {name!r} of this model; there are: {', '.join(there)}")
+def usable_rows(cache: Cache, targets: Targets) -> NDArray[np.int64]:
+    """Return the rows of a cache that a model of these targets may learn from.
+
+    A detector: normal films only, unless it learns from labels. A net that prepares films: those with what it is to
+    learn, whatever their label; a cache without any is refused.
+    """
+    if targets == "boxes" or targets == "masks":
+        return rows_of(cache, targets)
+    label = cache.index["label"]
+    return np.flatnonzero((label >= 0) if targets == "labels" else (label == 0))
 
 
-def _check_classes(prepared: Prepared) -> None:
-    """Refuse to learn from labels where a split has one class only."""
-    for split, use in (("train", "train on"), ("val", "validate with")):
-        label = prepared.cache.index["label"][prepared.rows(split)]
-        for value in (0, 1):
-            if not (label == value).any():
-                raise InputError(
-                    f"{prepared.cache.path} has {len(label)} labelled films to {use} and not one of them is "
-                    f"{LABELS[value]}; {prepared.plan.model} learns from both classes: prepare films of both, or train "
-                    "a detector that needs normal films alone, `anomaly train cae`"
-                )
+def cache_record(cache: Cache) -> CacheRecord:
+    """Return what a run notes of its cache."""
+    return CacheRecord(
+        path=str(cache.path.absolute()),
+        content_hash=cache.content_hash,
+        recipe=cache.recipe_json,
+        recipe_digest=cache.recipe_digest,
+        nets=cache.nets,
+        dtype="uint8" if cache.dtype == np.uint8 else "uint16",
+        source=cache.source,
+        synthetic=cache.synthetic,
+        command=cache.command,
+    )
 
 
 def default_variant(variants: Sequence[str]) -> str:
@@ -284,3 +188,101 @@ def default_variant(variants: Sequence[str]) -> str:
     """
     papers = [variant for variant in variants if split_variant(variant)[1] in ("", "he")]
     return (papers or list(variants))[-1]
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------
+
+
+def _check_settings(name: str, model: type[Model], training: TrainConfig) -> None:
+    """Refuse settings of the training that make no sense for a model."""
+    if (training.noise or training.erase) and not model.reconstructs:
+        raise InputError(f"{name} doesn't reconstruct, so it can't learn to denoise: leave out noise and erase")
+    if training.sample == "study" and model.targets != "labels":
+        raise InputError(f"{name} learns from each film by itself: leave out sample=study")
+    if not prepares_films(model):
+        return
+    if training.augmented_by == "device":
+        raise InputError(f"{name} learns boxes or masks, which only imgaug moves with the film: leave out augmented_by")
+    if model.targets == "boxes" and training.augmentation not in ("none", "upright"):
+        raise InputError(
+            f"augmentation {training.augmentation} mirrors films, which makes right hands left ones; {name} takes none "
+            "or upright"
+        )
+    if training.splits != "paper":
+        raise InputError(f"{name} is split by patient whatever the labels; leave out splits")
+
+
+def _variant(plan: Plan, model: type[Model], cache: Cache) -> str:
+    """Return the variant to train on; one that the cache lacks is refused, with those there are."""
+    if prepares_films(model):
+        own = cast("type[LocalizationModel]", model).variant
+        if plan.variant not in (None, own):
+            raise InputError(f"{plan.model} is trained on films of variant {own}; leave --variant out")
+        variant = own
+    else:
+        variant = plan.variant or default_variant(cache.variants)
+    cache.films(variant, np.arange(0))
+    return variant
+
+
+def _size(name: str, model: type[Model], config: Settings, training: TrainConfig, cache: Cache) -> int:
+    """Return the side of the films in pixels; one that the cache or the model can't give is refused."""
+    size = training.size or cache.size
+    if size > cache.size:
+        raise InputError(
+            f"{cache.path} holds films of {cache.size} px, {name} was to take {size}: `anomaly preprocess SOURCE "
+            f"--size {size}` makes them, --set size={cache.size} takes these"
+        )
+    if reason := model.check_size(config, size):
+        raise InputError(
+            f"{name} {reason}; {cache.path} has {cache.size} px: take --set size= or another `preprocess --size`"
+        )
+    return size
+
+
+def _split(plan: Plan, model: type[Model], training: TrainConfig, cache: Cache) -> tuple[SplitRule, NDArray[Any]]:
+    """Return the rule that split the patients, and the split of each row, (N,)."""
+    index = cache.index
+    rule: SplitRule = training.splits
+    if (index["split"] != "").any():
+        rule = "given"
+    elif rule == "paper" and model.targets == "labels":
+        rule = "paper, labelled"
+    if prepares_films(model):
+        return rule, splits_of(cache, plan.split_seed)
+    try:
+        return rule, assign_splits(index["patient"], index["label"], index["split"], seed=plan.split_seed, rule=rule)
+    except InputError as error:
+        raise InputError(f"{cache.path}: {error}") from None
+
+
+def _check_stages(model: type[Model], config: Settings, training: TrainConfig, size: int) -> None:
+    if training.order == ["all"]:
+        return
+    with torch.device("meta"):  # shapes alone
+        stages = ["all", *model(config, size).parts()]
+    for name in training.order:
+        if name not in stages:
+            raise InputError(f"no stage {name!r} of this model; there are: {', '.join(stages)}")
+
+
+def _check_films(prepared: Prepared) -> None:
+    """Refuse a cache with too few films to learn from, or with one class only where labels are learnt."""
+    counts, label, path = prepared.config.films, prepared.cache.index["label"], prepared.cache.path
+    if counts["train"] < LEAST_TRAINING_FILMS or counts["val"] < 1:
+        contents = ", ".join(f"{int((label == value).sum())} {name}" for value, name in LABELS.items())
+        raise InputError(
+            f"{path} ({contents}) has {counts['train']} {LEARNS_FROM[prepared.model.targets]} films to train on and "
+            f"{counts['val']} to validate with; at least {LEAST_TRAINING_FILMS} and 1 are needed: prepare more films"
+        )
+    if prepared.model.targets != "labels":
+        return
+    for split, use in (("train", "train on"), ("val", "validate with")):
+        labels = prepared.films(split).label
+        for value in (0, 1):
+            if not (labels == value).any():
+                raise InputError(
+                    f"{path} has {counted(len(labels), 'labelled film')} to {use} and not one of them is "
+                    f"{LABELS[value]}; {prepared.plan.model} learns from both classes: prepare films of both, or train "
+                    "a detector that needs normal films alone, `anomaly train cae`"
+                )

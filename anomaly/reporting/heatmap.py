@@ -178,6 +178,27 @@ def _palette(colors: ColorMap) -> Floats:
     return np.asarray(cv2.applyColorMap(ramp, known[colors])[:, 0, ::-1], np.float32)  # OpenCV gives BGR
 
 
+def outlined(film: NDArray[Any], mask: Bools, under: Picture | None = None) -> Picture:
+    """Return a film with a mask's border in green: (H, W) in [0, 1], (H, W) -> (k H, k W, 3), k = 4 below 256 px.
+
+    under  (H, W, 3) a picture to draw on instead of the film; without it, what lies outside the mask is green too.
+    """
+    import cv2
+
+    grey = np.rint(np.clip(film, 0, 1) * 255).astype(np.uint8)
+    picture = grey[..., None].repeat(3, axis=2) if under is None else under.copy()
+    color = (53, 199, 155)
+    if under is None:
+        picture[~mask] = np.rint(0.65 * picture[~mask] + 0.35 * np.array(color)).astype(np.uint8)
+    zoom = 4 if max(film.shape) < 256 else 1  # the line stays thin on a small film
+    size = (film.shape[1] * zoom, film.shape[0] * zoom)
+    picture = np.ascontiguousarray(cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR), np.uint8)
+    large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    borders, _ = cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(picture, borders, -1, color, 2)
+    return picture
+
+
 # ---------------------------------------------------------------------------------------------------------- the files
 
 

@@ -7,13 +7,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anomaly.data.batch import as_batch
-from anomaly.data.dataset import Films, load_films
-from anomaly.evaluation.heatmap_scale import map_scale
-from anomaly.evaluation.predict import View, maps
+from anomaly.data.dataset import Films
+from anomaly.evaluation.heatmap_scale import map_scale, smooth
+from anomaly.evaluation.predict import SMOOTHING
 from anomaly.localization.base import LocalizationModel
 from anomaly.localization.finding import pictured
-from anomaly.models.base import Detector
+from anomaly.models.base import Prediction
 from anomaly.reporting.heatmap import blend, png, titled
 
 PICTURED = 6
@@ -59,24 +58,26 @@ def samples(made: NDArray[np.float32], *, synthetic: bool) -> bytes:
     return png(titled(_enlarged(square, made.shape[1]), f"generated films{', of SYNTHETIC ones' if synthetic else ''}"))
 
 
-def picture(model: Detector, view: View, scale: float | None, device: torch.device) -> bytes:
-    """Return a PNG of the view's films: a row a film, with film, reconstruction and map.
+def picture(prediction: Prediction, films: Films, scale: float | None, *, unit: str, synthetic: bool) -> bytes:
+    """Return a PNG of films: a row a film, with film, reconstruction where there is one, and map.
 
-    Without a `scale`, the maps share that of the view itself.
+    prediction  of these films, with maps.    scale  of the maps; None takes that of these films.    unit  of the maps.
     """
-    drawn = list(maps(model, view, device))
-    scale = scale or map_scale((heat, mask) for _, heat, _, mask in drawn)
+    assert prediction.map is not None
+    side = films.film.shape[1]
+    raw = prediction.map[:, 0].float().cpu().numpy()
+    maps = [smooth(values, mask, side * SMOOTHING) for values, mask in zip(raw, films.mask, strict=True)]
+    scale = scale or map_scale(zip(maps, films.mask, strict=True))
+    columns = [films.unit()]
+    if prediction.reconstruction is not None:
+        columns.append(prediction.reconstruction[:, 0].float().cpu().numpy())
     rows = []
-    for number, heat, film, mask in drawn:
-        one = as_batch(load_films(view.cache, view.variant, np.array([number]), view.size), device)
-        with torch.inference_mode():
-            made = model.reconstruct(one)
-        columns = [film] if made is None else [film, made[0, 0].float().cpu().numpy()]
-        grey = [np.rint(np.clip(c, 0, 1) * 255).astype(np.uint8)[..., None].repeat(3, axis=2) for c in columns]
-        rows.append(np.concatenate([*grey, blend(film, heat, mask, scale)], axis=1))
-    shown = f"film, {'' if made is None else 'reconstruction, '}{model.map_unit}"
-    sheet = _enlarged(np.concatenate(rows, axis=0), view.size)
-    return png(titled(sheet, f"{'SYNTHETIC films: ' if view.cache.synthetic else ''}{shown}"))
+    for i, (values, mask) in enumerate(zip(maps, films.mask, strict=True)):
+        grey = [np.rint(np.clip(c[i], 0, 1) * 255).astype(np.uint8)[..., None].repeat(3, axis=2) for c in columns]
+        rows.append(np.concatenate([*grey, blend(columns[0][i], values, mask, scale)], axis=1))
+    content = f"film, {'reconstruction, ' * (len(columns) > 1)}{unit}"
+    sheet = _enlarged(np.concatenate(rows, axis=0), side)
+    return png(titled(sheet, f"{'SYNTHETIC films: ' * synthetic}{content}"))
 
 
 def finds_picture(

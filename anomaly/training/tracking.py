@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from anomaly.console import warn
-from anomaly.runs import RUNS, Run, checkpoint_state, to_json
+from anomaly.runs import RUNS, Record, Run, RunConfig, checkpoint_state, to_json
 from preprocessing import InputError
 
 KINDS = {
@@ -31,7 +31,18 @@ KINDS = {
 """Each tracker and the packages that it needs; they come with the extra of its name."""
 
 EXPERIMENT = "anomaly"
-_TOLD = ("model", "preset", "variant", "size", "seed", "split_seed", "split_rule", "split_hash", "precision", "device")
+_LOGGED = (
+    "model",
+    "preset",
+    "variant",
+    "size",
+    "seed",
+    "split_seed",
+    "split_rule",
+    "split_hash",
+    "precision",
+    "device",
+)
 
 
 def check(kind: str) -> None:
@@ -43,7 +54,7 @@ def check(kind: str) -> None:
             raise InputError(f"--track {kind} needs {package}: pip install 'xray-anomaly[{kind}]'")
 
 
-def open_tracker(kind: str, run_path: Path, config: Mapping[str, Any]) -> "Tracker":
+def open_tracker(kind: str, run_path: Path, config: RunConfig) -> "Tracker":
     """Return the tracker of a run, which may have epochs behind it.
 
     kind  none, tensorboard or mlflow.    run_path  an existing run folder, held by this process (`Run.locked`).
@@ -88,7 +99,7 @@ class Tracker:
 class _TensorBoard(Tracker):
     """A file of events in RUN/tensorboard."""
 
-    def __init__(self, run: Run, config: Mapping[str, Any]) -> None:
+    def __init__(self, run: Run, config: RunConfig) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         # What an earlier process wrote may lack epochs of the checkpoint, or have later ones: all of it is shown no
@@ -113,13 +124,19 @@ class _TensorBoard(Tracker):
         self.writer.close()
 
 
+class _MLflowRun(Record):
+    """mlflow.json: which run of which store it is."""
+
+    run_id: str
+
+
 class _MLflow(Tracker):
     """A run of MLflow, its id in RUN/mlflow.json.
 
     A server that goes away ends no training: what could not be sent goes with the next epoch.
     """
 
-    def __init__(self, run: Run, config: Mapping[str, Any]) -> None:
+    def __init__(self, run: Run, config: RunConfig) -> None:
         # Nothing of a training on patients' films is for anybody else, and a server that is gone is told so in seconds.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -155,7 +172,7 @@ class _MLflow(Tracker):
         """Return the id of the run that was begun, set going again, or None where there is none."""
         if not (run.path / "mlflow.json").is_file():
             return None
-        begun = str(run.read_json("mlflow.json")["run_id"])
+        begun = run.read("mlflow.json", _MLflowRun).run_id
         try:
             stage = self.client.get_run(begun).info.lifecycle_stage
         except self.refused as error:
@@ -168,7 +185,7 @@ class _MLflow(Tracker):
         self.client.update_run(begun, status="RUNNING")
         return begun
 
-    def _new(self, run: Run, experiment: str, config: Mapping[str, Any]) -> str:
+    def _new(self, run: Run, experiment: str, config: RunConfig) -> str:
         from mlflow.entities import Param
 
         made = str(self.client.create_run(experiment, run_name=run.path.resolve().name).info.run_id)
@@ -230,19 +247,14 @@ def _past(run: Run) -> Iterator[tuple[int, dict[str, float], float]]:
         yield int(figures.pop("epoch")), figures, time.time() - left
 
 
-def _parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what made a run as one flat mapping: settings by "model.name" and "training.name", seeds, hashes.
-
-    >>> _parameters({"model": "cae", "seed": 0, "settings": {"model": {"width": 4}}, "cache": {"path": "/x"}})
-    {'model': 'cae', 'seed': 0, 'model.width': 4}
-    """
-    flat = {name: config[name] for name in _TOLD if name in config}
-    for owner, settings in config["settings"].items():
+def _parameters(config: RunConfig) -> dict[str, Any]:
+    """Return what made a run as one flat mapping: settings by "model.name" and "training.name", seeds, hashes."""
+    flat: dict[str, Any] = config.model_dump(include=set(_LOGGED))
+    for owner, settings in (("model", config.settings.model), ("training", config.settings.training)):
         flat |= {f"{owner}.{name}": value for name, value in settings.items()}
-    if weights := config.get("weights"):
-        flat["model.weights"] = weights["sha256"]
-    cache = config["cache"]
-    return flat | {f"cache.{name}": cache[name] for name in ("content_hash", "synthetic") if name in cache}
+    if config.weights:
+        flat["model.weights"] = config.weights.sha256
+    return flat | {"cache.content_hash": config.cache.content_hash, "cache.synthetic": config.cache.synthetic}
 
 
 def _first_line(error: Exception) -> str:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from anomaly.data.batch import Batch, as_batch
-from anomaly.data.dataset import Films, StoredFilms
+from anomaly.data.dataset import Films, FilmSet
 from anomaly.data.loader import TrainingBatches
 from anomaly.distributed import SINGLE_PROCESS, World
 from anomaly.models.base import Model, Step
@@ -71,8 +71,8 @@ class Trainer:
         self,
         model: Model,
         config: TrainConfig,
-        train: Films | StoredFilms,
-        validation: Films | StoredFilms,
+        train: Films | FilmSet,
+        validation: Films | FilmSet,
         *,
         seed: int,
         device: torch.device,
@@ -84,7 +84,7 @@ class Trainer:
         self.config, self.device, self.seed, self.world = config, device, seed, world
         self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.set_class_counts(int((train.label == 0).sum()), int((train.label == 1).sum()))
-        self.validation, self.samples = validation, validation.samples()
+        self.train, self.validation, self.samples = train, validation, validation.samples()
         self.autocast = precision == "bfloat16"
         augmented_by = config.augmented_by
         if augmented_by == "auto":
@@ -141,7 +141,7 @@ class Trainer:
         """Train to the end and return the chosen weights; a checkpoint every `checkpoint_seconds`."""
         saved = -math.inf
         while not self._done():
-            figures = self._epoch(self.state.epoch + 1)
+            figures = self.train_epoch(self.state.epoch + 1)
             self._remember(figures)
             new = self._warn(figures)
             if self._stage_over():
@@ -172,7 +172,11 @@ class Trainer:
             self.model.load_state_dict(self.best_weights)
             self.optimizers = self._optimizers()
 
-    def _epoch(self, number: int) -> dict[str, float]:
+    def train_epoch(self, number: int) -> dict[str, float]:
+        """Train one epoch, counted from 1, and validate: name -> figure, a column each of the history.
+
+        Raises InputError where a loss is not finite.
+        """
         start = time.monotonic()
         # Each epoch draws from numbers of its own, so that resuming needs no state of the generators.
         own = [self.world.rank] * (not self.world.first)
@@ -181,7 +185,7 @@ class Trainer:
         self._set_rates(number)
         terms: dict[str, list[Tensor]] = {}
         for batch in self.batches.epoch(number):
-            for step in self._steps(corrupt(batch, self.config)):
+            for step in self.apply_steps(corrupt(batch, self.config)):
                 named = {f"{step.player}.{name}": term for name, term in step.terms.items()}
                 for name, term in (named | step.watch).items():
                     terms.setdefault(name, []).append(term.detach())
@@ -221,7 +225,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * shares.get(player, 1.0) * factor
 
-    def _steps(self, batch: Batch) -> Iterator[Step]:
+    def apply_steps(self, batch: Batch) -> Iterator[Step]:
         """Apply the model's steps one by one."""
         generator = self.model.training_steps(batch)
         while True:

@@ -1,37 +1,68 @@
 """The trained weights of a run."""
 
+from pathlib import Path
 from typing import TypeVar
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from anomaly.memory import keep_freed_memory
 from anomaly.models.base import Model
-from anomaly.runs import Run
+from anomaly.runs import Run, checkpoint_state
 from anomaly.training.device import make_repeatable
 from preprocessing import InputError
 
 M = TypeVar("M", bound=Model)
+BEST = "best/"
+"""What the names of the best weights so far begin with, in a checkpoint."""
 
 
 def load_weights(run: Run, kind: type[M], device: torch.device) -> M:
-    """Return the trained model of a finished run, of its class, on `device`."""
+    """Return the trained model of a finished run, of its class, on `device` and in evaluation mode."""
     if not run.finished:
-        raise InputError(
-            f"{run.path} is unfinished; `anomaly train {run.config['model']} --out {run.path} --resume` goes on with it"
-        )
-    make_repeatable(device)
-    keep_freed_memory()
-    model = kind(kind.Config(**run.config["settings"]["model"]), run.config["size"])
+        raise InputError(f"{run.path} is unfinished; {resume_command(run)} goes on with it")
     path = run.path / "weights.safetensors"
     if not path.is_file():
         raise InputError(f"{path} is gone; train again with another --out")
+    return _loaded(run, kind, device, path, prefix="")
+
+
+def load_best_checkpoint(run: Run, kind: type[M], device: torch.device) -> tuple[M, int, int]:
+    """Return the best weights so far of an unfinished run, the epoch they are of, and how many epochs are done.
+
+    What is fitted when training ends, the reference of the scores, is not in them yet.
+    """
+    path = run.path / "checkpoint.safetensors"
+    if not path.is_file():
+        raise InputError(f"{run.path} is unfinished and has no checkpoint yet; {resume_command(run)} goes on with it")
+    state = checkpoint_state(path)
+    return _loaded(run, kind, device, path, prefix=BEST), int(state["best_epoch"]), int(state["epoch"])
+
+
+def resume_command(run: Run) -> str:
+    """Return the command, in backquotes, that goes on with an unfinished run."""
+    return f"`anomaly train {run.config.model} --out {run.path} --resume`"
+
+
+def _loaded(run: Run, kind: type[M], device: torch.device, path: Path, *, prefix: str) -> M:
+    make_repeatable(device)
+    keep_freed_memory()
+    model = kind(kind.Config(**run.config.settings.model), run.config.size)
     try:
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(_tensors(path, prefix))
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(
-            f"{path} has weights of another model or version than the {run.config['model']} of run.json ({reason} "
+            f"{path} has weights of another model or version than the {run.config.model} of run.json ({reason} "
             "...); put the right file back, or train again"
         ) from None
     return model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+
+
+def _tensors(path: Path, prefix: str) -> dict[str, torch.Tensor]:
+    if not prefix:
+        return load_file(path)
+    with safe_open(path, "pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  (not a mapping)
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}

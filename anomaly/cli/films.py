@@ -1,0 +1,112 @@
+"""Verbs on films and caches: phantom, preprocess, inspect."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anomaly.cli.declare import command
+from anomaly.console import SYNTHETIC, progress, say, warn
+from anomaly.pipeline.options import CACHES, InspectOptions, PhantomOptions, PreprocessOptions
+from preprocessing import InputError
+from preprocessing.wording import counted
+
+if TYPE_CHECKING:
+    from anomaly.pipeline.preprocess import Preprocessed
+    from preprocessing.schema import Cache
+    from preprocessing.sources import Source
+
+
+@command(PhantomOptions)
+def phantom(options: PhantomOptions) -> None:
+    """Draw the built-in SYNTHETIC hand films, in MURA's tree, with exact boxes and masks beside them."""
+    from anomaly.pipeline.preprocess import draw_phantoms
+
+    drawn = draw_phantoms(options, display=progress)
+    say(
+        f"{options.out}: {counted(drawn.films, 'film')}, {drawn.normal} normal and {drawn.abnormal} abnormal, of "
+        f"{counted(drawn.patients, 'patient')}"
+    )
+    say(SYNTHETIC)
+    say(f"next: anomaly preprocess {options.out}")
+
+
+@command(PreprocessOptions)
+def preprocess(options: PreprocessOptions) -> "Preprocessed":
+    """Prepare films: crop, localize, mask, equalize, into one HDF5 cache. The same command resumes an interrupted one."""
+    from anomaly.pipeline import preprocess as preparation
+
+    if options.source is None:
+        say("no SOURCE given, so the built-in films are taken")
+        phantom(PhantomOptions(preparation.PHANTOMS))
+        options = replace(options, source=preparation.PHANTOMS)
+    done = preparation.preprocess(options, display=progress)
+    for note in done.notes:
+        warn(note)
+    if done.net:
+        say(
+            f"{options.source}: {len(done.source.records)} of {done.candidates} films have {done.net.targets} beside them"
+        )
+    _describe(done)
+    say(f"next: anomaly train {options.net or 'cae'} --cache {done.report.path}")
+    return done
+
+
+def _describe(done: "Preprocessed") -> None:
+    report, source = done.report, done.source
+    for note in report.notes:
+        warn(note)
+    for path, reason in report.failures[:10]:
+        warn(f"left out: {path}: {reason}")
+    if len(report.failures) > 10:
+        warn(f"... and {len(report.failures) - 10} more; `anomaly inspect {report.path}` lists them")
+    state = "already there" if report.reused else "written"
+    say(
+        f"{report.path}: {counted(report.rows, 'film')} {state}, {len(report.failures)} left out, of {source.name} "
+        f"({source.kind})"
+    )
+    if source.synthetic:
+        say(SYNTHETIC)
+    labels = [record.label for record in source.records]
+    if source.kind == "folder":
+        warn(f"{source.name} says nothing of its films, so {counted(len(labels), 'film')} are taken as normal")
+    elif 0 not in labels:
+        warn(f"{source.name} has no normal films, so detectors can't be trained on it")
+
+
+@command(InspectOptions)
+def inspect(options: InspectOptions) -> None:
+    """Say what is in a cache: counts, sizes, depths, splits, fallbacks, failures; problem films first."""
+    from anomaly.runs import to_json
+    from preprocessing import inspect as inspection
+    from preprocessing.schema import Cache, newest_cache
+
+    cache = Cache(options.cache or newest_cache(CACHES))
+    summary = inspection.summarise(cache)
+    for line in to_json(summary).splitlines() if options.json else inspection.format(summary):
+        say(line)
+    if options.sheet:
+        originals = original_films(cache, options.source, needed=False)
+        inspection.sheet(cache, originals, options.sheet, count=options.films)
+        say(f"{options.sheet}: contact sheet")
+    if options.verify:
+        problems = cache.verify()
+        if problems:
+            raise InputError(
+                f"{cache.path}: {counted(len(problems), 'fault')}, the first: {problems[0]}; run `{cache.remake}`"
+            )
+        say(f"{cache.path}: every checksum holds")
+
+
+def original_films(cache: "Cache", moved: Path | None, *, needed: bool) -> "Source | None":
+    """Return the original films of a cache, or None where they are gone and not needed.
+
+    moved  where they are now, if not where they were.
+    """
+    from preprocessing.sources import open_source
+
+    path = moved or Path(cache.source_path)
+    if not path.exists():
+        if needed or moved:
+            raise InputError(f"the films of {cache.path} are not at {path}; say where with --source")
+        return None
+    return open_source(path)

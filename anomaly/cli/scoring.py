@@ -1,0 +1,177 @@
+"""Verbs that use a run: score, report, heatmap."""
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from anomaly.cli.declare import command
+from anomaly.cli.films import original_films
+from anomaly.console import SYNTHETIC, progress, say, warn
+from anomaly.pipeline.options import HeatmapOptions, ReportOptions, ScoreOptions, words_of
+from preprocessing import InputError
+from preprocessing.wording import counted
+
+if TYPE_CHECKING:
+    from anomaly.evaluation.figures import Pooling
+    from anomaly.pipeline.open_run import OpenRun
+    from anomaly.pipeline.selection import Selection
+    from anomaly.runs import Run
+
+
+@command(ScoreOptions)
+def score(options: ScoreOptions) -> None:
+    """Score films, studies and patients; with labels: ROC-AUC and AP with intervals, a table, a page.
+
+    Of a run of ssd, unet or dense: how well it locates hands and markers, or segments the foreground.
+    """
+    from anomaly.models import TOOLS
+    from anomaly.pipeline.results import write_results
+    from anomaly.pipeline.scoring import score_selection
+    from anomaly.reporting.text import result_lines
+    from anomaly.runs import Run
+
+    if options.aggregate not in ("mean", "max"):
+        raise InputError(f"no aggregate {options.aggregate!r}; there are: max, mean")
+    run = Run(options.run)
+    if run.config.model in TOOLS:
+        if options.paths or options.by or options.out:
+            raise InputError(f"{run.path} prepares films: it is measured on its cache's; leave PATHS, --by, --out out")
+        _measure(run, options)
+        return
+    opened = _open(run, options.device, options.cache)
+    main = opened.main_score(options.by)
+    with _selection(run, options) as selection:
+        result = score_selection(
+            opened,
+            selection,
+            by=main,
+            pooling=cast("Pooling", options.aggregate),
+            command=_command(options, main),
+            display=progress,
+        )
+        files = write_results(result, options.out or selection.folder(run))
+        for line in result_lines(result.scored, result.evaluation, main, opened.calibration, files):
+            say(line)
+        _refuse_failures(selection)
+
+
+def _command(options: ScoreOptions, main: str) -> str:
+    """Return the command that scores these films again."""
+    words = ["anomaly", "score", str(options.run), *map(str, options.paths), "--aggregate", options.aggregate]
+    words += ["--by", main] if options.by else []
+    words += ["--split", options.split] if options.split else []
+    return shlex.join(words + (["--cache", str(options.cache)] if options.cache else []))
+
+
+def _open(run: "Run", device: str, cache: Path | None) -> "OpenRun":
+    from anomaly.pipeline.open_run import open_run
+    from anomaly.training.device import choose_device
+
+    opened = open_run(run, choose_device(device), cache)
+    if opened.note:
+        warn(opened.note)
+    return opened
+
+
+@contextmanager
+def _selection(run: "Run", options: ScoreOptions | HeatmapOptions) -> "Iterator[Selection]":
+    """Yield what to look at: films of the run's cache, or new ones."""
+    from anomaly.pipeline.selection import new_films, recorded_films
+    from preprocessing.sources import open_films
+
+    if not options.paths:
+        yield recorded_films(run, options.split, options.cache)
+        return
+    if options.split or options.cache:
+        raise InputError("--split and --cache go with the run's own films; leave them out, or the PATHS")
+    with new_films(run, open_films(list(options.paths)), workers=options.workers, display=progress) as selection:
+        yield selection
+
+
+def _refuse_failures(selection: "Selection") -> None:
+    """Name the new films that can't be read, when all others are done."""
+    for path, reason in selection.failures:
+        warn(f"left out: {path}: {reason}")
+    if selection.failures:
+        count = len(selection.failures) + len(selection.films)
+        raise InputError(
+            f"{len(selection.failures)} of {counted(count, 'film')} can't be read, named above; the others are done"
+        )
+
+
+def _measure(run: "Run", options: ScoreOptions) -> None:
+    """Say how good a net that prepares films is."""
+    from anomaly.data.splits import SPLITS
+    from anomaly.localization.finding import check_split, load_finder, measure
+    from anomaly.pipeline.open_run import run_cache
+    from anomaly.training.device import choose_device
+
+    split = options.split or "test"
+    if split not in SPLITS:
+        raise InputError(f"no split {split!r} to measure on; there are: {', '.join(SPLITS)}")
+    cache, device = run_cache(run, options.cache), choose_device(options.device)
+    check_split(run, cache)
+    for line in measure(run, load_finder(run, device), cache, device, split):
+        say(line)
+
+
+@command(ReportOptions)
+def report(options: ReportOptions) -> None:
+    """Make the page of a run or a bench: one HTML file that needs no network."""
+    from anomaly.pipeline.results import write_page
+    from anomaly.runs import Run, newest
+
+    chosen = options.path or newest()
+    if (chosen / "bench.json").is_file():
+        from anomaly.experiments.bench import reopen
+
+        bench = reopen(chosen, options.cache)
+        bench.write(bench.table(paper=bench.has_paper()))
+        say(f"{chosen / 'index.html'}: the page to open")
+        return
+    run = Run(chosen)
+    from anomaly.models import TOOLS
+
+    if run.config.model in TOOLS:
+        raise InputError(f"{run.path} prepares films and has no page; `anomaly score {run.path}` measures it")
+    for file, content in write_page(_open(run, options.device, options.cache), options.cache, display=progress):
+        say(f"{file}: {content}")
+
+
+@command(HeatmapOptions)
+def heatmap(options: HeatmapOptions) -> None:
+    """Export pixel heatmaps on the run's one fixed scale, so that films can be compared."""
+    from anomaly.pipeline.heatmaps import MAP_FORMATS, write_heatmaps
+    from anomaly.runs import Run
+
+    formats = words_of(options.formats)
+    if unknown := [name for name in formats if name not in MAP_FORMATS]:
+        raise InputError(f"no format {unknown[0]!r}; there are: {', '.join(MAP_FORMATS)}")
+    if options.space not in ("cache", "film"):
+        raise InputError(f"no space {options.space!r}; there are: cache, film")
+    if options.source and (options.space != "film" or options.paths):
+        raise InputError("--source goes with --space film on the run's own films; leave it out")
+    run = Run(options.run)
+    opened = _open(run, options.device, options.cache)
+    main = opened.main_score(options.by)
+    with _selection(run, options) as selection:
+        cache, folder = selection.films.cache, options.out or selection.folder(run) / "maps"
+        originals = None
+        if options.space == "film":
+            originals = selection.source or original_films(cache, options.source, needed=True)
+        written = write_heatmaps(
+            opened,
+            selection,
+            folder,
+            by=main,
+            formats=formats,
+            limit=options.limit,
+            originals=originals,
+            display=progress,
+        )
+        if cache.synthetic:
+            say(SYNTHETIC)
+        say(f"{folder}: heatmaps of {counted(len(written), 'film')}; the highest-scored one: {written[0]}")
+        _refuse_failures(selection)

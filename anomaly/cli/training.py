@@ -1,0 +1,162 @@
+"""Verbs that train: train, ensemble, tune."""
+
+from typing import TYPE_CHECKING, Any
+
+from anomaly.cli.declare import command
+from anomaly.console import SYNTHETIC, progress, say, warn
+from anomaly.pipeline.options import CACHES, EnsembleOptions, Plan, TrainOptions, TuneOptions
+from preprocessing.wording import counted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anomaly.distributed import World
+    from anomaly.pipeline.plan import Prepared
+    from anomaly.runs import Run
+
+USES = {"ssd": "--localizer ssd", "unet": "--mask unet"}
+"""How preprocessing is told to use the nets."""
+
+
+@command(TrainOptions)
+def train(options: TrainOptions) -> "Path":
+    """Train a detector on the normal films of a cache, a classifier on the labelled ones, or a net that prepares films
+    on those with boxes or masks.
+    """
+    from anomaly.training import tracking
+
+    tracking.check(options.track)
+    from anomaly.models import find_model
+
+    find_model(options.model)  # a wrong name is answered before the cache is looked for
+    from anomaly.distributed import join
+    from anomaly.pipeline.plan import prepare
+
+    with join(options.device) as world:
+        return _train(options, prepare(options.plan()), world)
+
+
+def _train(options: TrainOptions, prepared: "Prepared", world: "World") -> "Path":
+    """Train as planned; of several processes the first one speaks."""
+    from anomaly.pipeline.fit import continue_or_create, fit
+    from anomaly.runs import Run
+    from anomaly.training.device import choose_device
+
+    device = choose_device(options.device)
+    if not world.first:
+        run = Run(world.same_path(None, device))
+        fit(prepared, run, workers=options.workers, on_epoch=lambda report: None, world=world)
+        return run.path
+    run = continue_or_create(prepared, options.out, resume=options.resume)
+    world.same_path(run.path, device)
+    _announce(prepared, run, world)
+    epochs = prepared.training.most_epochs
+    with progress("training", epochs, "epochs", start=run.epochs_done()) as advance:
+
+        def on_epoch(report: Any) -> None:
+            figures = report.figures
+            loss = sum(value for name, value in figures.items() if "." in name)
+            note = f"loss {loss:.5g}  validation {figures['validation']:.5g}  best epoch {report.best_epoch}"
+            advance(1, f"{note}  {figures['films_per_second']:.0f} films/s", report.seconds_left)
+            for text in report.warnings:
+                warn(f"epoch {report.epoch}: {text}")
+
+        fit(prepared, run, workers=options.workers, on_epoch=on_epoch, world=world, track=options.track)
+    _conclude(prepared, run)
+    return run.path
+
+
+def _announce(prepared: "Prepared", run: "Run", world: "World") -> None:
+    """Say what is trained on what."""
+    plan, config = prepared.plan, prepared.config
+    say(f"{run.path}: {plan.model}, {plan.preset}, seed {plan.seed}, {config.device} in {config.precision}")
+    if world.size > 1:
+        say(f"{world.size} processes share each batch")
+    say(
+        f"{prepared.cache.path}: {counted(config.films['train'], 'film')} to train on, {config.films['val']} to "
+        f"validate with, variant {config.variant} at {config.size} px"
+    )
+    if prepared.outgrown:
+        say(f"{prepared.outgrown}: each batch is read when it is needed; --workers 2 or more read ahead")
+    if prepared.cache.synthetic:
+        say(SYNTHETIC)
+    if done := run.epochs_done():
+        say(f"going on after epoch {done}")
+    if "abnormal" in config.films:
+        say(f"{config.films['abnormal']} of the films to train on are abnormal")
+    if config.weights:
+        say(f"pretrained weights: {config.weights.file}")
+    elif "weights" in config.settings.model:
+        say("pretrained weights: none; --weights imagenet or FILE takes some")
+
+
+def _conclude(prepared: "Prepared", run: "Run") -> None:
+    """Say what the training gave, and what comes next."""
+    history = run.history()
+    best = min(history, key=lambda line: float(line["validation"]))
+    kept = best if prepared.training.keep == "best" else history[-1]
+    say(
+        f"{run.path}: trained for {len(history)} of at most {counted(prepared.training.most_epochs, 'epoch')}; weights "
+        f"of epoch {kept['epoch']}, validation loss {float(kept['validation']):.5g}"
+    )
+    for text in run.warnings():
+        warn(text)
+    pictures = ("learning_curve.png", "reconstructions.png", "maps.png", "samples.png", "finds.png")
+    written = [name for name in pictures if (run.path / name).is_file()]
+    say(f"{run.path}: pictures of the training: {', '.join(written)}")
+    say(f"next: anomaly score {run.path}")
+    if prepared.plan.model in USES:
+        say(f"next: anomaly preprocess FILMS {USES[prepared.plan.model]}:{run.path}")
+
+
+@command(TuneOptions)
+def tune(options: TuneOptions) -> None:
+    """Search the settings of a model by Hyperband, on the validation split. The same command resumes the search."""
+    from anomaly.models import find_model
+
+    model = find_model(options.model)  # a wrong name is answered before the cache is looked for
+    from anomaly.experiments import tune as tuning
+    from preprocessing.schema import newest_cache
+
+    plan = Plan(
+        options.model,
+        options.cache or newest_cache(CACHES),
+        options.variant,
+        options.preset,
+        options.settings,
+        options.seed,
+        options.split_seed,
+        options.device,
+        options.precision,
+    )
+    outcome = tuning.tune(
+        model,
+        plan,
+        trials=options.trials,
+        jobs=options.jobs,
+        objective=options.objective,
+        by=options.by,
+        least_epochs=options.least_epochs,
+        out=options.out,
+        name=options.study,
+        storage=options.storage,
+    )
+    for line in tuning.summary(outcome):
+        say(line)
+    if outcome.synthetic:
+        say(SYNTHETIC)
+    if outcome.best:
+        say(f"next: anomaly score {outcome.folder / 'trials' / str(outcome.best.number)}")
+
+
+@command(EnsembleOptions)
+def ensemble(options: EnsembleOptions) -> None:
+    """Make one run of several: the mean of their scores, each in standard deviations of validation normals."""
+    from anomaly.pipeline.ensemble import combine
+    from anomaly.runs import Run
+    from anomaly.training.device import choose_device
+
+    members = [Run(path) for path in options.runs]
+    run = combine(members, options.out, options.cache, choose_device(options.device))
+    say(f"{run.path}: an ensemble of {counted(len(members), 'run')}")
+    say(f"next: anomaly score {run.path}")

@@ -1,0 +1,159 @@
+"""Verbs on what there is: models, demo."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+from anomaly.cli.declare import command
+from anomaly.cli.films import inspect, phantom, preprocess
+from anomaly.cli.scoring import heatmap, score
+from anomaly.cli.training import USES, train
+from anomaly.console import SYNTHETIC, clock, say
+from anomaly.pipeline.options import (
+    CACHES,
+    DemoOptions,
+    HeatmapOptions,
+    InspectOptions,
+    ModelsOptions,
+    PhantomOptions,
+    PreprocessOptions,
+    ScoreOptions,
+    TrainOptions,
+)
+from preprocessing import InputError
+
+MADE = ("ssd", "unet")
+"""The nets that `anomaly models --make` trains."""
+MADE_OF = {"seed": 1, "patients": 400, "size": 512}
+"""The built-in films they learn from: others than those of `anomaly preprocess` without a source, which have seed 0."""
+
+
+@command(ModelsOptions)
+def models(options: ModelsOptions) -> None:
+    """List the models; or all settings and presets of one; or train the nets that prepare films."""
+    if options.make:
+        if options.name not in (None, *MADE):
+            raise InputError(
+                f"{options.name!r} is not made this way; there are: {', '.join(MADE)}, or both without a name"
+            )
+        _make_nets(MADE if options.name is None else (options.name,), options.workers)
+    elif options.name is None:
+        _list()
+    else:
+        _explain(options.name)
+
+
+def _list() -> None:
+    from anomaly.models import TOOLS, headline, zoo
+
+    entries = zoo()
+    width = max(map(len, [*entries, *TOOLS]))
+    for name, entry in sorted(entries.items()):
+        origin = f"(of the package {entry.package})" if entry.package else ""
+        say(f"{name:<{width}} {headline(entry.where)} {origin}".rstrip())
+    say()
+    say("nets that prepare films")
+    for name, where in TOOLS.items():
+        say(f"{name:<{width}} {headline(where)}")
+    say()
+    say("`anomaly models NAME` lists the settings and presets of one")
+
+
+def _explain(name: str) -> None:
+    """List everything that one model can be told."""
+    from anomaly.models import find_model, zoo
+    from anomaly.training.config import TrainConfig
+
+    model, entries = find_model(name), zoo()
+    package = entries[name].package if name in entries else None
+    about = (model.__doc__ or "").strip().splitlines()
+    say(f"{name}{f' (of the package {package})' if package else ''}: {about[0] if about else ''}")
+    if model.targets in ("boxes", "masks"):
+        say(f"trains on films with {model.targets}: `anomaly preprocess FILMS --for {name}`")
+    else:
+        scores: tuple[str, ...] = getattr(model, "score_names", ())
+        say(f"scores: {', '.join(scores)}; trains on {'labelled' if model.targets == 'labels' else 'normal'} films")
+    width = max(map(len, (*model.Config.model_fields, *TrainConfig.model_fields)))
+    for title, config in (("model", model.Config), ("training", TrainConfig)):
+        say()
+        say(f"{title} settings (--set name=value)")
+        for key, field in config.model_fields.items():
+            text = " ".join((field.description or "").split())
+            say(f"  {key:<{width}} {field.default!s:<12} {_allowed(field):<24} {text}")
+    say()
+    say("presets (--preset name)")
+    for key, values in model.presets.items():
+        say(f"  {key:<{width}} {', '.join(f'{k}={v}' for k, v in values.items())}")
+
+
+def _allowed(field: Any) -> str:
+    """Return what a setting may be, to read: its words, or its type and limits."""
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    limits = [
+        f"{sign} {getattr(rule, name):g}"
+        for rule in field.metadata
+        for name, sign in signs.items()
+        if getattr(rule, name, None) is not None
+    ]
+    kinds = [kind.__name__ if isinstance(kind, type) else str(kind) for kind in get_args(field.annotation)]
+    kind = "|".join(kinds).replace("NoneType", "none") or field.annotation.__name__
+    return f"{kind} {', '.join(limits)}".rstrip()
+
+
+def _make_nets(names: tuple[str, ...], workers: int) -> None:
+    """Train nets on built-in films, in the user's own folder, where `--localizer ssd --mask unet` find them."""
+    from anomaly.localization.finding import made_nets
+    from anomaly.runs import Run
+
+    start, films = time.monotonic(), CACHES / "nets" / "films"
+    for name in names:
+        out = made_nets() / name
+        if (out / "run.json").is_file() and Run(out).finished:
+            say(f"{out}: already there; delete it to train it again")
+            if not (out / "metrics.json").is_file():
+                score(ScoreOptions(out, workers=workers))
+            continue
+        phantom(PhantomOptions(films, **MADE_OF))
+        cache = CACHES / "nets" / f"{name}.h5"
+        preprocess(PreprocessOptions(films, net=name, out=cache, workers=workers))
+        train(TrainOptions(name, cache, preset="fast", out=out, resume=(out / "run.json").is_file()))
+        score(ScoreOptions(out, cache=cache, workers=workers))
+    flags = " ".join(USES[name] for name in names)
+    say(f"trained in {clock(time.monotonic() - start)}; `anomaly preprocess FILMS {flags}` uses them")
+
+
+@command(DemoOptions)
+def demo(options: DemoOptions) -> None:
+    """Walk the whole path on the built-in SYNTHETIC films: draw, prepare, train, score, map."""
+    start, folder = time.monotonic(), options.folder
+    films, cache, run = folder / "films", folder / "films.h5", folder / "cae"
+    sheet = folder / "sheet.png"
+    steps: list[tuple[str, Callable[[], object]]] = [
+        (f"anomaly phantom {films}", lambda: phantom(PhantomOptions(films))),
+        (
+            f"anomaly preprocess {films} --size 128 --out {cache}",
+            lambda: preprocess(PreprocessOptions(films, size=128, out=cache, workers=options.workers)),
+        ),
+        (f"anomaly inspect {cache} --sheet {sheet}", lambda: inspect(InspectOptions(cache, sheet=sheet))),
+        (
+            f"anomaly train cae --preset fast --cache {cache} --out {run}",
+            lambda: train(TrainOptions("cae", cache, preset="fast", out=run, resume=run.exists())),
+        ),
+        (f"anomaly score {run}", lambda: score(ScoreOptions(run, workers=options.workers))),
+        (f"anomaly heatmap {run}", lambda: heatmap(HeatmapOptions(run, workers=options.workers))),
+    ]
+    for text, step in steps:
+        say()
+        say(f"$ {text}")
+        try:
+            step()
+        except InputError as error:
+            raise InputError(f"{error} (to start the demo afresh, delete {folder})") from error
+    say()
+    say(f"The whole path took {clock(time.monotonic() - start)}. {SYNTHETIC}.")
+    say("Open these:")
+    pictures: list[Path] = [sheet, run / "learning_curve.png", run / "reconstructions.png", run / "maps"]
+    for path in pictures:
+        say(f"  {path}")
+    say(f"and the page with all of it: {run / 'report.html'}")

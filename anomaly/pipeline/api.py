@@ -1,0 +1,107 @@
+"""The public API behind `import anomaly`."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from anomaly.console import progress, silent
+from anomaly.models import zoo
+from anomaly.pipeline.fit import continue_or_create, fit
+from anomaly.pipeline.loaded_run import LoadedRun
+from anomaly.pipeline.open_run import open_run
+from anomaly.pipeline.options import PhantomOptions, PreprocessOptions, TrainOptions
+from anomaly.pipeline.plan import prepare
+from anomaly.pipeline.preprocess import PHANTOMS, Preprocessed, draw_phantoms
+from anomaly.pipeline.preprocess import preprocess as prepare_films
+from anomaly.runs import Run
+from anomaly.training.device import choose_device
+from preprocessing import InputError
+
+Settings = Mapping[str, Any] | Sequence[str]
+"""Settings by name, or as "key=value"."""
+
+
+def load(run: str | Path, *, cache: str | Path | None = None, device: str = "auto", quiet: bool = True) -> LoadedRun:
+    """Open a trained run, such as "runs/cae-1".
+
+    cache  where the run's cache is now, if not where it was.    device  "auto", "cpu", "cuda", ...    quiet  whether to
+    show no progress. An unfinished run has its best weights so far, and a warning says so. Raises InputError where the
+    folder is no run of a detector, or is damaged.
+    """
+    place = None if cache is None else Path(cache)
+    opened = open_run(Run(Path(run)), choose_device(device), place)
+    if opened.note:
+        warnings.warn(opened.note, stacklevel=2)
+    return LoadedRun(opened, place, quiet=quiet)
+
+
+def train(
+    model: str, cache: str | Path | None = None, *, settings: Settings = (), quiet: bool = False, **options: Any
+) -> LoadedRun:
+    """Train a model on the films of a cache, the newest in cache/ by default, and return its run.
+
+    The same call after an interruption goes on where it stopped. `settings` are those that `anomaly models MODEL`
+    lists; `options` the other fields of `TrainOptions`: variant, preset, seed, split_seed, weights, out, resume, device,
+    precision, workers, track. Raises InputError for what can't be trained, before a folder is made.
+    """
+    chosen = _options(TrainOptions, model=model, cache=_path(cache), settings=_settings(settings), **options)
+    prepared = prepare(chosen.plan())
+    run = continue_or_create(prepared, chosen.out, resume=chosen.resume)
+    epochs = prepared.training.most_epochs
+    with (silent if quiet else progress)("training", epochs, "epochs") as advance:
+        advance(run.epochs_done())
+
+        def on_epoch(report: Any) -> None:
+            advance(1, f"validation {report.figures['validation']:.5g}", report.seconds_left)
+            for text in report.warnings:
+                warnings.warn(f"epoch {report.epoch}: {text}", stacklevel=2)
+
+        fit(prepared, run, workers=chosen.workers, on_epoch=on_epoch, track=chosen.track)
+    return load(run.path, cache=prepared.cache.path, device=chosen.device, quiet=quiet)
+
+
+def preprocess(
+    source: str | Path | None = None, *, settings: Settings = (), quiet: bool = False, **options: Any
+) -> Preprocessed:
+    """Prepare films into a cache, and return what became of them; `path` is the cache file.
+
+    source  a folder, zip or CSV manifest; None draws the built-in SYNTHETIC films. `settings` are those of the recipe,
+    `options` the other fields of `PreprocessOptions`: recipe, size, variants, localizer, mask, net, out, compression,
+    workers, cluster, force. Films that can't be read are in `failures`.
+    """
+    display = silent if quiet else progress
+    if source is None:
+        draw_phantoms(PhantomOptions(PHANTOMS), display=display)
+        source = PHANTOMS
+    chosen = _options(PreprocessOptions, source=Path(source), settings=_settings(settings), **options)
+    done = prepare_films(chosen, display=display)
+    for note in (*done.notes, *done.report.notes):
+        warnings.warn(note, stacklevel=2)
+    return done
+
+
+def list_models() -> list[str]:
+    """Return the names of all detectors and classifiers, those of other installed packages too."""
+    return sorted(zoo())
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _settings(settings: Settings) -> tuple[str, ...]:
+    if isinstance(settings, Mapping):
+        return tuple(f"{name}={'none' if value is None else value}" for name, value in settings.items())
+    return tuple(settings)
+
+
+def _options(kind: Any, **options: Any) -> Any:
+    """Return options of a kind; an unknown name is answered with those there are."""
+    for name, value in options.items():
+        if name not in kind.__dataclass_fields__:
+            names = ", ".join(sorted(kind.__dataclass_fields__))
+            raise InputError(f"no option {name!r}; there are: {names}")
+        if name == "out":
+            options[name] = _path(value)
+    return kind(**options)

@@ -1,0 +1,139 @@
+"""A trained run in Python: score films, look at their heatmaps, read its figures."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anomaly.console import progress, silent
+from anomaly.evaluation.figures import Metrics, Pooling, Unit
+from anomaly.pipeline.heatmaps import Heatmap, heatmaps
+from anomaly.pipeline.in_memory import source_of
+from anomaly.pipeline.open_run import OpenRun
+from anomaly.pipeline.scoring import ScoringResult, score_selection
+from anomaly.pipeline.selection import Display, Selection, new_films, recorded_films
+from preprocessing import InputError
+from preprocessing.sources import open_source
+from preprocessing.wording import counted
+
+if TYPE_CHECKING:
+    from anomaly.pipeline.in_memory import Film
+
+
+class LoadedRun:
+    """A run, opened by `anomaly.load`: its detector, thresholds and settings.
+
+    New films take the very way of the run's own: the recorded recipe and nets, the same size, float32.
+    """
+
+    def __init__(self, opened: OpenRun, cache: Path | None = None, *, quiet: bool = True) -> None:
+        """`cache` says where the run's cache is now, if not where it was; `quiet` shows no progress."""
+        self._opened, self._cache = opened, cache
+        self._display: Display = silent if quiet else progress
+
+    def __repr__(self) -> str:
+        config = self._opened.run.config
+        films = f"{config.cache.source}{' (SYNTHETIC)' * config.cache.synthetic}, {config.variant} at {config.size} px"
+        return f"<{config.model} {self.path}: {films}{', unfinished' * (self._opened.note is not None)}>"
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self._opened.run.path
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self._opened.run.config.model
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings, of the model and of its training."""
+        settings = self._opened.run.config.settings
+        return {**settings.model, **settings.training}
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The names of the model's scores; the first one is reported first."""
+        return self._opened.model.score_names
+
+    @property
+    def thresholds(self) -> Mapping[Unit, Mapping[str, float]]:
+        """ "film", "study" or "patient" -> score -> the value from which one is flagged, by the mean over its films."""
+        return self._opened.calibration.thresholds["mean"]
+
+    @property
+    def figures(self) -> Metrics | None:
+        """The figures of the test films, as `anomaly score RUN` wrote them; None before that."""
+        file = self.path / "metrics.json"
+        return self._opened.run.read(file.name, Metrics) if file.is_file() else None
+
+    def score(
+        self,
+        films: "Film | Sequence[Film] | None" = None,
+        *,
+        split: str | None = None,
+        by: str | None = None,
+        aggregate: Pooling = "mean",
+        maps: bool = False,
+        workers: int = 0,
+    ) -> ScoringResult:
+        """Score films; where labels are known, with all figures.
+
+        films  a path, a 2-D array or a pydicom dataset, or a list of such; paths may be films, folders, zips or
+               manifests. None takes the run's cache, of which `split` names a part: test by default, val, train or all.
+        by     the score that flags and ranks; None takes the model's first.    aggregate  how films make a study or
+               patient: "mean" or "max".    maps  whether each film's heatmap is kept with its score.
+        workers  processes that prepare films; 0 takes what suits the machine.
+
+        Films that can't be read are in `failures` of the result, and a warning says so. Raises InputError where no film
+        can be read, or a name is wrong.
+        """
+        with self._selection(films, split, workers) as selection:
+            result = score_selection(
+                self._opened, selection, by=by, pooling=aggregate, display=self._display, keep_maps=maps
+            )
+        return result
+
+    def heatmap(
+        self,
+        films: "Film | Sequence[Film] | None" = None,
+        *,
+        split: str | None = None,
+        by: str | None = None,
+        limit: int | None = None,
+        space: str = "cache",
+        workers: int = 0,
+    ) -> list[Heatmap]:
+        """Return the heatmaps of films, or of the `limit` highest-scored ones, the highest first.
+
+        space  "cache": in the geometry of the prepared film; "film": laid back on the original one. The other arguments
+        are those of `score`.
+        """
+        if space not in ("cache", "film"):
+            raise InputError(f"no space {space!r}; there are: cache, film")
+        with self._selection(films, split, workers) as selection:
+            originals = None
+            if space == "film":
+                originals = selection.source or open_source(Path(selection.films.cache.source_path))
+            return list(heatmaps(self._opened, selection, by=by, limit=limit, originals=originals))
+
+    @contextmanager
+    def _selection(self, films: "Film | Sequence[Film] | None", split: str | None, workers: int) -> Iterator[Selection]:
+        if films is None:
+            yield recorded_films(self._opened.run, split, self._cache)
+            return
+        if split is not None:
+            raise InputError(f"split {split!r} goes with the run's own films; leave it out, or the films")
+        with (
+            source_of(films) as source,
+            new_films(self._opened.run, source, workers=workers, display=self._display) as selection,
+        ):
+            if selection.failures:
+                path, reason = selection.failures[0]
+                warnings.warn(
+                    f"{counted(len(selection.failures), 'film')} can't be read, the first: {path}: {reason}",
+                    stacklevel=4,
+                )
+            yield selection

@@ -1,0 +1,313 @@
+"""What each verb can be told: one frozen dataclass a verb, made by the command line from its flags and by Python from
+keyword arguments. A field is declared here once, with its type, default, limits and help.
+
+Imports nothing heavy: `anomaly --help` is made of these.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from preprocessing import InputError
+
+CACHES = Path("cache")
+LARGEST_SEED = 2**63 - 1
+MOST_WORKERS = 8 * (os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How a field is typed on the command line: `--name VALUE`, or by its place where it is an argument."""
+
+    help: str
+    name: str | None = None  # none: that of the field
+    metavar: str | None = None
+    min: int | None = None
+    max: int | None = None
+    argument: bool = False
+
+
+Cache = Annotated[Path | None, Flag("Cache file.  [default: the newest in cache/]")]
+RunCache = Annotated[Path | None, Flag("Where the run's cache is now, if not where it was.")]
+Device = Annotated[str, Flag("auto, cpu, cuda, cuda:1, ...")]
+Precision = Annotated[str, Flag("auto, float32 or bfloat16.")]
+Workers = Annotated[int, Flag("Processes; 0 takes what suits the machine.", min=0, max=MOST_WORKERS)]
+Variant = Annotated[str | None, Flag("Variant of the films.  [default: the cache's last, but -clahe and -contrast]")]
+By = Annotated[str | None, Flag("Score that flags, ranks and is reported first.  [default: the model's first]")]
+RunFolder = Annotated[Path, Flag("Run folder, such as runs/cae-1.", metavar="RUN", argument=True)]
+Films = Annotated[
+    Sequence[Path],
+    Flag("New films, files or folders; none: the run's cache.", metavar="[PATHS]...", argument=True),
+]
+Split = Annotated[str | None, Flag("Films of the run's cache to take: test, val, train or all.  [default: test]")]
+SplitSeed = Annotated[int, Flag("Decides the splits where the source gives none.", min=0, max=LARGEST_SEED)]
+Model = Annotated[str, Flag("Which model; `anomaly models` lists them.", argument=True)]
+
+
+@dataclass(frozen=True)
+class PhantomOptions:
+    """Draw the built-in films."""
+
+    out: Annotated[Path, Flag("New folder for the films.", argument=True)]
+    seed: Annotated[int, Flag("Same seed, same films.", min=0, max=LARGEST_SEED)] = 0
+    patients: Annotated[int | None, Flag("Patients.  [default: enough for 120 normal training films]", min=4)] = None
+    size: Annotated[int, Flag("Longer side in pixels.", min=64, max=2048)] = 512
+
+
+@dataclass(frozen=True)
+class PreprocessOptions:
+    """Prepare a source into a cache."""
+
+    source: Annotated[
+        Path | None,
+        Flag("Folder, zip or CSV manifest of films; none: the built-in SYNTHETIC films.", argument=True),
+    ] = None
+    recipe: Annotated[str, Flag("hand; or plain for films that fill the frame, such as chests.")] = "hand"
+    size: Annotated[
+        int | None, Flag("Side of the prepared films in pixels; the paper: 512.  [default: 128]", min=16, max=2048)
+    ] = None
+    variants: Annotated[
+        str | None,
+        Flag("Comma list of raw, crop, full, alone or with -he, -clahe or -contrast; or all.  [default: full-he]"),
+    ] = None
+    localizer: Annotated[
+        str | None, Flag("How hands are localized: classical, none, ssd or ssd:RUN.  [default: the recipe's]")
+    ] = None
+    mask: Annotated[
+        str | None, Flag("The foreground: grabcut, otsu, none, unet or unet:RUN.  [default: the recipe's]")
+    ] = None
+    net: Annotated[str | None, Flag("Make films to train ssd, unet or dense with.", name="for", metavar="NET")] = None
+    settings: Annotated[
+        Sequence[str], Flag("A setting of the recipe; repeatable.", name="set", metavar="KEY=VALUE")
+    ] = ()
+    out: Annotated[Path | None, Flag("Cache file.  [default: cache/<source>-<recipe>-<size>-<digest>.h5]")] = None
+    compression: Annotated[str, Flag("none: fastest, and can always be resumed; lzf or gzip: smaller files.")] = "none"
+    workers: Workers = 0
+    cluster: Annotated[
+        str | None, Flag("A Dask scheduler, such as tcp://host:8786, to prepare on.", metavar="ADDRESS")
+    ] = None
+    force: Annotated[bool, Flag("Replace a cache of other content under the same name.")] = False
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """Summarize a cache, check it, draw it."""
+
+    cache: Annotated[Path | None, Flag("Cache file.  [default: the newest in cache/]", argument=True)] = None
+    verify: Annotated[bool, Flag("Recompute every checksum.")] = False
+    sheet: Annotated[Path | None, Flag("Draw a contact sheet (PNG): film, carrier, hand box, mask, result.")] = None
+    films: Annotated[int, Flag("Films on the sheet, problem films first.", min=1, max=200)] = 24
+    source: Annotated[Path | None, Flag("Where the films are now, if not where they were.")] = None
+    json: Annotated[bool, Flag("Print the summary as JSON.")] = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides what a training gives, before it starts."""
+
+    model: Model
+    cache: Cache = None
+    variant: Variant = None
+    preset: Annotated[str, Flag("standard, fast, paper or, of a classifier, mura, hip, fracture, cnn.")] = "standard"
+    settings: Annotated[
+        Sequence[str], Flag("A setting of model or training; repeatable.", name="set", metavar="KEY=VALUE")
+    ] = ()
+    seed: Annotated[int, Flag("Decides weights, order, augmentation.", min=0, max=LARGEST_SEED)] = 0
+    split_seed: SplitSeed = 0
+    device: Device = "auto"
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True)
+class TrainOptions(Plan):
+    """Train one model into a run folder."""
+
+    weights: Annotated[
+        str | None,
+        Flag("Pretrained weights: imagenet, a .safetensors file, a run folder, none.  [default: none]"),
+    ] = None
+    out: Annotated[Path | None, Flag("Run folder.  [default: runs/<model>-<n>]")] = None
+    resume: Annotated[bool, Flag("Go on with an interrupted run.")] = False
+    workers: Annotated[
+        int, Flag("Processes that prepare batches beside the training one.", min=0, max=MOST_WORKERS)
+    ] = 0
+    track: Annotated[str, Flag("Also log every epoch to tensorboard or mlflow.")] = "none"
+
+    def plan(self) -> Plan:
+        """Return what is to be trained, `weights` among the settings."""
+        settings = (*self.settings, *(() if self.weights is None else (f"weights={self.weights}",)))
+        return Plan(
+            self.model,
+            self.cache,
+            self.variant,
+            self.preset,
+            settings,
+            self.seed,
+            self.split_seed,
+            self.device,
+            self.precision,
+        )
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """Search the settings of one model."""
+
+    model: Model
+    cache: Cache = None
+    variant: Variant = None
+    preset: Annotated[str, Flag("standard, paper or fast.")] = "standard"
+    settings: Annotated[
+        Sequence[str], Flag("A setting to fix, not search; repeatable.", name="set", metavar="KEY=VALUE")
+    ] = ()
+    trials: Annotated[int, Flag("Finished trials of the study in all, stopped ones too.", min=1)] = 30
+    jobs: Annotated[int, Flag("Processes that share study and cores.", min=1, max=MOST_WORKERS)] = 1
+    objective: Annotated[str, Flag("loss: on the validation films; auc: ROC-AUC on labelled validation films.")] = (
+        "loss"
+    )
+    by: Annotated[str | None, Flag("Score of --objective auc.  [default: the model's first]")] = None
+    least_epochs: Annotated[int | None, Flag("Epochs for every trial.  [default: a 27th of all]", min=1)] = None
+    study: Annotated[str | None, Flag("Name of the study.  [default: <model>-<n>]")] = None
+    storage: Annotated[
+        str | None,
+        Flag("postgresql://..., sqlite:///... or a journal file, for several machines; with --study."),
+    ] = None
+    out: Annotated[Path | None, Flag("Folder.  [default: tune/<study>]")] = None
+    seed: Annotated[int, Flag("Decides the draws, and each training.", min=0, max=LARGEST_SEED)] = 0
+    split_seed: SplitSeed = 0
+    device: Device = "auto"
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Train models x variants x seeds."""
+
+    source: Annotated[
+        Path | None, Flag("Films to prepare; none: --cache, or else the built-in SYNTHETIC films.", argument=True)
+    ] = None
+    table: Annotated[bool, Flag("Print the table when all is done; `report` shows it as far as it is.")] = False
+    cache: Annotated[Path | None, Flag("Cache file, instead of a SOURCE.")] = None
+    models: Annotated[
+        str | None,
+        Flag(
+            "Comma list of models, as cae or classifier/mura; or all.  [default: the paper's five, contrast_density, "
+            "classifier]"
+        ),
+    ] = None
+    variants: Annotated[str | None, Flag("Comma list.  [default: the paper's six, as the cache has]")] = None
+    seeds: Annotated[str | None, Flag("Comma list.  [default: 0; four for the paper]")] = None
+    preset: Annotated[str, Flag("fast, standard or paper: the paper's protocol.")] = "fast"
+    settings: Annotated[
+        Sequence[str], Flag("A setting for every model that has it.", name="set", metavar="KEY=VALUE")
+    ] = ()
+    size: Annotated[int | None, Flag("Pixels.  [default: 64; 512 for the paper]", min=16, max=2048)] = None
+    recipe: Annotated[str, Flag("hand or plain, to prepare a SOURCE with.")] = "hand"
+    paper: Annotated[bool, Flag("The published figure beside each one.")] = False
+    format: Annotated[str, Flag("Of the table printed: terminal, markdown, latex, csv or json.")] = "terminal"
+    out: Annotated[Path | None, Flag("Bench folder.  [default: runs/bench-<n>]")] = None
+    dry_run: Annotated[bool, Flag("Say what would be trained, and how long it takes.")] = False
+    jobs: Annotated[int, Flag("Processes; 0 takes what suits.", min=0, max=MOST_WORKERS)] = 0
+    cluster: Annotated[str | None, Flag("A Dask scheduler; its workers share the disk.", metavar="ADDRESS")] = None
+    device: Device = "auto"
+    precision: Precision = "auto"
+
+
+@dataclass(frozen=True)
+class EnsembleOptions:
+    """Make one run of several."""
+
+    runs: Annotated[
+        Sequence[Path], Flag("Finished runs on the same films and size.", metavar="RUN RUN...", argument=True)
+    ]
+    out: Annotated[Path | None, Flag("Run folder.  [default: runs/ensemble-<n>]")] = None
+    cache: RunCache = None
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """Score films."""
+
+    run: RunFolder
+    paths: Films = ()
+    split: Split = None
+    by: By = None
+    aggregate: Annotated[str, Flag("How films make a study or patient: mean or max.")] = "mean"
+    cache: RunCache = None
+    out: Annotated[
+        Path | None,
+        Flag("Folder for the results.  [default: RUN; RUN/<split> for other splits, RUN/new for new films]"),
+    ] = None
+    device: Device = "auto"
+    workers: Workers = 0
+
+
+@dataclass(frozen=True)
+class HeatmapOptions:
+    """Export heatmaps."""
+
+    run: RunFolder
+    paths: Films = ()
+    split: Split = None
+    by: By = None
+    space: Annotated[str, Flag("cache: the prepared film; film: the original one.")] = "cache"
+    formats: Annotated[str, Flag("Comma list of png (overlay), tiff, npy (float32 values).")] = "png,tiff,npy"
+    limit: Annotated[int | None, Flag("The highest-scored films only.", min=1)] = None
+    cache: RunCache = None
+    source: Annotated[Path | None, Flag("Where the original films are now, for --space film.")] = None
+    out: Annotated[Path | None, Flag("Folder.  [default: RUN/maps; RUN/<split>/maps, RUN/new/maps]")] = None
+    device: Device = "auto"
+    workers: Workers = 0
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Make a page."""
+
+    path: Annotated[
+        Path | None,
+        Flag("Run or bench folder.  [default: the newest in runs/]", metavar="[RUN|BENCH]", argument=True),
+    ] = None
+    cache: RunCache = None
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class ModelsOptions:
+    """List the models."""
+
+    name: Annotated[str | None, Flag("One model: all its settings and presets.", argument=True)] = None
+    make: Annotated[bool, Flag("Train ssd and unet on built-in films, for `preprocess` to take.")] = False
+    workers: Workers = 0
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Walk the whole path on built-in films."""
+
+    folder: Annotated[Path, Flag("Where films, cache and run go.")] = Path("runs/demo")
+    workers: Workers = 0
+
+
+def words_of(text: str | None) -> tuple[str, ...]:
+    """Return the words of a comma list, each once.
+
+    >>> words_of("raw, crop,raw")
+    ('raw', 'crop')
+    """
+    return tuple(dict.fromkeys(word for word in (text or "").replace(" ", "").split(",") if word))
+
+
+def pairs_of(settings: Sequence[str]) -> dict[str, Any]:
+    """Return "key=value" settings as a mapping; raises InputError on others.
+
+    >>> pairs_of(["size=64"])
+    {'size': '64'}
+    """
+    for text in settings:
+        if "=" not in text:
+            raise InputError(f"--set {text!r} is not key=value")
+    return {key: value for key, _, value in (text.partition("=") for text in settings)}

@@ -1,0 +1,170 @@
+"""From a source of films to a cache: which recipe, which nets, and the command that makes it again."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from anomaly.console import silent
+from anomaly.localization.base import LocalizationModel
+from anomaly.localization.finding import load_localizer, load_segmenter, made_nets
+from anomaly.models import TOOLS, find_model
+from anomaly.pipeline.options import CACHES, PhantomOptions, PreprocessOptions, pairs_of, words_of
+from anomaly.pipeline.selection import Display, advancing
+from preprocessing import InputError
+from preprocessing.annotations import annotate, films
+from preprocessing.build import BuildReport, build, cache_path
+from preprocessing.phantom import DEFAULT, plan_films, write_phantoms
+from preprocessing.recipe import VARIANTS, Recipe
+from preprocessing.sources import Source, open_source
+from preprocessing.wording import counted
+
+PHANTOMS = CACHES / "phantoms"
+COMPRESSIONS = ("gzip", "lzf", "none")
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """What became of a source."""
+
+    report: BuildReport
+    source: Source
+    candidates: int  # films that the source lists, before those without annotations are left out
+    net: type[LocalizationModel] | None  # what the films are to train, with `--for`
+    notes: tuple[str, ...]  # what a user should know
+
+    @property
+    def path(self) -> Path:
+        """The cache file."""
+        return self.report.path
+
+    @property
+    def failures(self) -> list[tuple[str, str]]:
+        """Path and reason of the films that can't be read."""
+        return list(self.report.failures)
+
+    def __repr__(self) -> str:
+        synthetic = "SYNTHETIC " * self.source.synthetic
+        unread = f", {len(self.failures)} unreadable" if self.failures else ""
+        return f"<cache {self.path}: {synthetic}{counted(self.report.rows, 'film')}{unread}>"
+
+
+def draw_phantoms(options: PhantomOptions, *, display: Display = silent) -> Any:
+    """Draw the built-in films and return how many they are: films, normal, abnormal, patients."""
+    count = options.patients or DEFAULT
+    with display("drawing", len(plan_films(seed=options.seed, patients=count)), "films") as advance:
+        return write_phantoms(
+            options.out, seed=options.seed, patients=count, size=options.size, on_film=lambda *_: advance()
+        )
+
+
+def preprocess(options: PreprocessOptions, *, display: Display = silent) -> Preprocessed:
+    """Prepare a source, which must be named, into a cache."""
+    assert options.source is not None
+    if options.out and options.out.is_dir():
+        raise InputError(f"{options.out}: is a folder; name a file")
+    if options.compression not in COMPRESSIONS:
+        raise InputError(f"no compression {options.compression!r}; there are: {', '.join(COMPRESSIONS)}")
+    net = localization_model(options.net) if options.net else None
+    chosen, nets, notes = _steps(options)
+    recipe = Recipe(**(_defaults(options, net) | {"name": options.recipe} | _settings(options) | chosen))
+    variants = options.variants or (",".join(net.variants) if net else "full-he")
+    source = open_source(options.source)
+    candidates = len(source.records)
+    if net:
+        candidates = len(films(source))  # a folder's listing has masks in it
+        source = annotate(source, cast("Any", net.targets))
+    wanted = VARIANTS if variants == "all" else words_of(variants)
+    path = options.out or cache_path(source, recipe, wanted, CACHES, **nets)
+    with display("preparing", len(source.records), "films") as advance:
+        report = build(
+            source,
+            recipe,
+            path,
+            variants=wanted,
+            on_progress=advancing(advance),
+            command=_command(options, recipe, variants, chosen, nets),
+            workers=options.workers,
+            compression=None if options.compression == "none" else options.compression,
+            force=options.force,
+            cluster=options.cluster,
+            **nets,
+        )
+    return Preprocessed(report, source, candidates, net, notes)
+
+
+def localization_model(name: str) -> type[LocalizationModel]:
+    """Return the class of a net that prepares films."""
+    if name not in TOOLS:
+        raise InputError(f"no net {name!r} that prepares films; there are: {', '.join(TOOLS)}")
+    return cast("type[LocalizationModel]", find_model(name))
+
+
+def _defaults(options: PreprocessOptions, net: type[LocalizationModel] | None) -> dict[str, Any]:
+    """Return the recipe's settings that follow from what the films are for."""
+    defaults: dict[str, Any] = {"size": 128} | (dict(net.recipe) if net else {})
+    return defaults | ({"size": options.size} if options.size else {})
+
+
+def _settings(options: PreprocessOptions) -> dict[str, Any]:
+    for text in options.settings:
+        if text.startswith(("name=", "size=")):
+            raise InputError(f"--set {text!r}: the recipe's name is --recipe, its size --size")
+    return pairs_of(options.settings)
+
+
+def _steps(options: PreprocessOptions) -> tuple[dict[str, str], dict[str, Any], tuple[str, ...]]:
+    """Return how hands and masks are found: settings of the recipe, trained nets as `build` takes them, and notes.
+
+    `ssd` and `unet` alone are those that `anomaly models --make` made. Where there are none, a note says so and the
+    classical step is taken; a run that is named must be there.
+    """
+    settings: dict[str, str] = {}
+    nets: dict[str, Any] = {}
+    notes: list[str] = []
+    for flag, value, setting, classical, net in (
+        ("localizer", options.localizer, "hand", ("classical", "none"), "ssd"),
+        ("mask", options.mask, "mask", ("grabcut", "otsu", "none"), "unet"),
+    ):
+        if value is None:
+            continue
+        name, named, run = value.partition(":")
+        if value in classical:
+            settings[setting] = value
+            continue
+        if name != net or (named and not run):
+            allowed = ", ".join((*classical, net, f"{net}:RUN"))
+            raise InputError(f"no --{flag} {value!r}; there are: {allowed}")
+        path = Path(run) if named else made_nets() / net
+        if not named and not (path / "calibration.json").is_file():
+            notes.append(
+                f"there is no trained {net} in {path}; `anomaly models --make` makes one (20 minutes). "
+                "The classical step is used instead"
+            )
+        elif net == "ssd":
+            nets["localizer"] = load_localizer(path)
+        else:
+            nets["segmenter"] = load_segmenter(path)
+    return settings, nets, tuple(notes)
+
+
+def _command(
+    options: PreprocessOptions, recipe: Recipe, variants: str, steps: dict[str, str], nets: dict[str, Any]
+) -> str:
+    """Return the command that makes the cache again, wherever it is typed."""
+    assert options.source is not None
+    named = {part: f"{net.name}:{net.run}" for part, net in nets.items()}
+    flags = {
+        "--recipe": options.recipe,
+        "--size": str(recipe.size),
+        "--variants": variants,
+        "--for": options.net,
+        "--localizer": named.get("localizer", steps.get("hand")),
+        "--mask": named.get("segmenter", steps.get("mask")),
+        "--out": options.out and str(options.out.absolute()),
+        "--compression": options.compression if options.compression != "none" else None,
+    }
+    words = ["anomaly", "preprocess", str(options.source.absolute())]
+    words += [word for flag, value in flags.items() if value for word in (flag, value)]
+    words += [word for setting in options.settings for word in ("--set", setting)]
+    return shlex.join(words)

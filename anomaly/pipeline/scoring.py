@@ -1,0 +1,197 @@
+"""From a run and films to scores and figures, in one pass over the films: what the verbs and the Python API both call."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.console import silent
+from anomaly.evaluation.calibration import Calibration
+from anomaly.evaluation.cohort import Cohort, Groups, ScoredCohort
+from anomaly.evaluation.evaluation import Evaluation, evaluate
+from anomaly.evaluation.figures import EvaluationSettings, Metrics, Pooling, Unit
+from anomaly.evaluation.pixels import PixelRanking
+from anomaly.evaluation.predict import ScoreColumns, predict
+from anomaly.formatting import with_interval
+from anomaly.pipeline.gallery import GalleryCollector
+from anomaly.pipeline.open_run import OpenRun
+from anomaly.pipeline.selection import Display, Selection
+from preprocessing.wording import counted
+
+
+@dataclass(frozen=True)
+class UnitScore:
+    """What a run says of one film, study or patient."""
+
+    id: str
+    label: int  # 0 normal, 1 abnormal, -1 unknown
+    films: int  # how many films it has
+    scores: dict[str, float]  # every score, those of trivial detectors too
+    score: float  # the one that flags
+    flagged: bool  # whether it reaches the threshold
+    p_value: float | None = None  # of being a normal one; None where it was not calibrated
+    map: NDArray[np.float32] | None = None  # (S, S) of a film, smoothed, where maps were asked for
+
+    def __repr__(self) -> str:
+        return f"<{self.id}: {self.score:.6g}{', flagged' * self.flagged}>"
+
+
+@dataclass(frozen=True)
+class ScoringResult:
+    """Scored films, grouped by study and patient, with all figures where labels allow any."""
+
+    run: OpenRun
+    selection: Selection
+    scored: ScoredCohort
+    main: str  # the score that flags, ranks and is reported first
+    evaluation: Evaluation | None  # None for new films, and where the model was trained on some of the films
+    gallery: GalleryCollector
+    maps: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # by place, where they were asked for
+
+    @property
+    def calibration(self) -> Calibration:
+        """Thresholds and the scale of the maps."""
+        return self.run.calibration
+
+    @cached_property
+    def films(self) -> list[UnitScore]:
+        """Every film with its scores."""
+        return list(self._units("film"))
+
+    @cached_property
+    def studies(self) -> list[UnitScore]:
+        """Every study with its scores, in the order of their first films."""
+        return list(self._units("study"))
+
+    @cached_property
+    def patients(self) -> list[UnitScore]:
+        """Every patient with its scores, in the order of their first films."""
+        return list(self._units("patient"))
+
+    @property
+    def figures(self) -> Metrics | None:
+        """Every figure, with intervals; None for new films, and where the model was trained on some of the films."""
+        return None if self.evaluation is None else self.evaluation.figures
+
+    @property
+    def failures(self) -> list[tuple[str, str]]:
+        """Path and reason of the films that can't be read."""
+        return list(self.selection.failures)
+
+    def __len__(self) -> int:
+        return len(self.scored.cohort.film)
+
+    def __iter__(self) -> Iterator[UnitScore]:
+        return iter(self.films)
+
+    def __getitem__(self, place: int) -> UnitScore:
+        return self.films[place]
+
+    def __repr__(self) -> str:
+        flagged = sum(film.flagged for film in self.films)
+        figures, text = self.figures, ""
+        if figures and figures.main.roc_auc is not None:
+            text = f", ROC-AUC {with_interval(figures.main.roc_auc, figures.main.roc_auc_interval)}"
+        unread = f", {len(self.failures)} unreadable" if self.failures else ""
+        synthetic = "SYNTHETIC " * self.scored.cohort.synthetic
+        return f"<{self.main} of {synthetic}{counted(len(self), 'film')}: {flagged} flagged{text}{unread}>"
+
+    def groups(self, unit: Unit) -> Groups:
+        """Return the films, studies or patients with their scores."""
+        return self.scored.groups[unit]
+
+    def threshold(self, unit: Unit) -> float:
+        """Return from where a film, study or patient is flagged."""
+        return self.calibration.thresholds[self.scored.settings.aggregate][unit][self.main]
+
+    def _units(self, unit: Unit) -> Iterator[UnitScore]:
+        groups, threshold = self.groups(unit), self.threshold(unit)
+        for i, name in enumerate(groups.ids):
+            scores = {score: float(values[i]) for score, values in groups.scores.items()}
+            main = scores[self.main]
+            yield UnitScore(
+                str(name),
+                int(groups.labels[i]),
+                int(groups.films[i]),
+                scores,
+                main,
+                main >= threshold,
+                map=self.maps.get(i) if unit == "film" else None,
+            )
+
+
+def cohort_of(selection: Selection) -> Cohort:
+    """Return what is known of the films of a selection."""
+    films = selection.films
+    return Cohort(
+        film=films.cache.names[films.rows],  # each hand of two is a film of its own
+        study=films.column("study"),
+        patient=films.column("patient"),
+        label=films.label.astype(np.int64),
+        split=selection.split,
+        finding=films.column("finding"),
+        difficulty=films.column("difficulty"),
+        synthetic=films.cache.synthetic,
+    )
+
+
+def score_selection(
+    run: OpenRun,
+    selection: Selection,
+    *,
+    by: str | None = None,
+    pooling: Pooling = "mean",
+    command: str = "",
+    display: Display = silent,
+    keep_maps: bool = False,
+) -> ScoringResult:
+    """Score films, and compute every figure that their labels allow; each film passes the model once.
+
+    by  the score that flags, ranks and is reported first; None: the model's first.    pooling  films -> study, patient.
+    command  what was typed, for the record.    keep_maps  whether the result has every film's map.
+    """
+    main, films = run.main_score(by), selection.films
+    columns, pixels, gallery = ScoreColumns(films), PixelRanking(), GalleryCollector(main)
+    abnormal, marked = films.label == 1, films.cache.has_truth[films.rows]
+    kept: dict[int, NDArray[np.float32]] = {}
+    measured = False
+    with display("scoring", len(films), "films") as advance:
+        for predicted in predict(run.model, films, run.device, maps=run.calibration.map_scale is not None):
+            columns.add(predicted)
+            gallery.add(predicted)
+            if predicted.maps is not None:
+                if keep_maps:
+                    kept |= {predicted.places.start + i: predicted.smoothed_map(i) for i in range(len(predicted.films))}
+                for place in _places(predicted.places, abnormal & marked):
+                    lesion, index = films.marked(place), place - predicted.places.start
+                    if lesion is not None:
+                        pixels.add(predicted.smoothed_map(index), lesion, predicted.films.mask[index])
+                        measured = True
+            advance(len(predicted.films))
+    scored = ScoredCohort(cohort_of(selection), columns.finish(), EvaluationSettings(aggregate=pooling))
+    evaluation = None
+    if not {"new", "train"} & set(selection.split):
+        calibration = run.calibration
+        supervised = run.model.targets == "labels" and _probabilities(scored.scores[main])
+        evaluation = evaluate(
+            scored,
+            main=main,
+            thresholds=calibration.thresholds[pooling],
+            pixel=pixels.figures() if measured else None,
+            chosen_on=calibration.films if supervised else None,
+            run=str(run.run.path),
+            command=command,
+        )
+    return ScoringResult(run, selection, scored, main, evaluation, gallery, kept)
+
+
+def _places(places: slice, wanted: NDArray[np.bool_]) -> list[int]:
+    """Return which of some places are wanted."""
+    return [place for place in range(places.start, places.stop) if wanted[place]]
+
+
+def _probabilities(values: NDArray[np.float64]) -> bool:
+    """Return whether scores can be probabilities: a supervised detector may have others to flag by."""
+    return bool(((values >= 0) & (values <= 1)).all())

@@ -1,0 +1,111 @@
+"""Which films to score or map: those of a run's cache, or new ones through the recipe that the run recorded."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anomaly.console import Advance, silent
+from anomaly.data.dataset import FilmSet
+from anomaly.data.splits import SPLITS
+from anomaly.localization.finding import load_localizer, load_segmenter
+from anomaly.pipeline.open_run import run_films
+from anomaly.runs import Run
+from preprocessing import InputError
+from preprocessing.build import build, made_digest
+from preprocessing.recipe import Recipe
+from preprocessing.schema import Cache
+from preprocessing.sources import Source
+
+FEW = 16
+"""Up to this many new films are prepared in this process: starting others would take longer."""
+Display = Callable[[str, int, str], AbstractContextManager[Advance]]
+"""(what is done, how many, of which unit) -> what is told of progress: `console.progress`, or `console.silent`."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Films that a run is asked about."""
+
+    films: FilmSet
+    split: NDArray[Any]  # (n,) of each film; "new" for new ones
+    name: str  # a split, "all" or "new"
+    source: Source | None = None  # of new films
+    failures: Sequence[tuple[str, str]] = ()  # path and reason of new films that can't be read
+
+    def folder(self, run: Run) -> Path:
+        """Return where results go by default: those of the test split in the run itself."""
+        return run.path if self.name == "test" else run.path / self.name
+
+
+def recorded_films(run: Run, split: str | None, cache_path: Path | None) -> Selection:
+    """Return films of the cache that a run was trained on: a split's, the test split's by default, or "all"."""
+    name = split or "test"
+    if name not in (*SPLITS, "all"):
+        raise InputError(f"no split {name!r}; there are: all, {', '.join(SPLITS)}")
+    films, splits = run_films(run, name, cache_path)
+    return Selection(films, splits, name)
+
+
+@contextmanager
+def new_films(run: Run, source: Source, *, workers: int = 0, display: Display = silent) -> Iterator[Selection]:
+    """Prepare films of a source as those of a run were prepared, for as long as the context lasts.
+
+    workers  processes; 0 takes what suits the machine. Raises InputError where the recipe or its nets are no longer
+    those that prepared the run's films.
+    """
+    recorded, config = run.config.cache, run.config
+    recipe, nets = Recipe.from_json(recorded.recipe), _recorded_nets(run)
+    if made_digest(recipe, **nets) != recorded.recipe_digest:
+        raise InputError(
+            f"{run.path} was trained on films prepared by another version of the recipe {recipe.name}; "
+            f"prepare them again with `{recorded.command}`, and train again"
+        )
+    with tempfile.TemporaryDirectory(prefix="anomaly-") as folder:
+        with display("preparing", len(source.records), "films") as advance:
+            report = build(
+                source,
+                recipe,
+                Path(folder) / "films.h5",
+                variants=(config.variant,),
+                workers=workers or (1 if len(source.records) <= FEW else 0),
+                dtype=recorded.dtype,  # a film's levels must not depend on the depth of the films beside it
+                on_progress=advancing(advance),
+                **nets,
+            )
+        cache = Cache(report.path)
+        films = FilmSet(cache, config.variant, np.arange(len(cache)), config.size)
+        yield Selection(films, np.full(len(cache), "new", dtype=object), "new", source, report.failures)
+
+
+def advancing(advance: Advance) -> Callable[[Any], None]:
+    """Return what a build tells of its progress to, shown by `advance`."""
+    done = 0
+
+    def on_progress(state: Any) -> None:
+        nonlocal done
+        if state.phase == "films":  # the phases before, reading headers and checking what is there, are quick
+            advance(state.done - done, f"{state.failed} failed" if state.failed else "")
+            done = state.done
+
+    return on_progress
+
+
+def _recorded_nets(run: Run) -> dict[str, Any]:
+    """Return the nets that prepared a run's films, to prepare new ones in the same way."""
+    nets: dict[str, Any] = {}
+    for part, load in (("localizer", load_localizer), ("segmenter", load_segmenter)):
+        if part in run.config.cache.nets:
+            recorded = run.config.cache.nets[part]
+            nets[part] = load(Path(recorded["run"]))
+            if nets[part].digest != recorded["digest"]:
+                raise InputError(
+                    f"{recorded['run']} is not the {recorded['name']} that prepared the films of {run.path}: it has "
+                    "other weights; put the run back there, or prepare the films again and train again"
+                )
+    return nets
