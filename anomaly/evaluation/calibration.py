@@ -5,12 +5,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from anomaly.data.batch import as_batch
 from anomaly.data.dataset import Films
 from anomaly.evaluation.classification import youden
-from anomaly.evaluation.figures import POOLINGS, Groups, aggregate
+from anomaly.evaluation.cohort import Groups, group
+from anomaly.evaluation.figures import POOLINGS
 from anomaly.evaluation.heatmap_scale import map_scale
 from anomaly.evaluation.predict import View, maps, score
 from anomaly.models.base import Detector
@@ -44,18 +44,19 @@ def calibrate(model: Detector, view: View, device: torch.device) -> Calibration:
     scores = score(model, view, device)
     label = view.column("label")
 
-    def threshold(values: NDArray[np.float64], groups: Groups) -> float:
+    def threshold(name: str, groups: Groups) -> float:
         if not model.supervised:
-            return float(np.quantile(groups.scores, QUANTILE))
+            return float(np.quantile(groups.scores[name], QUANTILE))
         if {0, 1} <= set(groups.labels.tolist()):
-            return youden(groups.labels, groups.scores)
-        return youden(label, values)  # every patient has an abnormal film: what films say is all there is
+            return youden(groups.labels, groups.scores[name])
+        return youden(label, scores[name])  # every patient has an abnormal film: what films say is all there is
 
     units = {"film": np.arange(len(label)), "study": view.column("study"), "patient": view.column("patient")}
     thresholds: dict[str, dict[str, dict[str, float]]] = {
         how: {
-            level: {name: threshold(values, aggregate(ids, values, label, how)) for name, values in scores.items()}
+            level: {name: threshold(name, groups) for name in scores}
             for level, ids in units.items()
+            for groups in [group(ids, label, scores, how)]
         }
         for how in POOLINGS
     }

@@ -4,32 +4,31 @@ import csv
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from anomaly.data.batch import as_batch
 from anomaly.data.dataset import brought_to
 from anomaly.data.splits import LABELS
-from anomaly.evaluation.calibration import LEVELS, Calibration, read_calibration
-from anomaly.evaluation.classification import evaluate_classes
-from anomaly.evaluation.figures import TRIVIAL, Pooling, aggregate, evaluate
-from anomaly.evaluation.pixels import pixel_roc_auc
+from anomaly.evaluation.calibration import Calibration, read_calibration
+from anomaly.evaluation.cohort import Cohort, ScoredCohort
+from anomaly.evaluation.evaluation import Evaluation, evaluate
+from anomaly.evaluation.figures import UNITS, EvaluationSettings, Metrics, PixelFigures, Pooling, Unit
+from anomaly.evaluation.pixels import PixelRanking
 from anomaly.evaluation.predict import View, maps, score
-from anomaly.formatting import markdown
+from anomaly.formatting import counted, markdown
 from anomaly.models import TOOLS
 from anomaly.models.base import Detector
 from anomaly.pipeline.open_run import open_model, run_view
 from anomaly.reporting.heatmap import blend
 from anomaly.reporting.page import ReportContext, Shown, gallery_rows, reliability_png, render_report, render_wrong
+from anomaly.reporting.text import summary
 from anomaly.runs import Run, to_csv, to_json, write_atomic
 from preprocessing import InputError
-
-if TYPE_CHECKING:
-    pass
-from anomaly.reporting.text import summary
 
 MOST_WRONG = 40
 """Films on the page of the most wrong ones, at most."""
@@ -71,45 +70,56 @@ def score_films(
     scores = score(model, view, device, on_films)
     calibration = read_calibration(run)
     thresholds = calibration.thresholds[how]
-    columns = {name: view.column(name) for name in ("study", "patient", "label", "finding", "difficulty")}
-    columns["film"] = view.cache.names[view.rows]  # each hand of two is a film of its own
+    scored = ScoredCohort(_cohort(view, split), scores, EvaluationSettings(aggregate=how))
     lines = []
-    for level, file in zip(LEVELS, ("scores.csv", "studies.csv", "patients.csv"), strict=True):
-        ids = columns[level]
-        groups = {name: aggregate(ids, values, columns["label"], how) for name, values in scores.items()}
-        one = groups[main]
-        out: dict[str, Sequence[Any]] = {level: one.ids.tolist()}
-        if level == "film":
-            out |= {name: columns[name].tolist() for name in ("study", "patient")}
-        out |= {"label": [LABELS[int(x)] for x in one.labels], "split": split[one.first].tolist()}
-        out |= {name: group.scores.tolist() for name, group in groups.items()}
-        out["flagged"] = (one.scores >= thresholds[level][main]).astype(int).tolist()
-        out["synthetic"] = [int(view.cache.synthetic)] * len(one.ids)
-        write_atomic(folder / file, to_csv(out))
-        lines.append(f"{folder / file}: {len(one.ids)} {'films' if level == 'film' else file.removesuffix('.csv')}")
+    for unit, file in zip(UNITS, ("scores.csv", "studies.csv", "patients.csv"), strict=True):
+        write_atomic(folder / file, to_csv(_csv_columns(scored, unit, main, thresholds[unit][main])))
+        lines.append(f"{folder / file}: {counted(len(scored.groups[unit].ids), unit)}")
     if set(split) == {"new"}:
-        return [*_each(columns["film"], scores[main], main, thresholds["film"][main], calibration, run), *lines]
+        return [*_each(scored.cohort.film, scores[main], main, thresholds["film"][main], calibration, run), *lines]
     if "train" in split:
         return [*lines, "no figures: the model was trained on some of these films"]
-    figures = evaluate(columns, scores, thresholds=thresholds, trivial=TRIVIAL, how=how)
-    figures |= {"run": str(run.path), "split": "+".join(sorted(set(split))), "synthetic": view.cache.synthetic}
-    figures |= {"score": main, "command": command}
-    figures["pixel"] = _pixels(model, view, device, calibration.map_scale)
-    if model.supervised and _probabilities(scores[main]):
-        chosen = {level: thresholds[level][main] for level in LEVELS}
-        figures["classes"] = evaluate_classes(columns, scores[main], chosen, how=how)
-        figures["chosen_on"] = calibration.films
-    write_atomic(folder / "metrics.json", to_json(figures))
-    chart = reliability_png(figures.get("classes", {}), synthetic=view.cache.synthetic)
-    drawn = _kept(folder / "reliability.png", chart)
-    pages = _write_pages(page_context(run, model, view, device, scores, figures, main, command), folder)
+    evaluation = evaluate(
+        scored,
+        main=main,
+        thresholds={unit: thresholds[unit] for unit in UNITS},
+        pixel=_pixels(model, view, device, calibration.map_scale),
+        chosen_on=calibration.films if model.supervised and _probabilities(scores[main]) else None,
+        run=str(run.path),
+        command=command,
+    )
+    figures = evaluation.figures
+    write_atomic(folder / "metrics.json", to_json(figures.to_data()))
+    diagram = reliability_png(figures.classes or {}, synthetic=figures.synthetic)
+    written = _kept(folder / "reliability.png", diagram)
+    pages = _write_pages(page_context(run, model, view, device, evaluation), folder)
     return [
         *lines,
         f"{folder / 'metrics.json'}: every figure",
-        *summary(figures, main),
-        *([f"{drawn}: how far the probabilities can be taken at their word"] if drawn else []),
+        *summary(figures),
+        *([f"{written}: calibration of the probabilities (reliability diagram)"] if written else []),
         *pages,
     ]
+
+
+def _cohort(view: View, split: NDArray[Any]) -> Cohort:
+    """Return what the view's cache knows of its films."""
+    columns = {name: view.column(name) for name in ("study", "patient", "label", "finding", "difficulty")}
+    names = view.cache.names[view.rows]  # each hand of two is a film of its own
+    return Cohort(film=names, split=split, synthetic=view.cache.synthetic, **columns)
+
+
+def _csv_columns(scored: ScoredCohort, unit: Unit, main: str, threshold: float) -> dict[str, Sequence[Any]]:
+    """Return the columns of a unit's file: whose it is, its scores, whether the main one flags it."""
+    groups, cohort = scored.groups[unit], scored.cohort
+    columns: dict[str, Sequence[Any]] = {unit: groups.ids.tolist()}
+    if unit == "film":
+        columns |= {"study": cohort.study.tolist(), "patient": cohort.patient.tolist()}
+    columns |= {"label": [LABELS[int(label)] for label in groups.labels], "split": cohort.split[groups.first].tolist()}
+    columns |= {name: values.tolist() for name, values in groups.scores.items()}
+    columns["flagged"] = (groups.scores[main] >= threshold).astype(int).tolist()
+    columns["synthetic"] = [int(cohort.synthetic)] * len(groups.ids)
+    return columns
 
 
 def _probabilities(values: NDArray[np.float64]) -> bool:
@@ -144,12 +154,15 @@ def _each(
     return [*markdown(["film", name, f"at {threshold:.6g}"], rows), f"{run.path} was trained on {trained}; {rule}"]
 
 
-def _pixels(model: Detector, view: View, device: torch.device, scale: float | None) -> dict[str, Any] | None:
-    """Return how well the maps find the lesions of abnormal films, or None where no truth or no map is there."""
+def _pixels(model: Detector, view: View, device: torch.device, scale: float | None) -> PixelFigures | None:
+    """Return how well the maps find the lesions of abnormal films, or None where no ground truth or no map is there."""
     wanted = view.rows[view.cache.has_truth[view.rows] & (view.column("label") == 1)]
     if not len(wanted) or scale is None:
         return None
-    return pixel_roc_auc(_with_truth(model, View(view.cache, view.variant, wanted, view.size), device))
+    ranking = PixelRanking()
+    for drawn, truth, mask in _with_truth(model, View(view.cache, view.variant, wanted, view.size), device):
+        ranking.add(drawn, truth, mask)
+    return ranking.figures()
 
 
 def _with_truth(model: Detector, view: View, device: torch.device) -> Iterator[tuple[Any, Any, Any]]:
@@ -201,10 +214,21 @@ def run_page(
             command=shlex.join(words),
             on_films=on_films,
         )
-    figures = run.read_json("metrics.json")
-    main = figures.get("score", model.score_names[0])
-    command = figures.get("command", f"anomaly score {run.path}")
-    return _write_pages(page_context(run, model, view, place, known, figures, main, command), run.path)
+    figures = _read_metrics(run)
+    scored = ScoredCohort(_cohort(view, split[rows]), known, figures.settings)
+    return _write_pages(page_context(run, model, view, place, Evaluation(scored, figures)), run.path)
+
+
+def _read_metrics(run: Run) -> Metrics:
+    """Return the figures that `score_films` wrote; raises InputError where they are not as this version writes them."""
+    try:
+        return Metrics.model_validate(run.read_json("metrics.json"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{run.path / 'metrics.json'}: {place}: {first['msg']}; `anomaly score {run.path}` writes it anew"
+        ) from None
 
 
 def _known_scores(run: Run, view: View) -> dict[str, NDArray[np.float64]] | None:
@@ -236,32 +260,22 @@ def page_context(
     model: Detector,
     view: View,
     device: torch.device,
-    scores: dict[str, NDArray[np.float64]],
-    figures: dict[str, Any],
-    main: str,
-    command: str,
+    evaluation: Evaluation,
 ) -> ReportContext:
     """Return what the pages are made of; heatmaps are drawn for their galleries alone."""
     calibration, config, cache = read_calibration(run), run.config, run.config["cache"]
-    label = view.column("label")
-    highest, _, lowest = gallery_rows(label, scores[main])
-    _, wrong, _ = gallery_rows(label, scores[main], MOST_WRONG)
-    films = {
-        i: _film(model, view, device, i, scores[main][i], calibration.map_scale) for i in {*highest, *wrong, *lowest}
-    }
+    figures = evaluation.figures
+    label, values = evaluation.scored.cohort.label, evaluation.scored.scores[figures.score]
+    highest, _, lowest = gallery_rows(label, values)
+    _, wrong, _ = gallery_rows(label, values, MOST_WRONG)
+    films = {i: _film(model, view, device, i, values[i], calibration.map_scale) for i in {*highest, *wrong, *lowest}}
     lines = run.history()
     about = next(iter((type(model).__doc__ or "").strip().splitlines()), "")
     return ReportContext(
         title=run.path.name,
         model=f"{config['model']} ({config['preset']})",
-        data=f"{cache['source']}, variant {view.variant}, {view.size} px, split {figures['split']}",
-        synthetic=view.cache.synthetic,
-        score=main,
-        labels=label,
-        studies=view.column("study"),
-        patients=view.column("patient"),
-        scores=scores,
-        metrics=figures,
+        data=f"{cache['source']}, variant {view.variant}, {view.size} px, split {figures.split}",
+        evaluation=evaluation,
         about=about,
         supervised=model.supervised,
         films=config["films"],
@@ -274,13 +288,11 @@ def page_context(
             "data hash": cache["content_hash"],
             "precision": f"{config['precision']} on {config['device']}",
             "films prepared by": cache["command"],
-            "page made by": command,
+            "page made by": figures.command,
         },
         versions=config["versions"],
         history={name: [float(line[name]) for line in lines] for name in (lines[0] if lines else {})},
-        threshold=calibration.thresholds[figures["settings"]["aggregate"]]["film"][main],
         rule=calibration.rule,
-        pixels=figures["pixel"],
         map_scale=calibration.map_scale,
         map_unit=model.map_unit,
         highest=[films[i] for i in highest],
