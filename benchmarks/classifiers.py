@@ -59,8 +59,8 @@ def figures(found: dict[str, Known], threshold: float) -> dict[str, Any]:
         line[name] = {
             "roc_auc": roc_auc(label, value),
             "roc_auc_interval": interval(label, value, patient),
-            "half": classify(label, value, patient, 0.5),
-            "chosen": classify(label, value, patient, threshold),
+            "half": classify(label, value, patient, 0.5).to_data(),
+            "chosen": classify(label, value, patient, threshold).to_data(),
         }
     return line
 
@@ -137,7 +137,7 @@ def main() -> None:
         gap = with_interval(versus.difference, (versus.low, versus.high))
         rows.append(row(backbone, f"{config.preset}, {epochs}", size, f"{parameters / 1e6:.2f} M", line, gap))
         told[path.name] = slim(line) | {
-            "minus_linear": versus.plain(),
+            "minus_linear": versus.figures().to_data(),
             "backbone": backbone,
             "preset": config.preset,
             "size": size,

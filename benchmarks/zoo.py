@@ -91,7 +91,9 @@ def figures(cell: str, name: str, runs: list[Scored], floor: Scored, known: dict
             "patients": len(set(patient)),
         }
         against = floor[FLOOR[1]][on]
-        line[split]["minus_floor"] = [paired(label, run[name][on], against, patient).plain() for run in runs]
+        line[split]["minus_floor"] = [
+            paired(label, run[name][on], against, patient).figures().to_data() for run in runs
+        ]
         for column in ("finding", "difficulty"):
             kinds = sorted(set(known[column][on & (known["label"] == 1)]) - {""})
             line[split][column] = {

@@ -1,6 +1,5 @@
 """Calls against scikit-learn and by hand, intervals against their promise, probabilities against what came."""
 
-import json
 import math
 
 import numpy as np
@@ -19,10 +18,21 @@ from sklearn.metrics import (
 )
 
 from anomaly.evaluation.bootstrap import PatientBootstrap
-from anomaly.evaluation.classification import FIGURES, _figures, classify, evaluate_classes, reliability, youden
+from anomaly.evaluation.classification import FIGURES, classify, figures_of_cells, reliability, youden
+from anomaly.evaluation.cohort import Cohort, ScoredCohort
+from anomaly.evaluation.evaluation import Evaluation, evaluate
+from anomaly.evaluation.figures import (
+    AccuracyRow,
+    ClassifierFigures,
+    ClassRow,
+    Confusion,
+    EvaluationSettings,
+    ReliabilityBin,
+)
 from anomaly.evaluation.ranking import at_threshold
 from anomaly.formatting import number
-from anomaly.reporting.text import classes_table, report_table
+from anomaly.reporting.text import classifier_table, report_table, summary
+from anomaly.runs import to_json
 
 # Label, probability, patient. Tenths tie often and lie on the edges of bins.
 films = st.lists(
@@ -50,8 +60,9 @@ def cohort(normal, abnormal, specificity, recall, *, films=1, seed=0):
     return labels, np.where(right == labels, 1.0, -1.0), patients
 
 
-def plain(value):
-    return json.loads(json.dumps(value, allow_nan=False)) == value
+def plain(figures):
+    """Whether JSON can hold the figures."""
+    return type(figures).model_validate_json(to_json(figures.to_data())) == figures
 
 
 # ---------------------------------------------------------------------------------------------------------- threshold
@@ -81,7 +92,7 @@ def test_no_threshold_is_better_than_youdens(rows, random):
 
     def gain(threshold):
         figures = at_threshold(labels, scores, threshold)
-        return figures["sensitivity"] + figures["specificity"]
+        return figures.sensitivity + figures.specificity
 
     threshold = youden(labels, scores)
     assert threshold not in scores
@@ -105,23 +116,30 @@ def test_youden_parts_even_neighbouring_numbers():
 def test_every_figure_by_hand():
     figures = classify(LABELS, SAID, PATIENTS, 0.5)
     assert plain(figures)
-    assert [figures[name] for name in ("threshold", "n", "n_abnormal", "n_patients")] == [0.5, 8, 4, 4]
-    assert figures["confusion"] == {"counts": [[3, 1], [1, 3]], "normalized": [[0.75, 0.25], [0.25, 0.75]]}
-    assert [figures[name] for name in FIGURES] == [0.75, 0.75, 0.75, 0.75, 0.75, 0.5]  # (6/8 - 1/2) / (1 - 1/2)
-    each = {"precision": 0.75, "recall": 0.75, "f1": 0.75, "support": 4}
-    average = each | {"support": 8}
-    assert figures["report"] == {
+    assert [getattr(figures, name) for name in ("threshold", "n", "n_abnormal", "n_patients")] == [0.5, 8, 4, 4]
+    assert figures.confusion == Confusion(counts=((3, 1), (1, 3)), normalized=((0.75, 0.25), (0.25, 0.75)))
+    assert [getattr(figures, name) for name in FIGURES] == [
+        0.75,
+        0.75,
+        0.75,
+        0.75,
+        0.75,
+        0.5,
+    ]  # (6/8 - 1/2) / (1 - 1/2)
+    each = ClassRow(precision=0.75, recall=0.75, f1=0.75, support=4)
+    average = each.model_copy(update={"support": 8})
+    assert figures.report == {
         "normal": each,
         "abnormal": each,
-        "accuracy": {"f1": 0.75, "support": 8},
+        "accuracy": AccuracyRow(f1=0.75, support=8),
         "macro avg": average,
         "weighted avg": average,
     }
     stricter = classify(LABELS, SAID, PATIENTS, 0.8)  # .8 itself is called abnormal
-    assert stricter["confusion"]["counts"] == [[4, 0], [2, 2]]
-    assert [stricter[name] for name in FIGURES] == [0.75, 1, 0.5, pytest.approx(2 / 3), 1, 0.5]
-    assert stricter["report"]["normal"]["precision"] == pytest.approx(4 / 6)
-    assert stricter["report"]["macro avg"]["precision"] == pytest.approx(5 / 6)
+    assert stricter.confusion.counts == ((4, 0), (2, 2))
+    assert [getattr(stricter, name) for name in FIGURES] == [0.75, 1, 0.5, pytest.approx(2 / 3), 1, 0.5]
+    assert stricter.report["normal"].precision == pytest.approx(4 / 6)
+    assert stricter.report["macro avg"].precision == pytest.approx(5 / 6)
 
 
 @given(films, st.integers(0, 10))
@@ -140,16 +158,16 @@ def test_figures_are_scikit_learns(rows, tenth):
         "specificity": recall_score(labels, called, pos_label=0, **undefined),
         "kappa": math.nan if len({*labels, *called}) == 1 else cohen_kappa_score(labels, called),
     }
-    assert {name: math.nan if figures[name] is None else figures[name] for name in FIGURES} == pytest.approx(
-        expected, nan_ok=True
-    )
-    assert figures["confusion"]["counts"] == confusion_matrix(labels, called, labels=[0, 1]).tolist()
+    assert {
+        name: math.nan if getattr(figures, name) is None else getattr(figures, name) for name in FIGURES
+    } == pytest.approx(expected, nan_ok=True)
+    assert np.array_equal(figures.confusion.counts, confusion_matrix(labels, called, labels=[0, 1]))
     assert plain(figures)
     if 0 < called.sum() < len(called) and 0 < labels.sum() < len(labels):
         sheet = classification_report(labels, called, target_names=["normal", "abnormal"], output_dict=True)
         for name in ("normal", "abnormal", "macro avg", "weighted avg"):
             row = {key.replace("f1-score", "f1"): value for key, value in sheet[name].items()}
-            assert figures["report"][name] == pytest.approx(row)
+            assert figures.report[name].to_data() == pytest.approx(row)
 
 
 @given(films, st.integers(0, 10), st.randoms())
@@ -158,7 +176,7 @@ def test_figures_stay_in_range_and_do_not_depend_on_the_order_of_films(rows, ten
     labels, scores, patients = columns_of(rows)
     figures = classify(labels, scores, patients, tenth / 10, resamples=20)
     for name in FIGURES:
-        value, limits = figures[name], figures[f"{name}_interval"]
+        value, limits = getattr(figures, name), getattr(figures, f"{name}_interval")
         lowest = -1 if name == "kappa" else 0
         assert value is None or lowest <= value <= 1
         if limits is not None:
@@ -180,31 +198,31 @@ def test_a_draw_is_classify_with_films_repeated(rows, tenth, seed):
     cells = np.bincount(2 * labels + called, weights=times, minlength=4)[None]
     if drawn.size:
         again = classify(labels[drawn], scores[drawn], patients[drawn], tenth / 10, resamples=2)
-        for name, (value,) in _figures(cells).items():
-            assert (None if math.isnan(value) else value) == pytest.approx(again[name])
+        for name, (value,) in figures_of_cells(cells).items():
+            assert (None if math.isnan(value) else value) == pytest.approx(getattr(again, name))
 
 
 def test_one_class_tells_what_it_can():
     normal = classify([0, 0, 0], [0.1, 0.2, 0.9], ["a", "b", "c"], 0.5)
-    assert (normal["accuracy"], normal["specificity"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
-    assert normal["recall"] is None and normal["precision"] == 0 and normal["kappa"] == 0
-    assert normal["specificity_interval"][0] < 2 / 3 < normal["specificity_interval"][1]
+    assert (normal.accuracy, normal.specificity) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert normal.recall is None and normal.precision == 0 and normal.kappa == 0
+    assert normal.specificity_interval[0] < 2 / 3 < normal.specificity_interval[1]
     for name in ("precision", "recall", "f1", "kappa"):
-        assert normal[f"{name}_interval"] is None
-    assert normal["confusion"]["normalized"] == [[pytest.approx(2 / 3), pytest.approx(1 / 3)], None]
-    assert normal["report"]["abnormal"] == {"precision": 0, "recall": None, "f1": 0, "support": 0}
-    assert normal["report"]["macro avg"]["recall"] is None
-    assert normal["report"]["weighted avg"]["recall"] == pytest.approx(2 / 3)  # no abnormal film weighs nothing
+        assert getattr(normal, f"{name}_interval") is None
+    assert normal.confusion.normalized == ((pytest.approx(2 / 3), pytest.approx(1 / 3)), None)
+    assert normal.report["abnormal"] == ClassRow(precision=0, recall=None, f1=0, support=0)
+    assert normal.report["macro avg"].recall is None
+    assert normal.report["weighted avg"].recall == pytest.approx(2 / 3)  # no abnormal film weighs nothing
     right = classify([1, 1], [0.8, 0.9], ["a", "b"], 0.5)
-    assert (right["recall"], right["kappa"], right["specificity"]) == (1, None, None)
+    assert (right.recall, right.kappa, right.specificity) == (1, None, None)
 
 
 def test_calls_that_are_all_alike_have_no_precision_and_no_kappa_worth_an_interval():
     never = classify(LABELS, SAID, PATIENTS, 2.0)
-    assert (never["precision"], never["recall"], never["f1"], never["kappa"]) == (None, 0, 0, 0)
-    assert never["precision_interval"] is None and never["kappa_interval"] is None
-    assert never["report"]["weighted avg"]["precision"] is None
-    assert never["recall_interval"] == [0, pytest.approx(1 - 0.025 ** (1 / 2))]  # two abnormal patients
+    assert (never.precision, never.recall, never.f1, never.kappa) == (None, 0, 0, 0)
+    assert never.precision_interval is None and never.kappa_interval is None
+    assert never.report["weighted avg"].precision is None
+    assert never.recall_interval == (0, pytest.approx(1 - 0.025 ** (1 / 2)))  # two abnormal patients
 
 
 @pytest.mark.parametrize(
@@ -231,9 +249,9 @@ def test_intervals_rest_on_patients_and_not_on_films():
     alone = classify(labels, scores, patients, 0.0)
     thrice = classify(*(np.repeat(column, 3) for column in (labels, scores, patients)), 0.0)
     for name in FIGURES:
-        assert thrice[f"{name}_interval"] == pytest.approx(alone[f"{name}_interval"])
+        assert getattr(thrice, f"{name}_interval") == pytest.approx(getattr(alone, f"{name}_interval"))
     split = classify(*(np.repeat(column, 3) for column in (labels, scores)), np.arange(240), 0.0)
-    widths = [np.diff(figures["accuracy_interval"])[0] for figures in (alone, split)]
+    widths = [np.diff(figures.accuracy_interval)[0] for figures in (alone, split)]
     assert widths[0] > 1.5 * widths[1]
 
 
@@ -243,7 +261,7 @@ def test_the_accuracy_of_independent_films_has_about_the_textbook_interval():
     figures = classify(labels, scores, np.arange(400), 0.5)
     error = 1.966 * (0.8 * 0.2 / 400) ** 0.5 / (0.8 * 0.2)  # Student's t, on the logit scale
     expected = [1 / (1 + math.exp(-math.log(4) - side * error)) for side in (-1, 1)]
-    assert figures["accuracy"] == 0.8 and figures["accuracy_interval"] == pytest.approx(expected, abs=0.004)
+    assert figures.accuracy == 0.8 and figures.accuracy_interval == pytest.approx(expected, abs=0.004)
 
 
 def test_few_patients_are_taken_from_the_draws_of_metrics_with_students_t():
@@ -253,34 +271,34 @@ def test_few_patients_are_taken_from_the_draws_of_metrics_with_students_t():
     reach = 2.2622 * error / (0.8 * 0.2)  # nine degrees of freedom
     expected = [1 / (1 + math.exp(-math.log(4) - side * reach)) for side in (-1, 1)]
     figures = classify(labels, scores, np.arange(10), 0.5, seed=4)
-    assert figures["accuracy_interval"] == pytest.approx(expected, abs=1e-4)
+    assert figures.accuracy_interval == pytest.approx(expected, abs=1e-4)
 
 
 def test_no_error_is_not_certainty():
     figures = classify([0] * 8 + [1] * 5, [0.1] * 8 + [0.9] * 5, range(13), 0.5)
     for name, patients in (("accuracy", 13), ("recall", 5), ("precision", 5), ("specificity", 8)):
-        assert figures[f"{name}_interval"] == [pytest.approx(0.025 ** (1 / patients)), 1]
-    assert figures["kappa_interval"] == [pytest.approx(2 * 0.025 ** (1 / 5) - 1), 1]
+        assert getattr(figures, f"{name}_interval") == (pytest.approx(0.025 ** (1 / patients)), 1)
+    assert figures.kappa_interval == (pytest.approx(2 * 0.025 ** (1 / 5) - 1), 1)
 
 
 def test_one_patient_of_a_class_leaves_what_the_others_tell():
     figures = classify([0, 0, 0, 1], [0.1, 0.7, 0.2, 0.9], ["a", "b", "c", "d"], 0.5)
-    assert figures["recall"] == 1 and figures["recall_interval"] is None
-    assert figures["specificity_interval"] is not None and figures["accuracy_interval"] is not None
-    assert figures["precision"] == 0.5 and figures["precision_interval"] is figures["kappa_interval"] is None
+    assert figures.recall == 1 and figures.recall_interval is None
+    assert figures.specificity_interval is not None and figures.accuracy_interval is not None
+    assert figures.precision == 0.5 and figures.precision_interval is figures.kappa_interval is None
 
 
 @pytest.mark.parametrize(("normal", "abnormal", "films"), [(30, 30, 1), (60, 8, 2)])
 def test_intervals_cover_the_truth_as_often_as_they_say(normal, abnormal, films):
     specificity, recall, prevalence = 0.95, 0.85, abnormal / (normal + abnormal)
     shares = [(1 - prevalence) * specificity, (1 - prevalence) * 0.05, prevalence * 0.15, prevalence * recall]
-    truth = _figures(np.array([shares]))
+    truth = figures_of_cells(np.array([shares]))
     hits = dict.fromkeys(FIGURES, 0)
     for seed in range(80):
         rows = cohort(normal, abnormal, specificity, recall, films=films, seed=seed)
         figures = classify(*rows, 0.0, resamples=100, seed=seed)
         for name in FIGURES:
-            low, high = figures[f"{name}_interval"]
+            low, high = getattr(figures, f"{name}_interval")
             hits[name] += low <= truth[name][0] <= high
     assert min(hits.values()) / 80 >= 0.91, hits
 
@@ -291,14 +309,14 @@ def test_intervals_cover_the_truth_as_often_as_they_say(normal, abnormal, films)
 def test_reliability_by_hand():
     result = reliability([0, 1, 0, 1], [0.0, 0.3, 0.75, 1.0], ["a", "b", "c", "d"], bins=4)
     assert plain(result)
-    assert result["brier"] == pytest.approx((0 + 0.49 + 0.5625 + 0) / 4)
-    assert result["brier_of_prevalence"] == 0.25
-    assert 0 == result["brier_interval"][0] < result["brier"] < result["brier_interval"][1] <= 1
-    first, second, last = result["bins"]  # no film from .5 to .75
-    assert first == {"low": 0, "high": 0.25, "n": 1, "mean_probability": 0, "share": 0, "share_interval": None}
-    assert (second["low"], second["n"], second["share"]) == (0.25, 1, 1)
-    assert (last["low"], last["high"], last["n"], last["mean_probability"]) == (0.75, 1, 2, 0.875)
-    assert last["share"] == 0.5 and last["share_interval"][0] < 0.5 < last["share_interval"][1]
+    assert result.brier == pytest.approx((0 + 0.49 + 0.5625 + 0) / 4)
+    assert result.brier_of_prevalence == 0.25
+    assert 0 == result.brier_interval[0] < result.brier < result.brier_interval[1] <= 1
+    first, second, last = result.bins  # no film from .5 to .75
+    assert first == ReliabilityBin(low=0, high=0.25, n=1, mean_probability=0, share=0, share_interval=None)
+    assert (second.low, second.n, second.share) == (0.25, 1, 1)
+    assert (last.low, last.high, last.n, last.mean_probability) == (0.75, 1, 2, 0.875)
+    assert last.share == 0.5 and last.share_interval[0] < 0.5 < last.share_interval[1]
 
 
 @given(films, st.integers(1, 12), st.randoms())
@@ -307,20 +325,20 @@ def test_bins_hold_every_film_once(rows, bins, random):
     labels, said, patients = columns_of(rows)
     result = reliability(labels, said, patients, bins=bins, resamples=10)
     assert plain(result)
-    assert result["brier"] == pytest.approx(brier_score_loss(labels, said, labels=[0, 1]))
-    assert sum(part["n"] for part in result["bins"]) == len(labels)
-    assert sum(part["n"] * part["share"] for part in result["bins"]) == pytest.approx(labels.sum())
-    for part in result["bins"]:
-        inside = (said >= part["low"]) & ((said < part["high"]) | (part["high"] == 1))
-        assert part["n"] == inside.sum() and part["share"] == pytest.approx(labels[inside].mean())
-        assert part["low"] <= part["mean_probability"] + 1e-12 and part["mean_probability"] <= part["high"] + 1e-12
-        limits = part["share_interval"]
-        assert limits is None or 0 <= limits[0] <= part["share"] <= limits[1] <= 1
+    assert result.brier == pytest.approx(brier_score_loss(labels, said, labels=[0, 1]))
+    assert sum(part.n for part in result.bins) == len(labels)
+    assert sum(part.n * part.share for part in result.bins) == pytest.approx(labels.sum())
+    for part in result.bins:
+        inside = (said >= part.low) & ((said < part.high) | (part.high == 1))
+        assert part.n == inside.sum() and part.share == pytest.approx(labels[inside].mean())
+        assert part.low <= part.mean_probability + 1e-12 and part.mean_probability <= part.high + 1e-12
+        limits = part.share_interval
+        assert limits is None or 0 <= limits[0] <= part.share <= limits[1] <= 1
     order = list(range(len(labels)))
     random.shuffle(order)
     again = reliability(labels[order], said[order], patients[order], bins=bins, resamples=10)
-    assert again["brier"] == pytest.approx(result["brier"])
-    assert [part["share_interval"] for part in again["bins"]] == [part["share_interval"] for part in result["bins"]]
+    assert again.brier == pytest.approx(result.brier)
+    assert [part.share_interval for part in again.bins] == [part.share_interval for part in result.bins]
 
 
 def test_calibrated_probabilities_lie_on_the_diagonal_and_beat_the_prevalence():
@@ -328,9 +346,9 @@ def test_calibrated_probabilities_lie_on_the_diagonal_and_beat_the_prevalence():
     said = random.random(4000)
     labels = (random.random(4000) < said).astype(int)
     result = reliability(labels, said, np.arange(4000), level=0.999, resamples=200)
-    for part in result["bins"]:
-        assert part["share_interval"][0] < part["mean_probability"] < part["share_interval"][1]
-    assert result["brier"] == pytest.approx(1 / 6, abs=0.01) and result["brier"] < result["brier_of_prevalence"]
+    for part in result.bins:
+        assert part.share_interval[0] < part.mean_probability < part.share_interval[1]
+    assert result.brier == pytest.approx(1 / 6, abs=0.01) and result.brier < result.brier_of_prevalence
 
 
 def test_what_is_no_probability_is_refused():
@@ -344,47 +362,47 @@ def test_what_is_no_probability_is_refused():
 # ------------------------------------------------------------------------------------------------- evaluation, tables
 
 
-def evaluated(**changes):
+def evaluated(pooling="mean") -> Evaluation:
     columns = {
-        "label": [*LABELS, -1, -1],
-        "patient": [*PATIENTS, "d", "e"],
-        "study": ["a1", "a2", "b1", "b1", "c1", "c1", "c1", "d1", "d1", "e1"],
+        "film": np.array([f"film{row}" for row in range(10)]),
+        "label": np.array([*LABELS, -1, -1]),
+        "patient": np.array([*PATIENTS, "d", "e"]),
+        "study": np.array(["a1", "a2", "b1", "b1", "c1", "c1", "c1", "d1", "d1", "e1"]),
+        "split": np.full(10, "test"),
     }
-    thresholds = {"film": 0.8, "study": 0.35, "patient": 0.3}
-    return evaluate_classes(columns, [*SAID, 0.1, 0.9], thresholds, **{"resamples": 50} | changes)
+    cohort = Cohort(**columns, finding=np.full(10, ""), difficulty=np.full(10, ""), synthetic=False)
+    settings = EvaluationSettings(aggregate=pooling, resamples=50)
+    scored = ScoredCohort(cohort, {"probability": np.array([*SAID, 0.1, 0.9])}, settings)
+    thresholds = {"film": {"probability": 0.8}, "study": {"probability": 0.35}, "patient": {"probability": 0.3}}
+    return evaluate(scored, main="probability", thresholds=thresholds, chosen_on=1)
 
 
-def test_every_level_is_called_at_both_thresholds():
-    result = evaluated()
-    assert plain(result) and list(result) == ["film", "study", "patient"]
+def test_every_unit_is_classified_at_both_thresholds():
+    classes = evaluated().figures.classes
+    assert list(classes) == ["film", "study", "patient"]
     for name, threshold in (("half", 0.5), ("chosen", 0.8)):  # the films without a label do not count
-        assert result["film"][name] == classify(LABELS, SAID, PATIENTS, threshold, resamples=50)
-    assert result["film"]["reliability"] == reliability(LABELS, SAID, PATIENTS, resamples=50)
+        assert getattr(classes["film"], name) == classify(LABELS, SAID, PATIENTS, threshold, resamples=50)
+    assert classes["film"].reliability == reliability(LABELS, SAID, PATIENTS, resamples=50)
     # Studies a1 .1, a2 .6, b1 .25; c1 .7, d1 (.7 + .1) / 2 = .4
-    assert result["study"]["half"]["confusion"]["counts"] == [[2, 1], [1, 1]]
-    assert result["study"]["chosen"]["confusion"]["counts"] == [[2, 1], [0, 2]]
+    assert classes["study"].half.confusion.counts == ((2, 1), (1, 1))
+    assert classes["study"].chosen.confusion.counts == ((2, 1), (0, 2))
     # Patients a .35, b .25; c .7, d .4
-    assert result["patient"]["chosen"]["confusion"]["counts"] == [[1, 1], [0, 2]]
-    assert [result[level]["half"]["n_patients"] for level in result] == [4, 4, 4]
-    assert evaluated(how="max")["study"]["half"]["recall"] == 1  # d1 by its worst view, .7
-
-
-def test_levels_without_a_known_label_are_left_out():
-    columns = {"label": [-1, -1], "patient": ["a", "b"], "study": ["a", "b"]}
-    assert evaluate_classes(columns, [0.1, 0.9], {"film": 0.5, "study": 0.5, "patient": 0.5}) == {}
+    assert classes["patient"].chosen.confusion.counts == ((1, 1), (0, 2))
+    assert [figures.half.n_patients for figures in classes.values()] == [4, 4, 4]
+    assert evaluated("max").figures.classes["study"].half.recall == 1  # d1 by its worst view, .7
 
 
 def test_one_class_is_evaluated_and_printed():
-    columns = {"label": [0, 0], "patient": ["a", "b"], "study": ["a", "b"]}
-    result = evaluate_classes(columns, [0.1, 0.9], dict.fromkeys(("film", "study", "patient"), 0.4))
-    assert result["film"]["half"]["accuracy"] == 0.5 and result["film"]["reliability"]["brier_of_prevalence"] == 0
-    assert "–" in classes_table(result["film"])[2]
-    assert report_table(result["film"]["half"])[-1].split("|")[3].strip() == "0 (–)"
+    half = classify([0, 0], [0.1, 0.9], ["a", "b"], 0.5)
+    figures = ClassifierFigures(half=half, chosen=half, reliability=reliability([0, 0], [0.1, 0.9], ["a", "b"]))
+    assert half.accuracy == 0.5 and figures.reliability.brier_of_prevalence == 0
+    assert "–" in classifier_table(figures)[2]
+    assert report_table(half)[-1].split("|")[3].strip() == "0 (–)"
 
 
 def test_tables_read_as_they_should():
-    result = evaluated()["film"]
-    lines = classes_table(result)
+    figures = evaluated().figures.classes["film"]
+    lines = classifier_table(figures)
     assert len(lines) == 4 and len({len(line) for line in lines}) == 1
     assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == [
         "threshold",
@@ -395,10 +413,10 @@ def test_tables_read_as_they_should():
         "specificity",
         "kappa",
     ]
-    low, high = result["half"]["kappa_interval"]
-    assert lines[2].startswith("| at .5 ") and f" .500 [{number(low)}, {number(high)}] |" in lines[2]
+    low, high = figures.half.kappa_interval
+    assert lines[2].startswith("| at .500 ") and f" .500 [{number(low)}, {number(high)}] |" in lines[2]
     assert lines[3].startswith("| at .800, chosen on validation |")
-    assert report_table(result["chosen"]) == [
+    assert report_table(figures.chosen) == [
         "| class        | precision | recall |   F1 |   n |",
         "| :----------- | --------: | -----: | ---: | --: |",
         "| normal       |      .667 |  1.000 | .800 |   4 |",
@@ -412,3 +430,9 @@ def test_tables_read_as_they_should():
         "| normal   |     4 (1.000) |        0 (.000) |",
         "| abnormal |      2 (.500) |        2 (.500) |",
     ]
+
+
+def test_the_terminal_says_on_what_a_classifier_was_measured():
+    text = "\n".join(summary(evaluated().figures))
+    assert "as a classifier by film (split test; second threshold chosen on 1 validation film)" in text
+    assert "class by class at .800, chosen on validation (split test)" in text and text.count("Brier score") == 3

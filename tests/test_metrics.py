@@ -1,6 +1,5 @@
 """Figures against scikit-learn, intervals against their promise, pixels against the exact answer."""
 
-import json
 import math
 import time
 from statistics import NormalDist
@@ -12,14 +11,16 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomaly.evaluation.bootstrap import Comparison, PatientBootstrap, interval, paired
-from anomaly.evaluation.figures import aggregate, evaluate
+from anomaly.evaluation.classification import classify, reliability
+from anomaly.evaluation.cohort import Cohort, ScoredCohort, group
+from anomaly.evaluation.evaluation import Evaluation, evaluate
+from anomaly.evaluation.figures import UNITS, EvaluationSettings, Metrics
 from anomaly.evaluation.histogram import StreamingHistogram
-from anomaly.evaluation.pixels import pixel_roc_auc
+from anomaly.evaluation.pixels import PixelRanking
 from anomaly.evaluation.ranking import average_precision, roc_auc, roc_curve
 from anomaly.formatting import markdown, number
-from anomaly.reporting.text import table
-
-RANDOM = np.random.default_rng(7)
+from anomaly.reporting.text import kind_table, score_table, summary
+from anomaly.runs import to_json
 
 films = st.lists(st.tuples(st.integers(0, 1), st.integers(-5, 5), st.integers(0, 3)), min_size=2, max_size=40)
 
@@ -170,76 +171,194 @@ def test_paired_sees_what_two_intervals_do_not():
     assert paired(labels, scores, np.exp(scores), patients) == Comparison(0, 0, 0, 1)
 
 
+def test_the_band_is_that_of_drawn_patients_and_holds_the_curve():
+    random = np.random.default_rng(3)
+    patients = np.repeat(np.arange(40), 3)
+    labels = (patients % 2).astype(int)
+    scores = labels + random.normal(size=40)[patients] + random.normal(size=120)
+    at = np.linspace(0, 1, 101)
+    low, high = PatientBootstrap(labels, patients, resamples=400, seed=0).roc_band(scores, at)
+    normal, abnormal = roc_curve(labels, scores)
+    middle = np.interp(at, normal, abnormal)
+    assert ((low <= middle + 1e-9) & (middle <= high + 1e-9)).mean() > 0.95
+    assert (np.diff(low) >= -1e-12).all() and (np.diff(high) >= -1e-12).all() and low[-1] == high[-1] == 1
+    alone = PatientBootstrap(labels, np.arange(120), resamples=400, seed=0).roc_band(scores, at)
+    assert (high - low).mean() > 1.2 * (alone[1] - alone[0]).mean()  # films of a patient are not three patients
+    again = PatientBootstrap(labels, patients, resamples=400, seed=0).roc_band(scores, at)
+    assert (again[0] == low).all() and (again[1] == high).all()
+    assert PatientBootstrap(labels[:3], patients[:3], resamples=9, seed=0).roc_band(scores[:3], at) is None
+
+
+def test_a_drawn_curve_is_that_of_the_films_of_its_patients(monkeypatch):
+    random = np.random.default_rng(4)
+    patients, labels = np.repeat(np.arange(12), 2), np.repeat([0, 1], 12)
+    scores = np.round(labels + random.normal(size=24), 1)
+    seen = []
+    monkeypatch.setattr(np, "quantile", lambda curves, *given, **more: seen.append(curves) or curves[:2])
+    at = np.linspace(0.013, 1, 50)
+    bootstrap = PatientBootstrap(labels, patients, resamples=20, seed=5)
+    bootstrap.roc_band(scores, at)
+    both = [row for row in bootstrap.counts if row[:6].any() and row[6:].any()]
+    for curve, count in zip(seen[0], both, strict=True):
+        rows = np.repeat(np.arange(24), count[patients])
+        assert curve == pytest.approx(np.interp(at, *roc_curve(labels[rows], scores[rows])), abs=1e-9)
+
+
 # --------------------------------------------------------------------------------------------------------- evaluation
 
 
-def test_aggregate_takes_the_worst_label_and_keeps_the_unknown():
-    ids, scores, labels = ["s2", "s1", "s2", "s3"], [1.0, 4.0, 3.0, 9.0], [-1, 0, 1, -1]
-    mean, largest = aggregate(ids, scores, labels), aggregate(ids, scores, labels, "max")
+def test_groups_take_the_worst_label_and_keep_the_unknown():
+    ids, scores, labels = ["s2", "s1", "s2", "s3"], {"mse": [1.0, 4.0, 3.0, 9.0]}, [-1, 0, 1, -1]
+    mean, largest = group(ids, labels, scores), group(ids, labels, scores, "max")
     assert mean.ids.tolist() == ["s2", "s1", "s3"] and mean.labels.tolist() == [1, 0, -1]
-    assert mean.scores.tolist() == [2, 4, 9] and largest.scores.tolist() == [3, 4, 9]
+    assert mean.scores["mse"].tolist() == [2, 4, 9] and largest.scores["mse"].tolist() == [3, 4, 9]
     assert mean.first.tolist() == [0, 1, 3] and mean.films.tolist() == [2, 1, 1]
+    assert mean.known_scores["mse"].tolist() == [2, 4]
     with pytest.raises(ValueError, match="no pooling 'median'; there are: max, mean"):
-        aggregate(ids, scores, labels, "median")  # type: ignore[arg-type]
+        group(ids, labels, scores, "median")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="4 labels but 3 ids"):
+        group(ids[:3], labels, scores)
 
 
-def evaluated(**changes):
+@given(films, st.sampled_from(["mean", "max"]))
+def test_a_group_is_the_films_of_its_name(rows, pooling):
+    labels, scores, names = (np.array(column) for column in zip(*rows, strict=True))
+    groups = group(names, labels, {"score": scores}, pooling)
+    assert groups.ids.tolist() == list(dict.fromkeys(names.tolist()))  # in the order of their first film
+    assert groups.films.sum() == len(rows)
+    for name, label, films, first, value in zip(
+        groups.ids, groups.labels, groups.films, groups.first, groups.scores["score"], strict=True
+    ):
+        inside = names == name
+        pool = np.mean if pooling == "mean" else np.max
+        assert (label, films, first) == (labels[inside].max(), inside.sum(), np.flatnonzero(inside)[0])
+        assert value == pytest.approx(pool(scores[inside]))
+
+
+def cohort_of(labels, patients, **columns) -> Cohort:
+    none = np.full(len(labels), "")
+    given = {
+        "film": np.array([f"film{row}" for row in range(len(labels))]),
+        "study": np.array([f"{patient}/study1" for patient in patients]),
+        "patient": np.asarray(patients).astype(str),
+        "label": np.asarray(labels),
+        "split": np.full(len(labels), "test"),
+        "finding": none,
+        "difficulty": none,
+    } | columns
+    return Cohort(**given, synthetic=True)
+
+
+def test_columns_of_a_cohort_are_of_one_length():
+    with pytest.raises(ValueError, match=r"study \(1,\) must be \(2,\): one a film"):
+        cohort_of([0, 1], ["a", "b"], study=np.array(["a"]))
+    with pytest.raises(ValueError, match="label 2; there are: -1, 0, 1"):
+        cohort_of([0, 2], ["a", "b"])
+
+
+def evaluated(**given) -> Evaluation:
     labels, scores, patients = cohort(20, 20, 1.0, films=2)
     labels[:2] = -1
-    columns = {
-        "label": labels,
-        "patient": patients.astype(str),
-        "study": [f"{patient}/study1" for patient in patients],
-        "finding": np.where(labels == 1, np.where(patients % 2, "fracture", "implant"), ""),
-        "difficulty": np.where(labels == 1, "hard", ""),
-    }
-    all_scores = {"mse": scores, "mean_grey": RANDOM.normal(size=len(labels))}
-    settings = {"thresholds": {"film": {"mse": 1.0}}, "resamples": 100} | changes
-    return columns, all_scores, evaluate(columns, all_scores, **settings)
+    films = cohort_of(
+        labels,
+        patients,
+        finding=np.where(labels == 1, np.where(patients % 2, "fracture", "implant"), ""),
+        difficulty=np.where(labels == 1, "hard", ""),
+    )
+    all_scores = {"mse": scores, "mean_grey": np.random.default_rng(7).random(len(labels))}
+    scored = ScoredCohort(films, all_scores, EvaluationSettings(resamples=100))
+    return evaluate(scored, **{"main": "mse", "thresholds": {"film": {"mse": 1.0}}} | given)
 
 
-def test_evaluate_tells_every_level_and_kind():
-    columns, scores, result = evaluated()
-    assert json.loads(json.dumps(result, allow_nan=False)) == result
-    known = columns["label"] >= 0
-    film, study = result["film"]["mse"], result["study"]["mse"]
-    assert film["roc_auc"] == roc_auc_score(columns["label"][known], scores["mse"][known])
-    assert (film["n"], film["n_abnormal"], film["n_patients"]) == (78, 40, 39)  # the unknown ones do not count
-    assert (study["n"], study["n_abnormal"], study["prevalence"]) == (39, 20, 20 / 39)
+def test_evaluate_has_figures_of_every_unit_and_kind():
+    evaluation = evaluated()
+    figures, films, scores = evaluation.figures, evaluation.scored.cohort, evaluation.scored.scores
+    known = films.label >= 0
+    film, study, patient = (figures.units[unit]["mse"] for unit in ("film", "study", "patient"))
+    assert film is figures.main and film.roc_auc == roc_auc_score(films.label[known], scores["mse"][known])
+    assert (film.n, film.n_abnormal, film.n_patients) == (78, 40, 39)  # the unknown ones do not count
+    assert (study.n, study.n_abnormal, study.prevalence) == (39, 20, 20 / 39)
     means = scores["mse"].reshape(40, 2).mean(1)[1:]
-    assert study["roc_auc"] == result["patient"]["mse"]["roc_auc"] == roc_auc_score(np.arange(39) >= 19, means)
-    assert film["threshold"]["n_flagged"] == (scores["mse"][known] >= 1).sum() and "threshold" not in study
-    against = film["against"]["mean_grey"]
-    assert against["difference"] == film["roc_auc"] - result["film"]["mean_grey"]["roc_auc"]
-    assert against["interval"][0] < against["difference"] < against["interval"][1]
-    assert "against" not in result["film"]["mean_grey"]
-    assert list(result["finding"]) == ["fracture", "implant"] and list(result["difficulty"]) == ["hard"]
-    kind = result["finding"]["fracture"]["mse"]
-    rows = known & ((columns["label"] == 0) | (columns["finding"] == "fracture"))
-    assert kind["roc_auc"] == roc_auc_score(columns["label"][rows], scores["mse"][rows])
-    assert (kind["n"], kind["n_abnormal"]) == (58, 20) and "ap" not in kind
+    assert study.roc_auc == patient.roc_auc == roc_auc_score(np.arange(39) >= 19, means)
+    assert film.threshold.n_flagged == (scores["mse"][known] >= 1).sum() and study.threshold is None
+    against = film.against["mean_grey"]
+    assert against.difference == film.roc_auc - figures.film["mean_grey"].roc_auc
+    assert against.interval[0] < against.difference < against.interval[1]
+    assert figures.film["mean_grey"].against is None
+    assert list(figures.finding) == ["fracture", "implant"] and list(figures.difficulty) == ["hard"]
+    kind = figures.finding["fracture"]["mse"]
+    rows = known & ((films.label == 0) | (films.finding == "fracture"))
+    assert kind.roc_auc == roc_auc_score(films.label[rows], scores["mse"][rows])
+    assert (kind.n, kind.n_abnormal) == (58, 20)
 
 
 def test_evaluate_uses_the_same_numbers_as_its_parts():
-    columns, scores, result = evaluated()
-    known = columns["label"] >= 0
-    labels, patients = columns["label"][known], columns["patient"][known]
-    for metric in ("roc_auc", "ap"):
-        alone = interval(labels, scores["mse"][known], patients, metric, resamples=100)
-        assert tuple(result["film"]["mse"][f"{metric}_interval"]) == alone
-    pair = paired(labels, scores["mse"][known], scores["mean_grey"][known], patients, resamples=100)
-    assert result["film"]["mse"]["against"]["mean_grey"] == pair.plain()
+    evaluation = evaluated(chosen_on=9, main="mean_grey", thresholds={unit: {"mean_grey": 0.4} for unit in UNITS})
+    figures, scored = evaluation.figures, evaluation.scored
+    for unit in UNITS:
+        groups = scored.groups[unit]
+        labels, patients = groups.labels[groups.known], scored.cohort.patient[groups.first][groups.known]
+        values, grey = (groups.known_scores[name] for name in ("mse", "mean_grey"))
+        for metric in ("roc_auc", "ap"):
+            alone = interval(labels, values, patients, metric, resamples=100)
+            assert getattr(figures.units[unit]["mse"], f"{metric}_interval") == alone
+        pair = paired(labels, values, grey, patients, resamples=100)
+        assert figures.units[unit]["mse"].against["mean_grey"] == pair.figures()
+        classes = figures.classes[unit]
+        assert classes.half == classify(labels, grey, patients, 0.5, resamples=100)
+        assert classes.chosen == classify(labels, grey, patients, 0.4, resamples=100)
+        assert classes.reliability == reliability(labels, grey, patients, resamples=100)
 
 
-def test_evaluate_without_labels_says_so():
-    columns = {"label": [-1, -1], "patient": ["a", "b"], "study": ["a", "b"]}
-    result = evaluate(columns, {"mse": [1.0, 2.0]}, thresholds={"film": {"mse": 1.5}})
-    figures = result["film"]["mse"]
-    assert (figures["roc_auc"], figures["ap_interval"], figures["n"], figures["prevalence"]) == (None, None, 0, None)
-    assert figures["threshold"]["sensitivity"] is None and result["finding"] == {}
+def test_evaluate_without_labels_has_no_figures():
+    films = cohort_of([-1, -1], ["a", "b"])
+    scored = ScoredCohort(films, {"p": np.array([0.1, 0.2])})
+    figures = evaluate(scored, main="p", thresholds={unit: {"p": 0.15} for unit in UNITS}, chosen_on=3).figures
+    film = figures.main
+    assert (film.roc_auc, film.ap_interval, film.n, film.prevalence) == (None, None, 0, None)
+    assert film.threshold.sensitivity is None and figures.kinds == {} and figures.classes == {}
+    assert Metrics.model_validate_json(to_json(figures.to_data())) == figures
+
+
+def test_metrics_are_read_back_as_written_and_leave_out_what_was_not_asked():
+    plain = evaluated(pixel=PixelRanking().figures(), run="runs/cae-1", command="anomaly score runs/cae-1").figures
+    classified = evaluated(
+        main="mean_grey", chosen_on=9, thresholds={unit: {"mean_grey": 0.4} for unit in UNITS}
+    ).figures
+    for figures in (plain, classified):
+        assert Metrics.model_validate_json(to_json(figures.to_data())) == figures
+    data = plain.to_data()
+    assert "classes" not in data and "chosen_on" not in data and data["pixel"]["roc_auc"] is None
+    assert "threshold" not in data["study"]["mse"] and "against" not in data["film"]["mean_grey"]
+    assert set(data["finding"]["fracture"]["mse"]) == {
+        "roc_auc", "roc_auc_interval", "n", "n_abnormal", "n_patients", "prevalence",
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="Extra inputs are not permitted"):
+        Metrics.model_validate(data | {"figure": 1})
+
+
+def test_a_main_score_or_threshold_that_is_missing_is_named():
+    with pytest.raises(ValueError, match="no score 'kld'; there are: mean_grey, mse"):
+        evaluated(main="kld")
+    with pytest.raises(ValueError, match="no threshold of mean_grey by study"):
+        evaluated(main="mean_grey", chosen_on=9, thresholds={"film": {"mean_grey": 0.4}})
+
+
+def test_patients_are_resampled_once_a_unit():
+    scored = evaluated().scored
+    assert scored.bootstraps is scored.bootstraps and scored.groups is scored.groups
+    for unit in UNITS:
+        assert len(scored.bootstraps[unit].labels) == len(scored.known_scores(unit, "mse"))
 
 
 # ------------------------------------------------------------------------------------------------------------- pixels
+
+
+def pixels(maps):
+    ranking = PixelRanking()
+    for film in maps:
+        ranking.add(*film)
+    return ranking.figures()
 
 
 def test_pixel_figures_from_the_stream_are_the_exact_ones():
@@ -248,48 +367,61 @@ def test_pixel_figures_from_the_stream_are_the_exact_ones():
     for side in (20, 31):
         truth, mask = random.random((side, side)) < 0.1, random.random((side, side)) < 0.8
         maps.append(((random.integers(0, 200, (side, side)) + 60.0 * truth) * 1e-5, truth, mask))
-    result = pixel_roc_auc(iter(maps))
+    result = pixels(maps)
     values, truths = (np.concatenate([film[i][film[2]] for film in maps]) for i in (0, 1))
-    assert result["roc_auc"] == pytest.approx(roc_auc_score(truths, values))
-    assert result["ap"] == pytest.approx(average_precision_score(truths, values))
+    assert result.roc_auc == pytest.approx(roc_auc_score(truths, values))
+    assert result.ap == pytest.approx(average_precision_score(truths, values))
     single = [roc_auc_score(truth[mask], values[mask]) for values, truth, mask in maps]
-    assert result["film_roc_auc"] == pytest.approx(np.mean(single))
-    assert (result["n_films"], result["n_pixels"], result["prevalence"]) == (2, len(values), truths.mean())
+    assert result.film_roc_auc == pytest.approx(np.mean(single))
+    assert (result.n_films, result.n_pixels, result.prevalence) == (2, len(values), truths.mean())
 
 
 def test_films_without_a_lesion_count_among_the_pixels_alone():
     ones = np.ones((2, 2), bool)
     lesion = np.array([[True, False], [False, False]])
-    result = pixel_roc_auc([(lesion * 2.0, lesion, ones), (ones * 1.0, ~ones, ones)])
-    assert (result["n_films"], result["film_roc_auc"], result["roc_auc"]) == (1, 1, 1)
-    empty = pixel_roc_auc([])
-    assert empty["roc_auc"] is None and empty["prevalence"] is None
+    result = pixels([(lesion * 2.0, lesion, ones), (ones * 1.0, ~ones, ones)])
+    assert (result.n_films, result.film_roc_auc, result.roc_auc) == (1, 1, 1)
+    empty = pixels([])
+    assert empty.roc_auc is None and empty.prevalence is None
 
 
 @given(st.lists(st.floats(2.0**-100, 2.0**100, width=32), min_size=1, max_size=50), st.floats(0.01, 1))
-def test_tally_finds_quantiles_within_its_bins(values, q):
-    tally = StreamingHistogram()
-    tally.add(np.array(values))
+def test_histogram_finds_quantiles_within_its_bins(values, q):
+    histogram = StreamingHistogram()
+    histogram.add(np.array(values))
     exact = np.sort(np.float32(values))[math.ceil(q * len(values)) - 1]
-    assert exact <= tally.quantile(q) <= exact * (1 + 2**-11)
+    assert exact <= histogram.quantile(q) <= exact * (1 + 2**-11)
 
 
-def test_tally_refuses_what_no_map_holds():
+def test_histogram_refuses_what_no_map_holds():
     for wrong in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="finite and not negative"):
             StreamingHistogram().add(np.array([0.5, wrong]))
-    tally = StreamingHistogram()
+    histogram = StreamingHistogram()
     with pytest.raises(ValueError, match="no pixel"):
-        tally.quantile(0.5)
-    tally.add(np.array([0.0, -0.0]))
-    assert tally.quantile(1.0) == 0
+        histogram.quantile(0.5)
+    histogram.add(np.array([0.0, -0.0]))
+    assert histogram.quantile(1.0) == 0
 
 
-def test_table_has_a_row_for_every_score():
-    _, _, result = evaluated()
-    lines = table(result["film"])
+def test_maps_and_ground_truths_are_of_one_shape():
+    with pytest.raises(ValueError, match=r"map \(2, 2\), ground truth \(2, 3\) and mask \(2, 2\) must have one shape"):
+        PixelRanking().add(np.zeros((2, 2)), np.zeros((2, 3), bool), np.zeros((2, 2), bool))
+
+
+def test_tables_have_a_row_for_every_score_or_kind():
+    figures = evaluated().figures
+    lines = score_table(figures.film)
     assert len(lines) == 4 and len({len(line) for line in lines}) == 1
-    assert lines[2].startswith("| mse ") and f"{number(result['film']['mse']['roc_auc'])} [" in lines[2]
-    assert len(table(result["finding"]["fracture"])) == 4
+    assert lines[2].startswith("| mse ") and f"{number(figures.main.roc_auc)} [" in lines[2]
+    kinds = kind_table(figures.finding, ("mse", *figures.settings.trivial))  # without minus_std, which is no score here
+    assert [cell.strip() for cell in kinds[0].split("|")[1:-1]] == ["kind", "mse", "mean_grey", "abnormal films"]
+    assert len(kinds) == 4
+    text = "\n".join(summary(figures))
+    for words in (
+        "by patient (SYNTHETIC films, split test, 95% confidence intervals over patients)",
+        "mse by finding (",
+    ):
+        assert words in text
     with pytest.raises(ValueError, match="needs 2 cells"):
         markdown(["a", "b"], [["1"]])

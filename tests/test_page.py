@@ -24,7 +24,7 @@ import pytest
 from anomaly.pipeline.evaluate import run_page
 from anomaly.reporting import page as report
 from anomaly.runs import Run
-from tests.test_report import bench_page, classes, context
+from tests.test_report import bench_page, classes, context, with_classes
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 SECONDS = 60
@@ -219,7 +219,7 @@ def test_a_layer_is_seen(browser, pages):
 def test_what_scrolls_is_reached_by_keyboard(browser, pages, tmp_path):
     given = context()
     page = tmp_path / "classifier.html"
-    page.write_text(report.render_report(replace(given, metrics={**given.metrics, "classes": classes()})))
+    page.write_text(report.render_report(replace(given, evaluation=with_classes(given.evaluation, classes()))))
     for file in (page, pages["report"], pages["bench"]):
         browser.open(file)
         assert browser.js("[...document.querySelectorAll('.wide')].map((one) => one.tabIndex)").count(-1) == 0

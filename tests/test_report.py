@@ -19,11 +19,19 @@ from anomaly.pipeline.evaluate import run_page, score_films
 from torch import Tensor
 
 from anomaly.data.batch import Batch
-from anomaly.evaluation.bootstrap import PatientBootstrap
 from anomaly.evaluation.calibration import read_calibration
-from anomaly.evaluation.figures import evaluate
+from anomaly.evaluation.cohort import Cohort, ScoredCohort
+from anomaly.evaluation.evaluation import Evaluation, evaluate
+from anomaly.evaluation.figures import (
+    UNITS,
+    ClassificationFigures,
+    ClassifierFigures,
+    Difference,
+    EvaluationSettings,
+    Reliability,
+    Unit,
+)
 from anomaly.evaluation.predict import View
-from anomaly.evaluation.ranking import roc_curve
 from anomaly.formatting import with_interval
 from anomaly.models.base import Detector, Settings
 from anomaly.reporting import page as report
@@ -38,38 +46,46 @@ RANDOM = np.random.default_rng(3)
 EVIL = '<script>alert("x")</script>&\'"><img src=x onerror=y>.png'
 
 
-def context(**changes) -> report.ReportContext:
+def evaluation(*, labels=None, scores=(), main="mse", synthetic=True, classes=None) -> Evaluation:
+    """Sixty films of thirty patients, the last half of them abnormal, if not labelled otherwise."""
     patients = np.repeat(np.arange(30), 2)
-    labels = (patients >= 15).astype(int)
-    scores = {
-        "mse": labels * 0.02 + RANDOM.random(60) * 0.05,
+    truth = (patients >= 15).astype(int) if labels is None else labels
+    cohort = Cohort(
+        film=np.array([f"film{row}" for row in range(60)]),
+        study=np.array([f"patient{patient}/study1" for patient in patients]),
+        patient=patients,
+        label=truth,
+        split=np.full(60, "test"),
+        finding=np.where(truth == 1, np.where(patients % 2, "fracture", EVIL), ""),
+        difficulty=np.full(60, ""),
+        synthetic=synthetic,
+    )
+    values = {
+        "mse": truth * 0.02 + RANDOM.random(60) * 0.05,
         "mean_grey": RANDOM.random(60),
         "$_under{score": RANDOM.random(60),
     }
-    studies = np.array([f"patient{patient}/study1" for patient in patients])
-    columns = {
-        "label": labels,
-        "patient": patients,
-        "study": studies,
-        "finding": np.where(labels, np.where(patients % 2, "fracture", EVIL), ""),
-    }
+    scored = ScoredCohort(cohort, values, EvaluationSettings(resamples=50))
+    made = evaluate(scored, main=main, thresholds={"film": {"mse": 0.05}})
+    return made if classes is None else with_classes(made, classes)
+
+
+def with_classes(evaluation: Evaluation, classes: dict[Unit, ClassifierFigures]) -> Evaluation:
+    update = {"classes": classes, "chosen_on": 9}
+    return replace(evaluation, figures=evaluation.figures.model_copy(update=update))
+
+
+def context(**changes) -> report.ReportContext:
     film = RANDOM.random((500, 380))
     heat = blend(film, film * 0.1, film > 0, 0.05)
     given = report.ReportContext(
         title=f"cae {EVIL}",
         model="cae",
         data="drawn films",
-        synthetic=True,
-        score="mse",
-        labels=labels,
-        studies=studies,
-        patients=patients,
-        scores=scores,
-        metrics=evaluate(columns, scores, thresholds={"film": {"mse": 0.05}}, resamples=50),
+        evaluation=changes["evaluation"] if "evaluation" in changes else evaluation(),
         config={"model": {"latent": 64}, EVIL: EVIL},
         facts={"seed": "0"},
         history={"epoch": [0, 1, 2], "loss": [3.0, 2.0, 1.5], "val_$x_roc_auc": [None, 0.6, float("nan")]},
-        threshold=0.05,
         map_scale=0.05,
         highest=[report.Shown(EVIL, 1, 0.07, film, {"heatmap": heat, EVIL: heat}, {"finding": EVIL, "study": ""})],
         wrong=[report.Shown("image2.png", 1, 0.01, film)],
@@ -83,32 +99,35 @@ def context(**changes) -> report.ReportContext:
     return replace(given, **changes)
 
 
-def classified(threshold: float, *, counts=((9, 1), (2, 8)), kappa=0.7) -> dict:
-    """The figures of `classification.classify`, made by hand."""
+def classified(threshold: float, *, counts=((9, 1), (2, 8)), kappa: float | None = 0.7) -> ClassificationFigures:
+    """The figures at a threshold, by hand."""
     figures = {"threshold": threshold, "n": 20, "n_abnormal": 10, "n_patients": 12}
     for name, value in {
         "accuracy": 0.85, "precision": 0.889, "recall": 0.8, "specificity": 0.9, "f1": 0.842, "kappa": kappa,
     }.items():  # fmt: skip
-        figures |= {name: value, f"{name}_interval": None if value is None else [value - 0.1, value + 0.05]}
-    one = {"precision": 0.818, "recall": 0.9, "f1": 0.857, "support": 10}
-    return figures | {
-        "confusion": {
-            "counts": [list(row) for row in counts],
-            "normalized": [[n / sum(row) for n in row] if sum(row) else None for row in counts],
-        },
-        "report": {"normal": one, "abnormal": one, "accuracy": {"f1": 0.853, "support": 20}, "macro avg": one},
+        figures |= {name: value, f"{name}_interval": None if value is None else (value - 0.1, value + 0.05)}
+    row = {"precision": 0.818, "recall": 0.9, "f1": 0.857, "support": 10}
+    figures["confusion"] = {
+        "counts": counts,
+        "normalized": [[count / sum(row) for count in row] if sum(row) else None for row in counts],
     }
+    figures["report"] = {"normal": row, "abnormal": row, "accuracy": {"f1": 0.853, "support": 20}, "macro avg": row}
+    return ClassificationFigures.model_validate(figures)
 
 
-def classes(**changes) -> dict:
-    """The figures of `classification.evaluate_classes`, made by hand."""
+def classes(**changes) -> dict[Unit, ClassifierFigures]:
+    """The figures of a classifier, by hand."""
     bins = [
-        {"low": 0.1, "high": 0.2, "n": 9, "mean_probability": 0.14, "share": 0.2, "share_interval": [0.05, 0.5]},
+        {"low": 0.1, "high": 0.2, "n": 9, "mean_probability": 0.14, "share": 0.2, "share_interval": (0.05, 0.5)},
         {"low": 0.8, "high": 0.9, "n": 11, "mean_probability": 0.86, "share": 0.75, "share_interval": None},
     ]
-    reliable = {"brier": 0.123, "brier_interval": [0.101, 0.147], "brier_of_prevalence": 0.25, "bins": bins}
-    one = {"half": classified(0.5), "chosen": classified(0.3712, **changes), "reliability": reliable}
-    return {level: one for level in ("film", "study", "patient")}
+    calibration = {"brier": 0.123, "brier_interval": (0.101, 0.147), "brier_of_prevalence": 0.25, "bins": bins}
+    figures = ClassifierFigures(
+        half=classified(0.5),
+        chosen=classified(0.3712, **changes),
+        reliability=Reliability.model_validate(calibration),
+    )
+    return dict.fromkeys(UNITS, figures)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +180,7 @@ def test_nothing_from_files_becomes_markup(html):
 def test_nothing_from_files_becomes_markup_on_the_page_of_wrong_films(given):
     film = RANDOM.random((20, 20))
     wrong = [report.Shown(EVIL, 0, 0.07, film, {}, {"finding": EVIL, "study": EVIL, "patient": EVIL})]
-    html = report.render_wrong(replace(given, wrong=wrong, score="mse", map_unit=EVIL))
+    html = report.render_wrong(replace(given, wrong=wrong, map_unit=EVIL))
     page = Page(html)
     assert html.count("<script") == 1 and not any(name.startswith("on") for _, given in page.tags for name in given)
     assert page.text.count(EVIL) >= 7  # title twice, film, finding, study, patient, unit of the map
@@ -192,10 +211,12 @@ def test_the_one_script_is_the_one_that_the_policy_names(html):
 
 
 def test_every_template_is_packed():
-    root = Path(report.__file__).parent
-    settings = tomllib.loads((root.parent / "pyproject.toml").read_text())
-    packed = {path for glob in settings["tool"]["setuptools"]["package-data"]["anomaly"] for path in root.glob(glob)}
-    assert set((root / "templates").iterdir()) <= packed
+    room = Path(report.__file__).parent
+    settings = tomllib.loads((room.parents[1] / "pyproject.toml").read_text())
+    packed = {
+        path for glob in settings["tool"]["setuptools"]["package-data"]["anomaly.reporting"] for path in room.glob(glob)
+    }
+    assert set((room / "templates").iterdir()) <= packed
 
 
 def test_pictures_are_pictures(html):
@@ -210,60 +231,54 @@ def test_pictures_are_pictures(html):
 def test_synthetic_films_are_called_so_in_capitals(html):
     assert "SYNTHETIC FILMS" in html
     assert "SYNTHETIC FILMS" in report.render_wrong(context())
-    taken = context(synthetic=False, history={})
+    taken = context(evaluation=evaluation(synthetic=False), history={})
     assert "SYNTHETIC" not in report.render_report(taken) + report.render_wrong(taken)
 
 
 def test_figures_stand_with_their_intervals_beside_the_trivial_ones(given, html):
     text = " ".join(Page(html).text.split())
-    for level in ("film", "study", "patient"):
-        for figures in given.metrics[level].values():
-            assert with_interval(figures["roc_auc"], figures["roc_auc_interval"]) in text
-    assert report.verdict(given.metrics, "mse")[0] in text and "mean_grey" in report.verdict(given.metrics, "mse")[1]
+    for scores in given.figures.units.values():
+        for figures in scores.values():
+            assert with_interval(figures.roc_auc, figures.roc_auc_interval) in text
+    first, against = report.verdict(given.figures)
+    assert first in text and "on 60 films of 30 patients" in first and "mean_grey" in against
 
 
 @pytest.mark.parametrize(
     ("interval", "words"),
-    [([0.1, 0.3], "Better"), ([-0.3, -0.1], "WORSE"), ([-0.1, 0.3], "NOT shown"), (None, "too few")],
+    [((0.1, 0.3), "Better"), ((-0.3, -0.1), "WORSE"), ((-0.1, 0.3), "NOT shown"), (None, "too few")],
 )
-def test_verdict_claims_no_more_than_the_interval(interval, words):
-    film = {"roc_auc": 0.7, "roc_auc_interval": None, "n": 4, "n_patients": 4, "n_abnormal": 2, "prevalence": 0.5}
-    film["against"] = {"mean_grey": {"difference": 0.1, "interval": interval, "p": None}}
-    assert words in report.verdict({"film": {"mse": film}}, "mse")[1]
+def test_verdict_claims_no_more_than_the_interval(given, interval, words):
+    difference = Difference(difference=0.1, interval=interval, p=None)
+    film = given.figures.main.model_copy(update={"against": {"mean_grey": difference}, "n": 1, "n_patients": 1})
+    first, against = report.verdict(given.figures.model_copy(update={"film": {"mse": film}}))
+    assert words in against and "on 1 film of 1 patient," in first
 
 
 def test_films_without_labels_make_a_page_too():
-    columns = {"label": np.full(60, -1), "patient": np.arange(60), "study": np.arange(60)}
     given = context(
-        labels=columns["label"],
+        evaluation=evaluation(labels=np.full(60, -1)),
         history={},
         highest=(),
         pictures={},
         wrong=(),
         failures=(),
-        threshold=None,
         map_scale=None,
     )
-    given = replace(given, metrics=evaluate(columns, given.scores))
     text = Page(report.render_report(given)).text
     assert "No ROC-AUC: the films are not labelled" in text and "Learning curves" not in text
-    assert "Nothing is known of how well it tells" in text and "NOT A MEDICAL DEVICE" in text
-    assert "No ROC-AUC" in Page(report.render_report(replace(given, metrics={}))).text
+    assert "ROC curves by film" not in text and "NOT A MEDICAL DEVICE" in text
+    assert "Nothing is known of how well it tells" in text
 
 
 def test_the_same_run_makes_the_same_page(given, html):
     assert report.render_report(given) == html
 
 
-def test_an_unknown_main_score_is_refused():
-    with pytest.raises(ValueError, match="no score 'kld'; there are: "):
-        report.render_report(context(score="kld"))
-
-
 def test_many_learning_curves_are_cut_and_counted(monkeypatch, given):
     monkeypatch.setattr(report, "_PANELS", 2)
     history = {f"column{number}": [1.0, 2.0] for number in range(5)}
-    html = report.render_report(replace(given, history=history, metrics={}))
+    html = report.render_report(replace(given, history=history))
     assert "3 more columns are in history.csv" in html
 
 
@@ -281,8 +296,8 @@ def test_training_and_validation_share_a_panel_where_both_were_watched():
 
 
 def test_a_classifier_has_its_figures_at_both_thresholds(given):
-    metrics_of = {**given.metrics, "classes": classes(kappa=None)}
-    html = report.render_report(replace(given, metrics=metrics_of, rule="youden"))
+    judged = with_classes(given.evaluation, classes(kappa=None))
+    html = report.render_report(replace(given, evaluation=judged, rule="youden"))
     text = " ".join(Page(html).text.split())
     assert "As a classifier" in text and "As a classifier" not in report.render_report(given)
     for level in ("film", "study", "patient"):
@@ -298,10 +313,8 @@ def test_a_classifier_has_its_figures_at_both_thresholds(given):
 
 
 def test_a_class_without_films_has_counts_and_no_shares(given):
-    figures = classes(counts=((0, 0), (2, 8)), kappa=None)
-    text = " ".join(
-        Page(report.render_report(replace(given, metrics={**given.metrics, "classes": figures}))).text.split()
-    )
+    judged = with_classes(given.evaluation, classes(counts=((0, 0), (2, 8)), kappa=None))
+    text = " ".join(Page(report.render_report(replace(given, evaluation=judged))).text.split())
     assert "normal 0 – 0 –" in text
 
 
@@ -334,6 +347,12 @@ def test_the_wrong_films_have_a_page_and_the_first_of_them_a_place_in_the_report
     assert "wrong.html" not in report.render_report(replace(given, wrong=()))
 
 
+def contradicted(labels, scores, row) -> float:
+    """The share of the other class on a film's wrong side."""
+    others = scores[labels == 1 - labels[row]]
+    return float((others < scores[row] if labels[row] == 0 else others > scores[row]).mean())
+
+
 def test_gallery_rows_are_the_highest_and_the_most_contradicted():
     labels, scores = np.repeat([0, 1, -1], 20), RANDOM.normal(size=60)
     highest, wrong, lowest = report.gallery_rows(labels, scores, count=8)
@@ -342,39 +361,13 @@ def test_gallery_rows_are_the_highest_and_the_most_contradicted():
     assert scores[highest[0]] == scores.max() and scores[lowest[0]] == scores.min() and not (labels[wrong] == -1).any()
     worst_normal = 0 + int(np.argmax(scores[:20]))
     assert worst_normal in wrong
+    for first, second in pairwise(wrong):
+        share = [contradicted(labels, scores, row) for row in (first, second)]
+        assert share[0] >= share[1] > 0
+        if share[0] == share[1] and labels[first] == labels[second]:
+            assert scores[first] > scores[second] if labels[first] == 0 else scores[first] < scores[second]
     assert report.gallery_rows([0, 0], [1.0, 2.0]) == ([1, 0], [], [0, 1])
     assert report.gallery_rows([0, 1], [1.0, 2.0])[1] == []  # told apart: nothing is wrong
-
-
-def test_the_band_is_that_of_drawn_patients_and_holds_the_curve():
-    patients = np.repeat(np.arange(40), 3)
-    labels = (patients % 2).astype(int)
-    scores = labels + RANDOM.normal(size=40)[patients] + RANDOM.normal(size=120)
-    at = np.linspace(0, 1, 101)
-    low, high = report.roc_band(labels, scores, patients, at, resamples=400)
-    normal, abnormal = roc_curve(labels, scores)
-    middle = np.interp(at, normal, abnormal)
-    assert ((low <= middle + 1e-9) & (middle <= high + 1e-9)).mean() > 0.95
-    assert (np.diff(low) >= -1e-12).all() and (np.diff(high) >= -1e-12).all() and low[-1] == high[-1] == 1
-    alone = report.roc_band(labels, scores, np.arange(120), at, resamples=400)
-    assert (high - low).mean() > 1.2 * (alone[1] - alone[0]).mean()  # films of a patient are not three patients
-    again = report.roc_band(labels, scores, patients, at, resamples=400)
-    assert (again[0] == low).all() and (again[1] == high).all()
-    assert report.roc_band(labels[:3], scores[:3], patients[:3], at) is None
-
-
-def test_a_drawn_curve_is_that_of_the_films_of_its_patients(monkeypatch):
-    patients, labels = np.repeat(np.arange(12), 2), np.repeat([0, 1], 12)
-    scores = np.round(labels + RANDOM.normal(size=24), 1)
-    seen = []
-    monkeypatch.setattr(report.np, "quantile", lambda curves, *given, **more: seen.append(curves) or curves[:2])
-    at = np.linspace(0.013, 1, 50)
-    report.roc_band(labels, scores, patients, at, resamples=20, seed=5)
-    counts = PatientBootstrap(labels, patients, resamples=20, seed=5).counts
-    both = [row for row in counts if row[:6].any() and row[6:].any()]
-    for curve, count in zip(seen[0], both, strict=True):
-        rows = np.repeat(np.arange(24), count[patients])
-        assert curve == pytest.approx(np.interp(at, *roc_curve(labels[rows], scores[rows])), abs=1e-9)
 
 
 # --- charts ---------------------------------------------------------------------------------------------------------
@@ -482,9 +475,9 @@ def test_scores_of_a_classifier_are_shown_as_such(run: Run, cache: Cache, tmp_pa
     figures = json.loads((folder / "metrics.json").read_text())
     assert set(figures["classes"]) == {"film", "study", "patient"}
     assert out.count("Brier score") == 3 and figures["chosen_on"] == read_calibration(run).films
-    chosen = f"the second threshold is chosen on {figures['chosen_on']} validation films"
+    chosen = f"second threshold chosen on {figures['chosen_on']} validation films"
     assert f"as a classifier by patient (SYNTHETIC films, split test; {chosen})" in out
-    assert "class by class at .5 (SYNTHETIC" in out and ", chosen on validation (SYNTHETIC" in out
+    assert "class by class at .500 (SYNTHETIC" in out and ", chosen on validation (SYNTHETIC" in out
     page, wrong = ((folder / f"{name}.html").read_text() for name in ("report", "wrong"))
     assert "As a classifier" in page and 'href="wrong.html"' in page and 'href="report.html"' in wrong
     assert "Grad-CAM" in page and "Grad-CAM" in wrong and "squared error; clear" not in page + wrong

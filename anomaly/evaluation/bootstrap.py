@@ -1,14 +1,31 @@
-"""TODO."""
+"""Confidence intervals over patients, and comparisons of scores on the same patients.
+
+**Intervals** answer "what if other patients had come?". Patients are drawn with replacement, all their films with them,
+and the standard error of the figure over these draws, divided by the slope p (1 - p) of the logit, is that of its
+logit. The interval is symmetric there around the estimate, with Student's t at (patients of the rarer class - 1)
+degrees of freedom: it stays inside [0, 1], and keeps its nominal coverage where patients are few. In simulations at
+95 % (`benchmarks/coverage.py`: 30, 100 and 300 patients, half of them abnormal, three films each, true ROC-AUC .60, .75
+and .95) it covers .944 to .974, the plain percentile bootstrap by patient .852 to .948, one that draws films .722 to
+.790; with 5 patients against 40 to 20 against 80 it covered .937 to .982, with 2 against 40 always. Degenerate cases:
+
+- One class only: the figure and its interval are nan (None in metrics.json, as JSON has no nan).
+- Fewer than two patients of a class: the figure stands, its interval is nan.
+- Complete separation (figure 0 or 1): no draw differs, so the draws say nothing. n disjoint pairs of patients were all
+  ranked alike, an event of probability AUC^n, so the far limit is the binomial one, (alpha / 2)^(1 / n) for 1, with n
+  the patients of the rarer class.
+- A draw that misses a class is left out.
+"""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from anomaly.evaluation.figures import Difference
 from anomaly.evaluation.ranking import (
     Floats,
     Integers,
@@ -39,7 +56,7 @@ def interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The interval of a figure over patients, by the rule at the top of this file; (nan, nan) where it cannot be told.
+    """The confidence interval of a figure over patients, by the rule at the top of this file; (nan, nan) if undefined.
 
     labels  (N,) 0 or 1.    scores  (N,) finite.    patients  (N,) whose film it is, any names.    The same seed and
     patients give the same draws, whatever the scores: intervals of several scores can be compared.
@@ -76,7 +93,7 @@ def mean_interval(values: ArrayLike, patients: ArrayLike, *, level: float = 0.95
 class Comparison:
     """A difference of two ROC-AUCs on the same films, its interval, and the two-sided p-value of no difference.
 
-    low, high and p are nan where they cannot be told: one class only, fewer than two patients of a class, or no draw
+    low, high and p are nan where they are undefined: one class only, fewer than two patients of a class, or no draw
     that differs.
     """
 
@@ -85,13 +102,11 @@ class Comparison:
     high: float
     p: float
 
-    def plain(self) -> dict[str, Any]:
-        """As data for JSON: "difference", "interval" [low, high] or None, "p" or None."""
-        return {
-            "difference": self.difference,
-            "interval": interval_or_none(self.low, self.high),
-            "p": finite_or_none(self.p),
-        }
+    def figures(self) -> Difference:
+        """As figures for JSON, None for nan."""
+        return Difference(
+            difference=self.difference, interval=interval_or_none(self.low, self.high), p=finite_or_none(self.p)
+        )
 
 
 def paired(
@@ -120,8 +135,11 @@ def paired(
 
 
 class PatientBootstrap:
-    """Draws of patients with replacement, kept as how often each patient came: one set serves every score and
-    figure."""
+    """Patients drawn with replacement, kept as how often each patient was drawn: one set serves every score and figure.
+
+    labels  (N,) 0 or 1.    patients  (N,) whose film it is, any names.    resamples  B draws, at least 2. The same seed
+    and patients give the same draws. Raises ValueError on lengths that differ or fewer draws.
+    """
 
     def __init__(self, labels: Integers, patients: ArrayLike, *, resamples: int, seed: int) -> None:
         names, self.patient = np.unique(np.asarray(patients), return_inverse=True)  # (P,), (N,)
@@ -138,8 +156,13 @@ class PatientBootstrap:
             self.counts[row] = np.bincount(generator.integers(len(names), size=len(names)), minlength=len(names))
 
     @property
+    def n_patients(self) -> int:
+        """How many patients the films are of."""
+        return int(self.counts.shape[1])
+
+    @property
     def enough(self) -> bool:
-        """Whether there are patients enough for an interval."""
+        """Whether there are enough patients for an interval: two of each class."""
         return min(self.classes) >= 2
 
     def figures(self, scores: Floats, metric: Metric) -> Floats:
@@ -181,6 +204,28 @@ class PatientBootstrap:
             won = np.einsum("ab,ab->b", weight, beaten[below] + beaten[upto]) / 2  # a tie is half of either
             parts.append(ratio(won, weight.sum(axis=0) * beaten[-1]))
         return np.concatenate(parts)
+
+    def roc_band(self, scores: Floats, at: Floats, level: float = 0.95) -> tuple[Floats, Floats] | None:
+        """A pointwise confidence band of the ROC curve: its lower and upper limit over the shares `at`, (K,) and (K,).
+
+        scores  (N,) finite.    at  (K,) rising, in [0, 1]: shares of normal films flagged. Each draw gives a curve, a
+        film counting as often as its patient was drawn, and at each share the middle `level` of the drawn shares of
+        abnormal films flagged is kept (vertical averaging: Fawcett 2006, section 8). None with fewer than two patients
+        of a class.
+        """
+        if not self.enough:
+            return None
+        order = np.argsort(-scores, kind="stable")
+        ranked, abnormal, patient = scores[order], self.labels[order] == 1, self.patient[order]
+        ends = np.flatnonzero(np.r_[ranked[1:] != ranked[:-1], True])  # (G,) the last film of each score
+        curves = []
+        for counts in self.counts:
+            weight = counts[patient].astype(np.float64)  # (N,)
+            false, true = (np.cumsum(weight * which)[ends] for which in (~abnormal, abnormal))  # (G,) each
+            if false[-1] and true[-1]:
+                curves.append(np.interp(at, np.r_[0.0, false / false[-1]], np.r_[0.0, true / true[-1]]))
+        low, high = np.quantile(np.array(curves), [(1 - level) / 2, (1 + level) / 2], axis=0)
+        return low, high
 
     def interval(self, estimate: float, drawn: Floats, level: float) -> tuple[float, float]:
         """The interval around an estimate from its figures in every draw."""

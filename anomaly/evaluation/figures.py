@@ -1,163 +1,225 @@
-"""Every figure of an evaluation: films grouped by study and patient, each score's figures with intervals."""
+"""The figures of an evaluation as typed data: what metrics.json holds, written by `to_data`, read back by validation.
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+Intervals are (low, high), or None where they are undefined; so is every figure that is 0 / 0 or needs a class of films
+that is absent. All counts, shares and figures leave films of unknown label out.
+"""
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
 
-from anomaly.evaluation.bootstrap import ESTIMATES, Metric, PatientBootstrap
-from anomaly.evaluation.ranking import (
-    Floats,
-    Integers,
-    at_threshold,
-    checked_scores,
-    finite_or_none,
-    interval_or_none,
-    share,
-)
+from pydantic import BaseModel, ConfigDict, model_serializer
 
 Pooling = Literal["mean", "max"]
 POOLINGS: tuple[Pooling, ...] = ("mean", "max")
+Unit = Literal["film", "study", "patient"]
+UNITS: tuple[Unit, ...] = ("film", "study", "patient")
 
 TRIVIAL = ("mean_grey", "minus_std")
+"""Scores that need no training, and that every detector has to beat."""
+
+Interval = tuple[float, float]
 
 
-# --------------------------------------------------------------------------------------------------------- evaluation
+class Figures(BaseModel):
+    """Immutable figures; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    omitted_when_none: ClassVar[frozenset[str]] = frozenset()  # keys that JSON lacks rather than null
+
+    @model_serializer(mode="wrap")
+    def _without_omitted(self, serialize: Callable[["Figures"], dict[str, Any]]) -> dict[str, Any]:
+        return {
+            name: value
+            for name, value in serialize(self).items()
+            if value is not None or name not in self.omitted_when_none
+        }
+
+    def to_data(self) -> dict[str, Any]:
+        """Return the figures as plain data for JSON."""
+        return self.model_dump(mode="json")
 
 
-@dataclass(frozen=True)
-class Groups:
-    """Films put together by study or patient, in the order of their first film."""
+class EvaluationSettings(Figures):
+    """How figures are computed."""
 
-    ids: NDArray[Any]  # (G,) the study or patient
-    labels: (
-        Integers  # (G,) the largest label of its films: one abnormal film makes it abnormal; -1 where all are unknown
-    )
-    scores: Floats  # (G,) the mean or the largest score of its films
-    films: Integers  # (G,) how many films it has
-    first: Integers  # (G,) row of its first film
+    aggregate: Pooling = "mean"  # films -> study, patient
+    level: float = 0.95  # of the confidence intervals
+    resamples: int = 1000
+    seed: int = 0
+    trivial: tuple[str, ...] = TRIVIAL  # the scores that the others have to beat
 
 
-def aggregate(ids: ArrayLike, scores: ArrayLike, labels: ArrayLike, how: Pooling = "mean") -> Groups:
-    """One score and one label per study or patient.
+# ------------------------------------------------------------------------------------------------------------ ranking
 
-    ids  (N,) the study or patient of each film.    scores  (N,) finite.    labels  (N,) -1, 0 or 1.    "max" flags a
-    study for its worst view and grows with the number of views; "mean" does not.
 
-    >>> groups = aggregate(["b", "a", "b"], [1.0, 5.0, 3.0], [0, -1, 1])
-    >>> groups.ids.tolist(), groups.scores.tolist(), groups.labels.tolist(), groups.films.tolist()
-    (['b', 'a'], [2.0, 5.0], [1, -1], [2, 1])
+class ThresholdFigures(Figures):
+    """The result of flagging every film at or above a threshold."""
+
+    threshold: float
+    sensitivity: float | None
+    specificity: float | None
+    precision: float | None
+    n_flagged: int
+
+
+class Difference(Figures):
+    """A ROC-AUC minus another on the same films, and the two-sided p-value of no difference."""
+
+    difference: float
+    interval: Interval | None
+    p: float | None
+
+
+class KindFigures(Figures):
+    """How well a score ranks the abnormal films of one kind above all normal films.
+
+    There is no average precision, threshold or comparison: they would depend on an arbitrary mix of films.
     """
-    truth, score = checked_scores(labels, scores, known=False)
-    names, first, group, films = np.unique(np.asarray(ids), return_index=True, return_inverse=True, return_counts=True)
-    if group.shape != score.shape:
-        raise ValueError(f"{len(score)} scores but {group.size} ids: one id a film")
-    if how == "mean":
-        pooled = np.bincount(group, weights=score, minlength=len(names)) / films
-    elif how == "max":
-        pooled = np.full(len(names), -math.inf)
-        np.maximum.at(pooled, group, score)
-    else:
-        raise ValueError(f"no pooling {how!r}; there are: max, mean")
-    label = np.full(len(names), -1)
-    np.maximum.at(label, group, truth)
-    order = np.argsort(first)
-    return Groups(
-        names[order], label[order], pooled[order], films[order].astype(np.int64), first[order].astype(np.int64)
-    )
+
+    roc_auc: float | None
+    roc_auc_interval: Interval | None
+    n: int
+    n_abnormal: int
+    n_patients: int
+    prevalence: float | None
 
 
-def evaluate(
-    columns: Mapping[str, ArrayLike],
-    scores: Mapping[str, ArrayLike],
-    *,
-    thresholds: Mapping[str, Mapping[str, float]] | None = None,
-    trivial: Sequence[str] = TRIVIAL,
-    how: Pooling = "mean",
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Every figure of every score, for films, studies and patients, as plain data that JSON can hold.
+class ScoreFigures(KindFigures):
+    """How well a score ranks abnormal films, studies or patients above normal ones."""
 
-    columns  "label" (N,) -1, 0 or 1; "patient" and "study" (N,) names; "finding" and "difficulty" (N,) names, "" where
-    there is none (both may be missing).    scores  name -> (N,) finite.
-    thresholds  level -> score -> value from which films (studies, patients) are flagged, found on validation films.
-    trivial  the scores that the others have to beat.    how  films -> study, patient.
-
-    Returns {"settings": ..., "film" | "study" | "patient": {score: figures}, "finding" | "difficulty": {kind: {score:
-    figures}}} where figures hold "roc_auc", "ap", their "_interval" [low, high] or None, "n", "n_abnormal",
-    "n_patients", "prevalence", and where asked for "threshold" (see `at_threshold`) and "against" {trivial:
-    {"difference", "interval", "p"}}. A kind's figures set its abnormal films against all normal films, and have no AP,
-    threshold or comparison: the mix would be ours. What cannot be told is None.
-    """
-    label, patient = np.asarray(columns["label"]), np.asarray(columns["patient"])
-    units = {"film": np.arange(len(label)), "study": np.asarray(columns["study"]), "patient": patient}
-    settings = {"aggregate": how, "level": level, "resamples": resamples, "seed": seed, "trivial": list(trivial)}
-    result: dict[str, Any] = {"settings": settings}
-    for unit, ids in units.items():
-        groups = {name: aggregate(ids, score, label, how) for name, score in scores.items()}
-        whole = aggregate(ids, np.zeros(len(label)), label)
-        truth, owner = whole.labels, patient[whole.first]
-        known = truth >= 0
-        draws = PatientBootstrap(truth[known], owner[known], resamples=resamples, seed=seed)
-        result[unit] = _figures(
-            draws,
-            {name: group.scores[known] for name, group in groups.items()},
-            level=level,
-            thresholds=(thresholds or {}).get(unit, {}),
-            trivial=trivial,
-        )
-    for column in ("finding", "difficulty"):
-        kinds = np.asarray(columns.get(column, np.full(label.shape, "")))
-        result[column] = {}
-        for kind in sorted({str(kind) for kind in kinds[label == 1]} - {""}):
-            rows = (label == 0) | ((label == 1) & (kinds == kind))
-            draws = PatientBootstrap(label[rows].astype(np.int64), patient[rows], resamples=resamples, seed=seed)
-            chosen = {name: np.asarray(score)[rows] for name, score in scores.items()}
-            result[column][kind] = _figures(draws, chosen, level=level, metrics=("roc_auc",))
-    return result
+    omitted_when_none = frozenset({"threshold", "against"})
+    ap: float | None  # average precision
+    ap_interval: Interval | None
+    threshold: ThresholdFigures | None = None
+    against: dict[str, Difference] | None = None  # trivial score -> this score's ROC-AUC minus its
 
 
-def _figures(
-    draws: PatientBootstrap,
-    scores: Mapping[str, NDArray[Any]],
-    *,
-    level: float,
-    metrics: Sequence[Metric] = ("roc_auc", "ap"),
-    thresholds: Mapping[str, float] | None = None,
-    trivial: Sequence[str] = (),
-) -> dict[str, dict[str, Any]]:
-    """The figures of each score on one set of films, studies or patients, all from the same draws."""
-    labels = draws.labels
-    drawn: dict[str, Floats] = {}
-    result: dict[str, dict[str, Any]] = {}
-    for name, values in scores.items():
-        truth, score = checked_scores(labels, values)
-        figures: dict[str, Any] = {}
-        for metric in metrics:
-            estimate, spread = ESTIMATES[metric](truth, score), draws.figures(score, metric)
-            figures[metric] = finite_or_none(estimate)
-            figures[f"{metric}_interval"] = interval_or_none(*draws.interval(estimate, spread, level))
-            if metric == "roc_auc":
-                drawn[name] = spread
-        figures["n"] = len(labels)
-        figures["n_abnormal"] = int((labels == 1).sum())
-        figures["n_patients"] = int(draws.counts.shape[1])
-        figures["prevalence"] = share(labels == 1, np.ones(labels.shape, np.bool_))
-        if thresholds and name in thresholds:
-            figures["threshold"] = at_threshold(truth, score, thresholds[name])
-        result[name] = figures
-    rivals = [name for name in trivial if name in result]
-    for name in [name for name in result if name not in trivial]:
-        if rivals and result[name]["roc_auc"] is not None:
-            result[name]["against"] = {
-                rival: draws.comparison(
-                    result[name]["roc_auc"] - result[rival]["roc_auc"], drawn[name] - drawn[rival], level
-                ).plain()
-                for rival in rivals
-            }
-    return result
+# ----------------------------------------------------------------------------------------------------- classification
+
+
+class Confusion(Figures):
+    """Counts of films: a row a label (normal, abnormal), a column a call (normal, abnormal)."""
+
+    counts: tuple[tuple[int, int], tuple[int, int]]
+    normalized: tuple[Interval | None, Interval | None]  # each row as shares; None where the class is missing
+
+
+class AccuracyRow(Figures):
+    """The accuracy in scikit-learn's classification report, which has one value for precision, recall and F1."""
+
+    f1: float | None
+    support: int
+
+
+class ClassRow(Figures):
+    """A class, or an average over both, in scikit-learn's classification report."""
+
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    support: int
+
+
+class ClassificationFigures(Figures):
+    """Calls of films normal or abnormal at one threshold; see `anomaly.evaluation.classification` for definitions."""
+
+    threshold: float
+    n: int
+    n_abnormal: int
+    n_patients: int
+    accuracy: float | None
+    accuracy_interval: Interval | None
+    precision: float | None
+    precision_interval: Interval | None
+    recall: float | None
+    recall_interval: Interval | None
+    f1: float | None
+    f1_interval: Interval | None
+    specificity: float | None
+    specificity_interval: Interval | None
+    kappa: float | None
+    kappa_interval: Interval | None
+    confusion: Confusion
+    report: dict[str, ClassRow | AccuracyRow]  # normal, abnormal, accuracy, macro avg, weighted avg
+
+    def value(self, name: str) -> tuple[float | None, Interval | None]:
+        """Return a figure by its name, with its interval."""
+        return getattr(self, name), getattr(self, f"{name}_interval")
+
+
+class ReliabilityBin(Figures):
+    """Films whose probability lies in [low, high) (the last bin also holds 1)."""
+
+    low: float
+    high: float
+    n: int
+    mean_probability: float
+    share: float  # of abnormal films
+    share_interval: Interval | None
+
+
+class Reliability(Figures):
+    """Calibration: whether films called abnormal with a probability are abnormal that often."""
+
+    brier: float
+    brier_interval: Interval | None
+    brier_of_prevalence: float  # the Brier score of always predicting these films' own prevalence
+    bins: tuple[ReliabilityBin, ...]  # those that have films
+
+
+class ClassifierFigures(Figures):
+    """Probabilities as a classifier, at .5 and at the threshold chosen on validation films, and their calibration."""
+
+    half: ClassificationFigures
+    chosen: ClassificationFigures
+    reliability: Reliability
+
+
+# ------------------------------------------------------------------------------------------------- pixels, everything
+
+
+class PixelFigures(Figures):
+    """How well heatmaps separate abnormal from normal pixels of abnormal films."""
+
+    roc_auc: float | None  # of all pixels together: large films and strong maps weigh more
+    ap: float | None
+    film_roc_auc: float | None  # mean over films that have pixels of both kinds
+    n_films: int  # how many those are
+    n_pixels: int
+    prevalence: float | None  # of abnormal pixels, the floor of `ap`
+
+
+class Metrics(Figures):
+    """Every figure of an evaluation: metrics.json."""
+
+    omitted_when_none = frozenset({"classes", "chosen_on"})
+    settings: EvaluationSettings
+    film: dict[str, ScoreFigures]  # by score
+    study: dict[str, ScoreFigures]
+    patient: dict[str, ScoreFigures]
+    finding: dict[str, dict[str, KindFigures]]  # by finding, then score
+    difficulty: dict[str, dict[str, KindFigures]]
+    run: str
+    split: str  # joined by + where there are several
+    synthetic: bool
+    score: str  # the main score, which flags and ranks
+    command: str
+    pixel: PixelFigures | None = None
+    classes: dict[Unit, ClassifierFigures] | None = None  # where the main score is a probability; units with labels
+    chosen_on: int | None = None  # how many validation films chose the threshold of `classes`
+
+    @property
+    def units(self) -> Mapping[Unit, Mapping[str, ScoreFigures]]:
+        """The figures by film, study and patient."""
+        return {"film": self.film, "study": self.study, "patient": self.patient}
+
+    @property
+    def kinds(self) -> Mapping[str, Mapping[str, Mapping[str, KindFigures]]]:
+        """The figures by finding and by difficulty, where films have any."""
+        by_column = {"finding": self.finding, "difficulty": self.difficulty}
+        return {column: figures for column, figures in by_column.items() if figures}
+
+    @property
+    def main(self) -> ScoreFigures:
+        """The figures of the main score by film."""
+        return self.film[self.score]

@@ -9,6 +9,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from anomaly.evaluation.figures import Interval, ThresholdFigures
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -58,23 +60,24 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
     return flagged_normal, flagged_abnormal
 
 
-def at_threshold(labels: ArrayLike, scores: ArrayLike, threshold: float) -> dict[str, float | int | None]:
-    """What comes of flagging every film that scores at or above a threshold.
+def at_threshold(labels: ArrayLike, scores: ArrayLike, threshold: float) -> ThresholdFigures:
+    """The result of flagging every film that scores at or above a threshold.
 
     labels  (N,) 0 or 1.    scores  (N,) finite.    A share of nothing is None: no abnormal film, no sensitivity.
 
-    >>> at_threshold([0, 0, 1, 1], [1, 3, 2, 4], threshold=3)
-    {'threshold': 3.0, 'sensitivity': 0.5, 'specificity': 0.5, 'precision': 0.5, 'n_flagged': 2}
+    >>> flagged = at_threshold([0, 0, 1, 1], [1, 3, 2, 4], threshold=3)
+    >>> flagged.sensitivity, flagged.specificity, flagged.precision, flagged.n_flagged
+    (0.5, 0.5, 0.5, 2)
     """
     truth, score = checked_scores(labels, scores)
     flagged, abnormal = score >= threshold, truth == 1
-    return {
-        "threshold": float(threshold),
-        "sensitivity": share(flagged & abnormal, abnormal),
-        "specificity": share(~flagged & ~abnormal, ~abnormal),
-        "precision": share(flagged & abnormal, flagged),
-        "n_flagged": int(flagged.sum()),
-    }
+    return ThresholdFigures(
+        threshold=float(threshold),
+        sensitivity=share(flagged & abnormal, abnormal),
+        specificity=share(~flagged & ~abnormal, ~abnormal),
+        precision=share(flagged & abnormal, flagged),
+        n_flagged=int(flagged.sum()),
+    )
 
 
 def weighted_roc_auc(abnormal: Floats, normal: Floats) -> Floats:
@@ -134,6 +137,6 @@ def finite_or_none(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def interval_or_none(low: float, high: float) -> list[float] | None:
-    """Return an interval as a list, or None where it can't be told (nan)."""
-    return None if math.isnan(low) else [low, high]
+def interval_or_none(low: float, high: float) -> Interval | None:
+    """Return an interval as a pair, or None where it is undefined (nan)."""
+    return None if math.isnan(low) else (low, high)

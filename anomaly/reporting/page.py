@@ -23,10 +23,10 @@ from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
 from anomaly.data.splits import LABELS
-from anomaly.evaluation.bootstrap import PatientBootstrap
-from anomaly.evaluation.figures import TRIVIAL, aggregate
-from anomaly.evaluation.ranking import roc_curve
-from anomaly.formatting import number, with_interval
+from anomaly.evaluation.evaluation import Evaluation
+from anomaly.evaluation.figures import ClassificationFigures, ClassifierFigures, Metrics, Reliability, Unit
+from anomaly.evaluation.ranking import has_both_classes, roc_curve
+from anomaly.formatting import counted, number, plural, with_interval
 from anomaly.reporting.charts import Chart, swatch
 from anomaly.reporting.heatmap import CLEAR, REACH, color_bar, png
 from anomaly.reporting.table import Entry, Table, against_paper, failures, state, underneath
@@ -38,7 +38,6 @@ _CURVES = 4  # scores of the model in one ROC picture at most, besides the trivi
 _SERIES = ("one", "two", "three", "four")  # kinds of line, as the stylesheet colors them
 _PLAIN = ("muted dashed", "muted dotted")  # those of the trivial detectors
 _BINS = 40
-_PLURALS = {"film": "films", "study": "studies", "patient": "patients"}
 _FIRST = 6  # of the most wrong films, how many the report itself shows
 _RULES = {
     "quantile": "found on validation normals",
@@ -67,13 +66,7 @@ class ReportContext:
     title: str
     model: str
     data: str  # what it was trained and tested on, in words
-    synthetic: bool  # the films were drawn, not taken: said in capitals
-    score: str  # the main score, a key of scores: histogram, gallery and verdict speak of it
-    labels: ArrayLike  # (N,) of the test films: -1, 0 or 1
-    studies: ArrayLike  # (N,)
-    patients: ArrayLike  # (N,)
-    scores: Mapping[str, ArrayLike]  # name -> (N,), the trivial ones among them
-    metrics: Mapping[str, Any]  # from `metrics.evaluate`; "classes" from `classification.evaluate_classes`, or none
+    evaluation: Evaluation  # of the films shown
     about: str = ""  # a sentence on the model
     supervised: bool = False  # trained on labelled films, not on normal ones alone
     films: Mapping[str, int] = field(default_factory=dict)  # how many trained and validated: "train", "val", ...
@@ -82,9 +75,7 @@ class ReportContext:
     origin: Mapping[str, str] = field(default_factory=dict)  # lines of how it was made: commands, precision, date
     versions: Mapping[str, str] = field(default_factory=dict)
     history: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # column -> rows; None, nan: no value
-    threshold: float | None = None  # of the main score, for films
     rule: str = "quantile"  # how thresholds were found: quantile, youden
-    pixels: Mapping[str, Any] | None = None  # from `metrics.pixel_roc_auc`
     map_scale: float | None = None  # from `heatmap.map_scale`
     map_unit: str = "squared error"
     highest: Sequence[Shown] = ()
@@ -93,6 +84,22 @@ class ReportContext:
     pictures: Mapping[str, bytes] = field(default_factory=dict)  # what they show, in words -> PNG of the training
     failures: Sequence[tuple[str, str]] = ()  # path, reason
     notes: Sequence[str] = ()  # sentences the reader should know first
+
+    @property
+    def figures(self) -> Metrics:
+        """The figures of the evaluation."""
+        return self.evaluation.figures
+
+    @property
+    def score(self) -> str:
+        """The main score: histogram, gallery and verdict speak of it."""
+        return self.figures.score
+
+    @property
+    def threshold(self) -> float | None:
+        """From where a film is flagged by the main score."""
+        flagged = self.figures.main.threshold
+        return None if flagged is None else flagged.threshold
 
 
 @dataclass(frozen=True)
@@ -107,16 +114,9 @@ class BenchRun:
 
 
 def render_report(context: ReportContext) -> str:
-    """The page as HTML. Raises ValueError where the main score is not among the scores.
-
-    With wrong films it has a link to `wrong.html`, the page of `render_wrong`.
-    """
-    if context.score not in context.scores:
-        raise ValueError(f"no score {context.score!r}; there are: {', '.join(sorted(context.scores))}")
-    levels = {level: figures for level in _PLURALS if (figures := context.metrics.get(level, {}))}
-    kinds = {column: context.metrics.get(column, {}) for column in ("finding", "difficulty")}
-    trivial = context.metrics.get("settings", {}).get("trivial", TRIVIAL)
-    classes = context.metrics.get("classes", {})
+    """The page as HTML. With wrong films it has a link to `wrong.html`, the page of `render_wrong`."""
+    evaluation, figures = context.evaluation, context.figures
+    classes = figures.classes or {}
     panels = _learning_curves(context.history)
     galleries = _galleries(
         {
@@ -126,13 +126,13 @@ def render_report(context: ReportContext) -> str:
         },
         context.threshold,
     )
-    histograms = [_histogram(context, name) for name in context.scores] if len(np.asarray(context.labels)) else []
+    scores = sorted(evaluation.scored.scores, key=lambda name: name != context.score)  # the main one first
     sections = {
         "scores": "Scores",
         "films": "Films" if any(galleries.values()) else "",
         "figures": "Figures",
         "classifier": "As a classifier" if classes else "",
-        "kinds": "By kind" if any(kinds.values()) else "",
+        "kinds": "By kind" if figures.kinds else "",
         "training": "Training" if panels or context.pictures else "",
         "made": "How it was made",
         "card": "Model card",
@@ -140,21 +140,18 @@ def render_report(context: ReportContext) -> str:
     return _page(
         "report.html",
         context=context,
-        synthetic=context.synthetic,
+        figures=figures,
+        synthetic=figures.synthetic,
         sections={name: title for name, title in sections.items() if title},
-        levels=levels,
-        kinds={column: figures for column, figures in kinds.items() if figures},
-        trivial=trivial,
-        main=context.metrics.get("film", {}).get(context.score),
-        verdict=verdict(context.metrics, context.score),
+        verdict=verdict(figures),
         settings=_flat(context.config),
         curves=panels[:_PANELS],
         hidden_curves=len(panels[_PANELS:]),
-        roc=_roc_curves(context, trivial),
-        histograms=sorted(histograms, key=lambda panel: panel["title"] != context.score),
+        roc=_roc_curves(evaluation),
+        histograms=[_histogram(evaluation, name) for name in scores],
         threshold_rule=_RULES[context.rule],
-        classes={level: _thresholds_of(figures) for level, figures in classes.items()},
-        reliabilities={level: figures["reliability"] for level, figures in classes.items()},
+        classes={unit: _thresholds_of(classifier) for unit, classifier in classes.items()},
+        reliabilities={unit: classifier.reliability for unit, classifier in classes.items()},
         reliability=_reliability_charts(classes),
         galleries=galleries,
         layers=_layers(galleries),
@@ -173,7 +170,7 @@ def render_wrong(context: ReportContext) -> str:
     return _page(
         "wrong.html",
         context=context,
-        synthetic=context.synthetic,
+        synthetic=context.figures.synthetic,
         sections={},
         galleries=galleries,
         layers=_layers(galleries),
@@ -227,6 +224,7 @@ def _page(template: str, **given: Any) -> str:
     )
     pages.filters |= {
         "number": number,
+        "counted": counted,
         "with_interval": with_interval,
         "signed": _signed,
         "compact": _compact,
@@ -244,10 +242,14 @@ def gallery_rows(labels: ArrayLike, scores: ArrayLike, count: int = 6) -> tuple[
 
     labels  (N,) -1, 0 or 1.    scores  (N,) finite.    How wrong a film is: the share of the other class on its wrong
     side, that is of abnormal films that score lower than a normal one, of normal films that score higher than an
-    abnormal one. Films that no film of the other class contradicts are not wrong; with one class none is.
+    abnormal one. Films that no film of the other class contradicts are not wrong; with one class none is. Of equally
+    wrong films the normal ones come first, in each class the more extreme score (normal: the higher; abnormal: the
+    lower), then the first row.
 
     >>> gallery_rows([0, 0, 1, 1], [0.1, 0.9, 0.2, 0.8], count=3)
     ([1, 3, 2], [1, 2, 3], [0, 2, 3])
+    >>> gallery_rows([0, 1, 0, 1, 1], [0.8, 0.5, 0.9, 0.2, 0.1])[1]
+    [2, 0, 4, 3, 1]
     """
     truth, score = np.asarray(labels), np.asarray(scores, np.float64)
     normal, abnormal = np.sort(score[truth == 0]), np.sort(score[truth == 1])
@@ -256,32 +258,32 @@ def gallery_rows(labels: ArrayLike, scores: ArrayLike, count: int = 6) -> tuple[
         lower = np.searchsorted(abnormal, score, side="left") / len(abnormal)
         higher = 1 - np.searchsorted(normal, score, side="right") / len(normal)
         wrong = np.where(truth == 0, lower, np.where(truth == 1, higher, 0.0))
-    highest, worst, lowest = (
-        [int(row) for row in np.argsort(by, kind="stable")[:count]] for by in (-score, -wrong, score)
-    )
-    return highest, [row for row in worst if wrong[row] > 0], lowest
+    extreme = np.where(truth == 1, -score, score)
+    worst = [int(row) for row in np.lexsort((-extreme, truth, -wrong))[:count] if wrong[row] > 0]
+    highest, lowest = ([int(row) for row in np.argsort(by, kind="stable")[:count]] for by in (-score, score))
+    return highest, worst, lowest
 
 
-def verdict(figures: Mapping[str, Any], score: str) -> list[str]:
+def verdict(figures: Metrics) -> list[str]:
     """Sentences that say whether the main score is a detector: its ROC-AUC on films, set against the trivial ones.
 
-    figures  from `metrics.evaluate`. Empty where there is no ROC-AUC.
+    Empty where there is no ROC-AUC.
     """
-    film = figures.get("film", {}).get(score)
-    if not film or film["roc_auc"] is None:
+    film = figures.main
+    if film.roc_auc is None or film.prevalence is None:
         return []
-    value = with_interval(film["roc_auc"], film["roc_auc_interval"])
+    value = with_interval(film.roc_auc, film.roc_auc_interval)
     lines = [
-        f"ROC-AUC {value} on {film['n']} films of {film['n_patients']} patients, "
-        f"{film['n_abnormal']} of them abnormal ({100 * film['prevalence']:.0f} %)."
+        f"ROC-AUC {value} on {counted(film.n, 'film')} of {counted(film.n_patients, 'patient')}, "
+        f"{film.n_abnormal} of them abnormal ({100 * film.prevalence:.0f} %)."
     ]
-    for rival, versus in film.get("against", {}).items():
-        gap = with_interval(versus["difference"], versus["interval"])
-        if versus["interval"] is None:
+    for rival, versus in (film.against or {}).items():
+        gap = with_interval(versus.difference, versus.interval)
+        if versus.interval is None:
             lines.append(f"Against {rival}: {gap}; too few patients to tell.")
-        elif versus["interval"][0] > 0:
+        elif versus.interval[0] > 0:
             lines.append(f"Better than {rival} by {gap}.")
-        elif versus["interval"][1] < 0:
+        elif versus.interval[1] < 0:
             lines.append(f"WORSE than {rival}: {gap}.")
         else:
             lines.append(f"NOT shown to be better than {rival}: {gap}.")
@@ -302,26 +304,26 @@ _OTHER_FILMS = (
 
 def model_card(context: ReportContext) -> dict[str, list[str]]:
     """What the model is for and not for, on what it was trained and tested, and its limits: title -> sentences."""
-    film = context.metrics.get("film", {}).get(context.score) or {}
+    figures, film = context.figures, context.figures.main
     learned = "labelled films, normal and abnormal" if context.supervised else "films of normal patients alone"
     counts = ", ".join(f"{count} {_SPLIT_WORDS.get(name, name)}" for name, count in context.films.items())
-    data = [f"{context.data}{' (SYNTHETIC: drawn, not taken of patients)' if context.synthetic else ''}."]
-    data += [f"Films: {counts}, {len(np.asarray(context.labels))} here measured."] if counts else []
-    if film.get("n"):
+    data = [f"{context.data}{' (SYNTHETIC: drawn, not taken of patients)' if figures.synthetic else ''}."]
+    data += [f"Films: {counts}, {len(context.evaluation.scored.cohort.label)} here measured."] if counts else []
+    if film.n:
         data.append(
-            f"Measured on {film['n']} films of known label of {film['n_patients']} patients; {film['n_abnormal']} of "
-            "the films are abnormal. No patient is in two splits."
+            f"Measured on {counted(film.n, 'film')} of known label of {counted(film.n_patients, 'patient')}; "
+            f"{film.n_abnormal} of the films are abnormal. No patient is in two splits."
         )
     if context.failures:
         data.append(f"{len(context.failures)} films could not be used; they are listed above.")
-    limits = [] if not context.synthetic else ["The films were drawn: the figures say nothing about medicine."]
-    if film.get("roc_auc") is None:
+    limits = [] if not figures.synthetic else ["The films were drawn: the figures say nothing about medicine."]
+    if film.roc_auc is None:
         limits.append("Nothing is known of how well it tells abnormal films: there are no figures.")
     else:
         rivals = [
             rival
-            for rival, versus in film.get("against", {}).items()
-            if versus["interval"] is None or versus["interval"][0] <= 0
+            for rival, versus in (film.against or {}).items()
+            if versus.interval is None or versus.interval[0] <= 0
         ]
         if rivals:
             limits.append(f"It is not shown to be better than {' or '.join(rivals)}, which need no training.")
@@ -377,80 +379,42 @@ def _panel(title: str, chart: Markup, legend: Sequence[tuple[str, str]] = ()) ->
     return {"title": title, "chart": chart, "legend": [(swatch(kind), words) for kind, words in legend]}
 
 
-def roc_band(
-    labels: ArrayLike,
-    scores: ArrayLike,
-    patients: ArrayLike,
-    at: NDArray[np.float64],
-    *,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """How far ROC curves reach up and down when other patients come: two curves over the shares `at`, (K,) and (K,).
-
-    labels  (N,) 0 or 1.    scores  (N,) finite.    patients  (N,) whose film it is.    at  (K,) rising, in [0, 1]:
-    shares of normal films flagged. The draws of patients are those of `metrics.interval`; each gives a curve, a film
-    counting as often as its patient came, and at each share the middle `level` of the drawn shares of abnormal films
-    flagged is kept (vertical averaging: Fawcett 2006, section 8). None with fewer than two patients of a class.
-    """
-    truth, score = np.asarray(labels, np.int64), np.asarray(scores, np.float64)
-    draws = PatientBootstrap(truth, patients, resamples=resamples, seed=seed)
-    if not draws.enough:
-        return None
-    order = np.argsort(-score, kind="stable")
-    ranked, abnormal, patient = score[order], truth[order] == 1, draws.patient[order]
-    ends = np.flatnonzero(np.r_[ranked[1:] != ranked[:-1], True])  # (G,) the last film of each score
-    curves = []
-    for counts in draws.counts:
-        weight = counts[patient].astype(np.float64)  # (N,)
-        flagged = [np.cumsum(weight * of)[ends] for of in (~abnormal, abnormal)]  # 2 x (G,)
-        if flagged[0][-1] and flagged[1][-1]:
-            normal, found = (np.r_[0.0, some / some[-1]] for some in flagged)
-            curves.append(np.interp(at, normal, found))
-    low, high = np.quantile(np.array(curves), [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high
-
-
-def _roc_curves(context: ReportContext, trivial: Sequence[str]) -> list[Panel]:
+def _roc_curves(evaluation: Evaluation) -> list[Panel]:
     """ROC curves of films and of studies, the main score's with its band; none with one class only."""
-    labels, patients = np.asarray(context.labels), np.asarray(context.patients)
-    settings = context.metrics.get("settings", {})
-    how = settings.get("aggregate", "mean")
-    drawn = {name: settings[name] for name in ("level", "resamples", "seed") if name in settings}
-    own = [context.score, *(name for name in context.scores if name != context.score and name not in trivial)][:_CURVES]
-    plain = [name for name in context.scores if name in trivial]
-    kinds = dict(zip(own, _SERIES, strict=False)) | {name: _PLAIN[i % 2] for i, name in enumerate(plain)}
+    scored, figures = evaluation.scored, evaluation.figures
+    trivial = figures.settings.trivial
+    others = [name for name in scored.scores if name != figures.score and name not in trivial]
+    trained = [figures.score, *others][:_CURVES]
+    plain = [name for name in scored.scores if name in trivial]
+    kinds = dict(zip(trained, _SERIES, strict=False)) | {name: _PLAIN[i % 2] for i, name in enumerate(plain)}
+    units: tuple[Unit, ...] = ("film", "study")
     panels = []
-    for unit, ids in (("film", np.arange(len(labels))), ("study", np.asarray(context.studies))):
-        groups = {name: aggregate(ids, context.scores[name], labels, how) for name in kinds}
-        known = groups[context.score].labels >= 0
-        truth = groups[context.score].labels[known]
-        if set(truth.tolist()) != {0, 1}:
+    for unit in units:
+        bootstrap = scored.bootstraps[unit]
+        if not has_both_classes(bootstrap.labels):
             continue
         chart = Chart((0, 1), (0, 1), xlabel="normal flagged", ylabel="abnormal flagged", height=380)
         at = np.linspace(0, 1, 101)
-        main = groups[context.score]
-        band = roc_band(truth, main.scores[known], patients[main.first][known], at, **drawn)
+        band = bootstrap.roc_band(scored.known_scores(unit, figures.score), at, figures.settings.level)
         if band:
             chart.band(at.tolist(), *band, "one")
         chart.line((0, 1), (0, 1), "chance")
         legend = []
-        for name in (*reversed(plain), *reversed(own)):
-            chart.line(*roc_curve(truth, groups[name].scores[known]), kinds[name] + " thick" * (name == own[0]))
-            figures = context.metrics.get(unit, {}).get(name, {})
-            value = with_interval(figures.get("roc_auc"), figures.get("roc_auc_interval"))
-            legend.append((kinds[name], f"{name} {value}"))
+        for name in (*reversed(plain), *reversed(trained)):
+            curve = roc_curve(bootstrap.labels, scored.known_scores(unit, name))
+            chart.line(*curve, kinds[name] + " thick" * (name == figures.score))
+            value = figures.units[unit][name]
+            legend.append((kinds[name], f"{name} {with_interval(value.roc_auc, value.roc_auc_interval)}"))
         words = f"ROC curves by {unit}: {'; '.join(words for _, words in reversed(legend))}."
         panels.append(_panel(f"ROC curves by {unit}", chart.svg(words), legend[::-1]))
     return panels
 
 
-def _histogram(context: ReportContext, name: str) -> Panel:
+def _histogram(evaluation: Evaluation, name: str) -> Panel:
     """A score in each class, and its threshold; the outermost half percents are in the end bins."""
-    labels, scores = np.asarray(context.labels), np.asarray(context.scores[name], np.float64)
-    flagged = context.metrics.get("film", {}).get(name, {}).get("threshold", {})
-    threshold = context.threshold if name == context.score else flagged.get("threshold")
+    labels, scores = evaluation.scored.cohort.label, evaluation.scored.scores[name]
+    flagged = evaluation.figures.film[name].threshold
+    threshold = None if flagged is None else flagged.threshold
     low, high = np.quantile(scores, [0.005, 0.995])
     if threshold is not None:
         low, high = min(low, threshold), max(high, threshold)
@@ -458,9 +422,9 @@ def _histogram(context: ReportContext, name: str) -> Panel:
     edges = np.linspace(low - room, high + room, _BINS + 1)
     shares = {}
     for label in LABELS:
-        own = np.clip(scores[labels == label], edges[0], edges[-1])
-        if len(own):
-            shares[label] = np.histogram(own, edges)[0] / len(own)
+        values = np.clip(scores[labels == label], edges[0], edges[-1])
+        if len(values):
+            shares[label] = np.histogram(values, edges)[0] / len(values)
     top = float(max(values.max() for values in shares.values()))
     chart = Chart((edges[0], edges[-1]), (0, top * 1.05), xlabel=name, ylabel="share of the class", height=240)
     legend = []
@@ -525,26 +489,27 @@ def _learning_curves(history: Mapping[str, Sequence[float | None]]) -> list[Pane
     return drawn
 
 
-def _reliability_charts(classes: Mapping[str, Any]) -> list[Panel]:
+def _reliability_charts(classes: Mapping[Unit, ClassifierFigures]) -> list[Panel]:
     """Over each bin's mean probability its share of abnormal ones, and under it how many are in the bin."""
     panels = []
     for unit, figures in _reliabilities(classes).items():
         chart = Chart((0, 1), (0, 1), ylabel="share abnormal", height=330)
         chart.line((0, 1), (0, 1), "chance")
-        most = max(one["n"] for one in figures["bins"])
-        below = Chart((0, 1), (0, most), xlabel="probability of being abnormal", ylabel=_PLURALS[unit], height=120)
-        for one in figures["bins"]:
-            if one["share_interval"] is not None:
-                low, high = one["share_interval"]
-                chart.upright(one["mean_probability"], low, high, "one thick")
-            told = f"{one['n']} {_PLURALS[unit]} said to be abnormal with {one['mean_probability']:.2f}: " + (
-                f"{with_interval(one['share'], one['share_interval'])} are"
+        most = max(part.n for part in figures.bins)
+        below = Chart((0, 1), (0, most), xlabel="probability of being abnormal", ylabel=plural(unit), height=120)
+        for part in figures.bins:
+            if part.share_interval is not None:
+                low, high = part.share_interval
+                chart.upright(part.mean_probability, low, high, "one thick")
+            words = (
+                f"{counted(part.n, unit)} with a mean probability of {part.mean_probability:.2f}: "
+                f"{with_interval(part.share, part.share_interval)} abnormal"
             )
-            chart.point(one["mean_probability"], one["share"], "one", radius=4.2, title=told)
-            below.steps((one["low"], one["high"]), (one["n"],), "one")
-        brier = with_interval(figures["brier"], figures["brier_interval"])
-        words = f"Share of abnormal ones over their probability, by {unit}."
-        both = chart.svg(words) + below.svg(f"How many {_PLURALS[unit]} have which probability.")
+            chart.point(part.mean_probability, part.share, "one", radius=4.2, title=words)
+            below.steps((part.low, part.high), (part.n,), "one")
+        brier = with_interval(figures.brier, figures.brier_interval)
+        both = chart.svg(f"Reliability diagram by {unit}: share of abnormal ones over predicted probability.")
+        both += below.svg(f"Number of {plural(unit)} in each bin of predicted probability.")
         panels.append(_panel(f"By {unit}, Brier score {brier}", both))
     return panels
 
@@ -601,11 +566,8 @@ def _winners(table: Table) -> list[str]:
     return lines
 
 
-def reliability_png(classes: Mapping[str, Any], *, synthetic: bool) -> bytes | None:
-    """The reliability of films and studies as a PNG on white, a file to show elsewhere, or None where there is none.
-
-    classes  from `classification.evaluate_classes`.
-    """
+def reliability_png(classes: Mapping[Unit, ClassifierFigures], *, synthetic: bool) -> bytes | None:
+    """The reliability diagrams of films and studies as a PNG on white, to show elsewhere; None where there are none."""
     units = _reliabilities(classes)
     if not units:
         return None
@@ -617,19 +579,19 @@ def reliability_png(classes: Mapping[str, Any], *, synthetic: bool) -> bytes | N
     grid = figure.subplots(2, len(units), squeeze=False, sharex=True, gridspec_kw={"height_ratios": [4, 1]})
     blue, quiet = "#0072b2", "#6a7078"
     for (axes, below), (unit, figures) in zip(grid.T, units.items(), strict=True):
-        bins = figures["bins"]
+        bins = figures.bins
         axes.plot([0, 1], [0, 1], color=quiet, linewidth=1, linestyle="--")
-        for one in bins:
-            if one["share_interval"] is not None:
-                axes.plot([one["mean_probability"]] * 2, one["share_interval"], color=blue, linewidth=1.6)
-        points = np.array([(one["mean_probability"], one["share"]) for one in bins])
+        for part in bins:
+            if part.share_interval is not None:
+                axes.plot([part.mean_probability] * 2, part.share_interval, color=blue, linewidth=1.6)
+        points = np.array([(part.mean_probability, part.share) for part in bins])
         axes.plot(*points.T, color=blue, linewidth=0, marker="o", markersize=5)
-        low, high, count = (np.array([one[name] for one in bins]) for name in ("low", "high", "n"))
+        low, high, count = np.array([(part.low, part.high, part.n) for part in bins]).T
         below.bar(low, count, high - low, align="edge", color=blue, alpha=0.45, edgecolor=blue)
-        brier = with_interval(figures["brier"], figures["brier_interval"])
+        brier = with_interval(figures.brier, figures.brier_interval)
         axes.set(ylabel="share abnormal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axes.set_title(f"by {unit}  (Brier score {brier})", fontsize=9)
-        below.set(xlabel="probability of being abnormal", ylabel=_PLURALS[unit])
+        below.set(xlabel="probability of being abnormal", ylabel=plural(unit))
         for each in (axes, below):
             each.grid(color="#dfe3e8", linewidth=0.6)
             each.set_axisbelow(True)
@@ -640,30 +602,16 @@ def reliability_png(classes: Mapping[str, Any], *, synthetic: bool) -> bytes | N
     return data.getvalue()
 
 
-def _reliabilities(classes: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _reliabilities(classes: Mapping[Unit, ClassifierFigures]) -> dict[Unit, Reliability]:
     """The units drawn, those of the ROC curves, and the reliability of each."""
-    return {unit: classes[unit]["reliability"] for unit in ("film", "study") if unit in classes}
+    units: tuple[Unit, ...] = ("film", "study")
+    return {unit: classes[unit].reliability for unit in units if unit in classes}
 
 
-def _thresholds_of(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One level of `classification.evaluate_classes` as the page needs it: at one half, then as chosen."""
-    half, chosen = figures["half"], figures["chosen"]
-    titles = (f"at {_compact(half['threshold'])}", f"at {_compact(chosen['threshold'])}, chosen on validation")
-    return [
-        {"title": title, "figures": one, "confusion": _confusion(one["confusion"])}
-        for title, one in zip(titles, (half, chosen), strict=True)
-    ]
-
-
-def _confusion(matrix: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Truth -> its cells, each with count and share of the row, None where the row is empty."""
-    return {
-        LABELS[truth]: [
-            {"count": count, "share": share}
-            for count, share in zip(matrix["counts"][truth], matrix["normalized"][truth] or (None, None), strict=True)
-        ]
-        for truth in (0, 1)
-    }
+def _thresholds_of(figures: ClassifierFigures) -> list[tuple[str, ClassificationFigures]]:
+    """Title and figures of both thresholds: at one half, then as chosen."""
+    chosen = f"at {_compact(figures.chosen.threshold)}, chosen on validation"
+    return [(f"at {_compact(figures.half.threshold)}", figures.half), (chosen, figures.chosen)]
 
 
 # -------------------------------------------------------------------------------------------------------------- films
@@ -693,6 +641,7 @@ def _galleries(groups: Mapping[str, Sequence[Shown]], threshold: float | None) -
             cards.append(
                 {
                     "number": number,
+                    "counted": counted,
                     "shown": shown,
                     "film": _data(png(_small(grey))),
                     "layers": {name: _data(png(_small(layer))) for name, layer in shown.layers.items()},
