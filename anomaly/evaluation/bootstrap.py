@@ -1,5 +1,6 @@
 """TODO."""
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -141,6 +142,16 @@ class PatientBootstrap:
     def enough(self) -> bool:
         """Whether there are patients enough for an interval."""
         return min(self.classes) >= 2
+
+    def restricted(self, labels: Integers, patient: Integers) -> "PatientBootstrap":
+        """The same draws for other films of these patients, so that figures of both can be compared draw by draw.
+
+        labels  (n,) 0 or 1.    patient  (n,) whose film it is, as an index into the patients drawn (see `patient`).
+        """
+        subset = copy.copy(self)
+        subset.labels, subset.patient = labels, patient
+        subset.classes = [np.unique(patient[labels == label]).size for label in (0, 1)]
+        return subset
 
     def figures(self, scores: Floats, metric: Metric) -> Floats:
         """The figure of every draw, (B,): a film counts as often as its patient came. Nan where a class is missing."""

@@ -30,7 +30,6 @@ Degenerate cases:
 show them to three decimals, and each has its way back.
 """
 
-import copy
 import csv
 import io
 import json
@@ -376,11 +375,11 @@ def _tell(
     level: float,
 ) -> _Told:
     """One row with its figures: labels, scores and places among the column's patients, (n,) each, by seed."""
-    seeds = [_among(draws, label, patient) for label, patient in zip(labels, patients, strict=True)]
+    seeds = [draws.restricted(label, patient) for label, patient in zip(labels, patients, strict=True)]
     each = [roc_auc(label, score) for label, score in zip(labels, scores, strict=True)]
     drawn: Floats = np.mean([own.figures(score, "roc_auc") for own, score in zip(seeds, scores, strict=True)], axis=0)
     together, whose = np.concatenate(labels), np.concatenate(patients)
-    whole = _among(draws, together, whose)
+    whole = draws.restricted(together, whose)
     mean, abnormal = statistics.fmean(each), int(together.sum())
     low, high = whole.interval(mean, drawn, level) if _count(drawn) > 1 else (math.nan, math.nan)
     entry = replace(
@@ -396,14 +395,6 @@ def _tell(
     )
     films = frozenset(np.sort(2 * own.patient + own.labels).tobytes() for own in seeds)
     return _Told(entry, mean, drawn, min(whole.classes) - 1, films)
-
-
-def _among(draws: PatientBootstrap, labels: Integers, patients: Integers) -> PatientBootstrap:
-    """The same draws for some of the column's films, (n,) each; patients are places among the column's."""
-    own = copy.copy(draws)
-    own.labels, own.patient = labels, patients
-    own.classes = [np.unique(patients[labels == label]).size for label in (0, 1)]
-    return own
 
 
 def _compare(draws: PatientBootstrap, one: _Told, best: _Told, level: float) -> Comparison:
