@@ -20,6 +20,7 @@ from torch import Tensor
 from anomaly.data.batch import Batch
 from anomaly.evaluation.bootstrap import PatientBootstrap
 from anomaly.evaluation.calibration import read_calibration
+from anomaly.evaluation.comparison import ComparisonSettings, Scored, build_table
 from anomaly.evaluation.figures import evaluate
 from anomaly.evaluation.predict import View
 from anomaly.evaluation.ranking import roc_curve
@@ -29,7 +30,6 @@ from anomaly.pipeline.evaluate import run_page, score_films
 from anomaly.reporting import page as report
 from anomaly.reporting.charts import Chart, ticks
 from anomaly.reporting.heatmap import blend, png
-from anomaly.reporting.table import Scored, build
 from anomaly.runs import Run
 from preprocessing import InputError
 from preprocessing.schema import Cache
@@ -417,7 +417,8 @@ def bench_page(failure: str = "no memory", **given) -> str:
         ("vae", "kld", "full-he"): failure,
         ("trivial", "mean_grey", "raw"): seeds(0.0),
     }
-    table = build(cells, title="A bench", synthetic=True, paper=True, trivial=("trivial",), facts={"seeds": [0, 1]})
+    settings = ComparisonSettings(trivial=("trivial",))
+    table = build_table(cells, title="A bench", synthetic=True, paper=True, facts={"seeds": [0, 1]}, settings=settings)
     runs = [
         report.BenchRun("cae", "raw", 0, "cells/cae-raw-0/report.html"),
         report.BenchRun("cae", "raw", 1, "cells/cae raw#1/report.html"),

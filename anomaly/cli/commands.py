@@ -435,6 +435,7 @@ def bench(
     precision: str,
 ) -> None:
     """Train the grid and print its table."""
+    from anomaly.evaluation.paper import PAPER_VARIANTS
     from anomaly.experiments.bench import (
         FLOOR,
         FORMATS,
@@ -446,7 +447,6 @@ def bench(
         run_on_cluster,
         take_folder,
     )
-    from anomaly.reporting.table import PAPER_VARIANTS
     from anomaly.training.device import choose_device
     from preprocessing.schema import Cache
 
@@ -526,7 +526,7 @@ def _words(text: str | None) -> tuple[str, ...]:
 
 def _bench_cache(source: Path | None, recipe: str, size: int, variants: str | None) -> Path:
     """Return the cache of a bench, prepared if need be: of a source, or of built-in films, 300 at most."""
-    from anomaly.reporting.table import PAPER_VARIANTS
+    from anomaly.evaluation.paper import PAPER_VARIANTS
 
     wanted = variants or ",".join(PAPER_VARIANTS if recipe == "hand" else ("raw", "raw-he"))
     if source is None:
