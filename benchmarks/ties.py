@@ -5,15 +5,15 @@ score = distance x label + patient + film, the last two normal, their variances 
 independent of each other, or half of the patients' variance is common to all of them. All rows are equally good, at
 .75; then the last one is worse by .05.
 
-ours  `table.against_best`: the law of the largest difference over joint draws of patients
+ours  `comparison.against_best`: the law of the largest difference over joint draws of patients
 holm  Holm's correction of normal p-values, which takes the row with the highest figure for the best
 
 any    share of columns in which a row that is as good as every other is told apart from the best
 worse  share of columns in which the worse row is told apart from the best
 
 Rules and numbers of rows see the same draws: fewer rows are the first of more. The figure of a draw is taken from the
-pairs of patients won by a product of matrices; that its p-values are those of `table.build` is checked on the first
-columns of each.
+pairs of patients won by a product of matrices; that its p-values are those of `comparison.build_table` is checked on
+the first columns of each.
 """
 
 import argparse
@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from anomaly.evaluation.comparison import ComparisonSettings, Scored, against_best, build_table
 from anomaly.formatting import markdown
-from anomaly.reporting.table import Scored, against_best, build
 from benchmarks.coverage import RESAMPLES, Resampling
 from benchmarks.record import command_line, record
 
@@ -100,7 +100,8 @@ def shares(patients: int, common: float, count: int, seed: int) -> dict[int, dic
 def _check(scores: list[Floats], label: NDArray[np.int64], owner: NDArray[np.int64], p: Floats) -> None:
     """Compare p-values with those of a table; the best has none there."""
     cells = {(f"row {row}", "score", "raw"): [Scored(label, own.ravel(), owner)] for row, own in enumerate(scores)}
-    asked = [entry.p for entry in build(cells, title="check", resamples=RESAMPLES).entries.values()]
+    settings = ComparisonSettings(resamples=RESAMPLES)
+    asked = [entry.p for entry in build_table(cells, title="check", settings=settings).entries.values()]
     assert np.allclose([1 if one is None else one for one in asked], p, rtol=0, atol=1.5 / RESAMPLES), (asked, p)
 
 

@@ -21,6 +21,7 @@ import pytest
 
 from anomaly import runs
 from anomaly.cli import commands
+from anomaly.evaluation.comparison import Entry, Table
 from anomaly.experiments import bench as module
 from anomaly.experiments.bench import (
     Bench,
@@ -36,7 +37,7 @@ from anomaly.experiments.bench import (
 from anomaly.models.cae import CAE
 from anomaly.pipeline.fit import continue_or_create
 from anomaly.pipeline.plan import prepare
-from anomaly.reporting import table as tables
+from anomaly.reporting import tables
 from anomaly.training.trainer import Trainer
 from preprocessing import InputError
 from preprocessing.build import build
@@ -98,7 +99,7 @@ def copied(whole: Bench, tmp_path: Path) -> Bench:
     return Bench(Path(shutil.copytree(whole.path, tmp_path / "copied")), whole.grid)
 
 
-def column(table: tables.Table, variant: str) -> list[tables.Entry]:
+def column(table: Table, variant: str) -> list[Entry]:
     return [entry for (_, _, own), entry in table.entries.items() if own == variant]
 
 
@@ -432,7 +433,7 @@ def test_a_table_shows_the_seeds_that_are_there(copied: Bench, capsys: pytest.Ca
     assert "1 of 2 seeds, failed (1)" in page and '<span title="no memory">1 failed</span>' in page
     assert "<span>0 not done</span>" in page
     shutil.rmtree(copied.path / "cells" / "contrast_density-full-he-1")
-    assert tables.state(copied.table().entries["contrast_density", "atypicality", "full-he"]) == "not done"
+    assert copied.table().entries["contrast_density", "atypicality", "full-he"].state == "not done"
 
 
 def test_a_report_keeps_the_papers_figures(copied: Bench) -> None:

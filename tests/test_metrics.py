@@ -425,3 +425,18 @@ def test_tables_have_a_row_for_every_score_or_kind():
         assert words in text
     with pytest.raises(ValueError, match="needs 2 cells"):
         markdown(["a", "b"], [["1"]])
+
+
+def test_restricted_draws_are_the_same_draws():
+    random = np.random.default_rng(0)
+    patients, labels, scores = np.repeat(np.arange(12), 3), np.repeat(np.arange(12) % 2, 3), random.normal(size=36)
+    whole = PatientBootstrap(labels, patients, resamples=50, seed=1)
+    same = whole.restricted(labels, whole.patient)
+    assert (same.figures(scores, "roc_auc") == whole.figures(scores, "roc_auc")).all()
+    rows = np.flatnonzero(patients < 9)
+    part = whole.restricted(labels[rows], whole.patient[rows])
+    drawn = part.figures(scores[rows], "roc_auc")
+    for figure, counts in zip(drawn, whole.counts, strict=True):
+        repeated = np.repeat(rows, counts[patients[rows]])  # a film as often as its patient was drawn
+        assert figure == pytest.approx(roc_auc(labels[repeated], scores[repeated]), nan_ok=True)
+    assert (part.classes, whole.classes) == ([5, 4], [6, 6])

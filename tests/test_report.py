@@ -31,13 +31,13 @@ from anomaly.evaluation.figures import (
     Reliability,
     Unit,
 )
+from anomaly.evaluation.comparison import ComparisonSettings, Scored, build_table
 from anomaly.evaluation.predict import View
 from anomaly.formatting import with_interval
 from anomaly.models.base import Detector, Settings
 from anomaly.reporting import page as report
 from anomaly.reporting.charts import Chart, ticks
 from anomaly.reporting.heatmap import blend, png
-from anomaly.reporting.table import Scored, build
 from anomaly.runs import Run
 from preprocessing import InputError
 from preprocessing.schema import Cache
@@ -410,7 +410,8 @@ def bench_page(failure: str = "no memory", **given) -> str:
         ("vae", "kld", "full-he"): failure,
         ("trivial", "mean_grey", "raw"): seeds(0.0),
     }
-    table = build(cells, title="A bench", synthetic=True, paper=True, trivial=("trivial",), facts={"seeds": [0, 1]})
+    settings = ComparisonSettings(trivial=("trivial",))
+    table = build_table(cells, title="A bench", synthetic=True, paper=True, facts={"seeds": [0, 1]}, settings=settings)
     runs = [
         report.BenchRun("cae", "raw", 0, "cells/cae-raw-0/report.html"),
         report.BenchRun("cae", "raw", 1, "cells/cae raw#1/report.html"),

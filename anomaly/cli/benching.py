@@ -69,7 +69,7 @@ def bench(options: BenchOptions) -> None:
 def _grid(options: BenchOptions) -> "Grid":
     """Return what is to be trained; films are prepared first where they are not."""
     from anomaly.experiments.bench import FLOOR, PAPERS, Grid, every_model
-    from anomaly.reporting.table import PAPER_VARIANTS
+    from anomaly.evaluation.paper import PAPER_VARIANTS
     from preprocessing.schema import Cache
 
     protocol = options.preset == "paper"
@@ -127,7 +127,7 @@ def _run(bench: "Bench", options: BenchOptions) -> None:
 
 def _bench_cache(options: BenchOptions, size: int) -> Path:
     """Return the cache of a bench, prepared if need be: of a source, or of built-in films, 300 at most."""
-    from anomaly.reporting.table import PAPER_VARIANTS
+    from anomaly.evaluation.paper import PAPER_VARIANTS
 
     variants = options.variants or ",".join(PAPER_VARIANTS if options.recipe == "hand" else ("raw", "raw-he"))
     source = options.source

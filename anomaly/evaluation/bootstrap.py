@@ -16,6 +16,7 @@ and .95) it covers .944 to .974, the plain percentile bootstrap by patient .852 
 - A draw that misses a class is left out.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -164,6 +165,16 @@ class PatientBootstrap:
     def enough(self) -> bool:
         """Whether there are enough patients for an interval: two of each class."""
         return min(self.classes) >= 2
+
+    def restricted(self, labels: Integers, patient: Integers) -> "PatientBootstrap":
+        """The same draws for other films of these patients, so that figures of both can be compared draw by draw.
+
+        labels  (n,) 0 or 1.    patient  (n,) whose film it is, as an index into the patients drawn (see `patient`).
+        """
+        subset = copy.copy(self)
+        subset.labels, subset.patient = labels, patient
+        subset.classes = [np.unique(patient[labels == label]).size for label in (0, 1)]
+        return subset
 
     def figures(self, scores: Floats, metric: Metric) -> Floats:
         """The figure of every draw, (B,): a film counts as often as its patient came. Nan where a class is missing."""

@@ -40,6 +40,7 @@ from joblib import Parallel, delayed
 
 from anomaly import runs
 from anomaly.data.splits import LABELS, SplitRule, assign_splits
+from anomaly.evaluation.comparison import Scored, Table, build_table
 from anomaly.evaluation.figures import TRIVIAL
 from anomaly.evaluation.predict import View
 from anomaly.memory import share_memory
@@ -49,7 +50,7 @@ from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.open_run import open_model, run_view
 from anomaly.pipeline.plan import Plan, Prepared, prepare, resolve, settings_of
 from anomaly.reporting.page import BenchRun, render_bench
-from anomaly.reporting.table import Scored, Table, build, from_json, to_csv, to_json, to_latex, to_markdown, to_terminal
+from anomaly.reporting.tables import from_json, to_csv, to_json, to_latex, to_markdown, to_terminal
 from anomaly.runs import write_atomic
 from anomaly.training.config import EpochReport
 from anomaly.training.device import choose_device
@@ -358,7 +359,7 @@ class Bench:
             "preset": grid.preset,
             "seeds": list(grid.seeds),
         }
-        return build(found | trivial, title=title, synthetic=cache.synthetic, facts=facts, **options)
+        return build_table(found | trivial, title=title, synthetic=cache.synthetic, facts=facts, **options)
 
     def write(self, table: Table) -> None:
         """Write the table in every form, and the page."""

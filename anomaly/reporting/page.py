@@ -27,9 +27,10 @@ from anomaly.evaluation.evaluation import Evaluation
 from anomaly.evaluation.figures import ClassificationFigures, ClassifierFigures, Metrics, Reliability, Unit
 from anomaly.evaluation.ranking import has_both_classes, roc_curve
 from anomaly.formatting import counted, number, plural, with_interval
+from anomaly.evaluation.comparison import Entry, Table
 from anomaly.reporting.charts import Chart, swatch
 from anomaly.reporting.heatmap import CLEAR, REACH, color_bar, png
-from anomaly.reporting.table import Entry, Table, against_paper, failures, state, underneath
+from anomaly.reporting.tables import footnotes
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _WIDEST = 360  # pixels of a film in the gallery
@@ -187,7 +188,7 @@ def render_bench(table: Table, runs: Sequence[BenchRun], settings: Mapping[str, 
     by_model: dict[str, dict[str, list[BenchRun]]] = {}
     for run in runs:
         by_model.setdefault(run.model, {}).setdefault(run.variant, []).append(run)
-    reasons = failures(table)
+    reasons = table.failures
     return _page(
         "bench.html",
         table=table,
@@ -199,10 +200,10 @@ def render_bench(table: Table, runs: Sequence[BenchRun], settings: Mapping[str, 
             "made": "How it was made",
             "card": "Model card",
         },
-        trivial=set(table.statistics["trivial"]),
+        trivial=set(table.settings.trivial),
         notes=notes,
         failures=reasons,
-        underneath=underneath(table, best="best")[: -len(reasons) or None],
+        footnotes=footnotes(table, best="best")[: -len(reasons) or None],
         winners=_winners(table),
         forests=[_forest(table, column) for column in table.columns],
         runs=by_model,
@@ -228,8 +229,6 @@ def _page(template: str, **given: Any) -> str:
         "with_interval": with_interval,
         "signed": _signed,
         "compact": _compact,
-        "against_paper": against_paper,
-        "state": state,
         "label": LABELS.__getitem__,
         "quoted": quote,
         "hashed": _hashed,
@@ -561,7 +560,7 @@ def _winners(table: Table) -> list[str]:
             with_interval(entries[best].mean, entries[best].interval),
         )
         told = f"{tied} of {len(others)} others cannot be told apart from it" if others else "no other row to compare"
-        part = state(entries[best])
+        part = entries[best].state
         lines.append(f"{column}: {' '.join(best)} is the best, {value}{f' ({part})' if part else ''}; {told}.")
     return lines
 
