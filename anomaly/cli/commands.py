@@ -78,12 +78,12 @@ def preprocess(
 
     if out and out.is_dir():
         raise InputError(f"{out}: is a folder; name a file")
-    finder = _finder(net) if net else None
-    given: dict[str, Any] = {"size": size or 128} | (dict(finder.recipe) if finder else {})
+    localization = _localization_model(net) if net else None
+    given: dict[str, Any] = {"size": size or 128} | (dict(localization.recipe) if localization else {})
     given |= {"size": size} if size else {}
     ways, nets = _ways(localizer, mask)
     chosen = Recipe(**(given | {"name": recipe} | _pairs(settings) | ways))
-    variants = variants or (",".join(finder.variants) if finder else "full-he")
+    variants = variants or (",".join(localization.variants) if localization else "full-he")
     wanted = VARIANTS if variants == "all" else tuple(dict.fromkeys(variants.replace(" ", "").split(",")))
     if compression not in ("none", "lzf", "gzip"):
         raise InputError(f"no compression {compression!r}; there are: gzip, lzf, none")
@@ -92,10 +92,10 @@ def preprocess(
         phantom(PHANTOMS, 0, None, 512)
         source = PHANTOMS
     opened = open_source(source)
-    if finder:
+    if localization:
         there = len(films(opened))  # a folder's listing has masks in it
-        opened = annotate(opened, finder.learns)
-        say(f"{source}: {len(opened.records)} of {there} films have {finder.learns} beside them")
+        opened = annotate(opened, localization.targets)
+        say(f"{source}: {len(opened.records)} of {there} films have {localization.targets} beside them")
     told = {
         "--recipe": recipe,
         "--size": str(chosen.size),
@@ -126,7 +126,7 @@ def preprocess(
     return report
 
 
-def _finder(name: str) -> "type[LocalizationModel]":
+def _localization_model(name: str) -> "type[LocalizationModel]":
     """Return the class of a net that prepares films."""
     from anomaly.localization.base import LocalizationModel
     from anomaly.models import TOOLS, find_model
@@ -159,7 +159,7 @@ def _ways(localizer: str | None, mask: str | None) -> tuple[dict[str, str], dict
             allowed = ", ".join((*plain_ways, net, f"{net}:RUN"))
             raise InputError(f"no --{flag} {value!r}; there are: {allowed}")
         else:
-            from anomaly.localization.finding import load_localizer, load_segmenter, made_nets
+            from anomaly.localization.nets import load_localizer, load_segmenter, made_nets
 
             path = Path(run) if named else made_nets() / net
             if not named and not (path / "calibration.json").is_file():
@@ -358,7 +358,7 @@ def _train(plan: "Plan", out: Path | None, resume: bool, workers: int, track: st
     )
     for text in run.warnings():
         warn(text)
-    pictures = ("learning_curve.png", "reconstructions.png", "maps.png", "samples.png", "finds.png")
+    pictures = ("learning_curve.png", "reconstructions.png", "maps.png", "samples.png", "detections.png")
     say(f"{run.path}: {', '.join(name for name in pictures if (run.path / name).is_file())} show how")
     say(f"next: anomaly score {run.path}")
     if model in USES:
@@ -621,7 +621,7 @@ def _recorded_nets(run: "Run", recorded: dict[str, dict[str, str]]) -> dict[str,
     """Return the nets that prepared a run's films, to prepare new ones in the same way."""
     if not recorded:
         return {}
-    from anomaly.localization.finding import load_localizer, load_segmenter
+    from anomaly.localization.nets import load_localizer, load_segmenter
 
     nets: dict[str, Any] = {}
     for part, load in (("localizer", load_localizer), ("segmenter", load_segmenter)):
@@ -719,14 +719,18 @@ def score(
 def _measure(run: "Run", split: str, cache: Path | None, device: Any) -> None:
     """Say how good a net that prepares films is."""
     from anomaly.data.splits import SPLITS
-    from anomaly.localization.finding import check_split, load_finder, measure
+    from anomaly.localization.evaluate import evaluate, write_evaluation
+    from anomaly.localization.predict import check_split, load_localization_model
     from anomaly.pipeline.open_run import run_cache
+    from anomaly.reporting.localization import localization_table
 
     if split not in SPLITS:
         raise InputError(f"no split {split!r} to measure on; there are: {', '.join(SPLITS)}")
     opened = run_cache(run, cache)
     check_split(run, opened)
-    for line in measure(run, load_finder(run, device), opened, device, split):
+    evaluation = evaluate(run, load_localization_model(run, device), opened, device, split)
+    path = write_evaluation(run, evaluation)
+    for line in (*localization_table(evaluation), str(path)):
         say(line)
 
 
@@ -836,7 +840,7 @@ def models(name: str | None, make: bool = False, workers: int = 0) -> None:
     if issubclass(kind, Detector):
         say(f"scores: {', '.join(kind.score_names)}; trains on {'labelled' if kind.supervised else 'normal'} films")
     else:
-        say(f"trains on films with {_finder(name).learns}: `anomaly preprocess FILMS --for {name}`")
+        say(f"trains on films with {_localization_model(name).targets}: `anomaly preprocess FILMS --for {name}`")
     wide = max(map(len, (*kind.Config.model_fields, *TrainConfig.model_fields)))
     for title, config in (("model", kind.Config), ("training", TrainConfig)):
         say()
@@ -860,7 +864,7 @@ def _make_nets(names: tuple[str, ...], workers: int) -> None:
     """Train nets on built-in films, in the user's own folder, where `--localizer ssd --mask unet` find them."""
     import time
 
-    from anomaly.localization.finding import made_nets
+    from anomaly.localization.nets import made_nets
     from anomaly.runs import Run
 
     start, films = time.monotonic(), CACHES / "nets" / "films"

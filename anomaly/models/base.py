@@ -7,7 +7,7 @@ A model says which player moves, and when; the training loop does everything els
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -53,6 +53,8 @@ class Model(nn.Module, ABC):
     """
 
     Config: ClassVar[type[Settings]]
+    targets: ClassVar[Literal["none", "labels", "boxes", "masks"]] = "none"
+    """What it learns from; decides which rows it trains on."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     """Named settings, model and training together, over the defaults; `standard` is the one taken unasked."""
     space: ClassVar[Space] = {}

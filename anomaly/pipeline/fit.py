@@ -10,17 +10,18 @@ import torch
 from safetensors.torch import save
 
 from anomaly import runs
+from anomaly.console import warn
 from anomaly.data.batch import Batch, as_batch
 from anomaly.data.dataset import Films, StoredFilms, load_films
 from anomaly.distributed import SINGLE_PROCESS, World
 from anomaly.evaluation.calibration import calibrate
 from anomaly.evaluation.predict import View
 from anomaly.localization.base import LocalizationModel
-from anomaly.localization.finding import calibrate as threshold_of
+from anomaly.localization.evaluate import choose_threshold
 from anomaly.memory import keep_freed_memory
 from anomaly.models.base import Detector, Model
 from anomaly.pipeline.plan import Prepared, resolve
-from anomaly.reporting.training_pictures import DRAWN, PICTURED, finds_picture, learning_curve, picture, samples
+from anomaly.reporting.training_pictures import DRAWN, PICTURED, detections_picture, learning_curve, picture, samples
 from anomaly.training.config import EpochReport
 from anomaly.training.device import choose_device, make_repeatable
 from anomaly.training.tracking import open_tracker
@@ -155,10 +156,10 @@ def _closing(
         assert isinstance(validation, Films)
         synthetic = prepared.cache.synthetic
 
-        def draw_finds() -> None:
-            run.write("finds.png", finds_picture(model, validation, None, device, synthetic=synthetic))
+        def draw_detections() -> None:
+            run.write("detections.png", detections_picture(model, validation, None, device, synthetic=synthetic))
 
-        return draw_finds, lambda: finish_finder(model, validation, run, device, synthetic=synthetic)
+        return draw_detections, lambda: finish_localization(model, validation, run, device, synthetic=synthetic)
     assert isinstance(model, Detector)
     view = _validation(prepared)
 
@@ -176,13 +177,15 @@ def finish(model: Detector, view: View, run: runs.Run, device: torch.device) -> 
     run.write("calibration.json", runs.to_json(calibration.to_dict()))
 
 
-def finish_finder(
+def finish_localization(
     model: LocalizationModel, validation: Films, run: runs.Run, device: torch.device, *, synthetic: bool
 ) -> None:
-    """Write the picture of its finds and, last, calibration.json: from how sure on something counts as found."""
-    threshold = threshold_of(model, validation, device)
-    run.write("finds.png", finds_picture(model, validation, threshold, device, synthetic=synthetic))
-    run.write("calibration.json", runs.to_json({"threshold": threshold, "films": len(validation)}))
+    """Write the picture of its detections and, last, calibration.json: the threshold from which on they count."""
+    choice = choose_threshold(model, validation, device)
+    if choice.figure == 0:
+        warn("nothing is detected correctly on the validation films at any threshold: train longer, or on more films")
+    run.write("detections.png", detections_picture(model, validation, choice.threshold, device, synthetic=synthetic))
+    run.write("calibration.json", runs.to_json({"threshold": choice.threshold, "films": len(validation)}))
 
 
 def batches(films: Films | StoredFilms, device: torch.device) -> Iterator[Batch]:

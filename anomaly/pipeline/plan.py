@@ -15,7 +15,7 @@ from anomaly import runs
 from anomaly.data.dataset import Films, Sample, StoredFilms, bytes_of, load_films
 from anomaly.data.splits import LABELS, LEAST_TRAINING_FILMS, SplitRule, assign_splits, split_hash
 from anomaly.localization.base import LocalizationModel
-from anomaly.localization.finding import rows_of, splits_of
+from anomaly.localization.predict import annotated_rows, split_by_patient
 from anomaly.memory import free_memory
 from anomaly.models import TOOLS, find_model, zoo
 from anomaly.models.base import Detector, Model, Settings
@@ -106,7 +106,7 @@ class Prepared:
         find, whatever their label.
         """
         if issubclass(self.model, LocalizationModel):
-            usable = rows_of(self.cache, self.model.learns)
+            usable = annotated_rows(self.cache, self.model.targets)
         else:
             label = self.cache.index["label"]
             usable = np.flatnonzero((label >= 0) if learns_labels(self.model) else (label == 0))
@@ -121,7 +121,7 @@ class Prepared:
 
     def films(self, split: str) -> Films:
         """Read those rows, with what is to be found where the model finds something."""
-        learns = self.model.learns if issubclass(self.model, LocalizationModel) else None
+        learns = self.model.targets if issubclass(self.model, LocalizationModel) else None
         rows = self.rows(split)
         return load_films(self.cache, self.config["variant"], rows, self.size, learns=learns, sample=self._sample)
 
@@ -167,7 +167,7 @@ def prepare(plan: Plan) -> Prepared:
     cache = Cache(plan.cache)
     if (
         issubclass(kind, LocalizationModel)
-        and kind.learns == "boxes"
+        and kind.targets == "boxes"
         and training.augmentation not in ("none", "upright")
     ):
         raise InputError(
@@ -175,7 +175,7 @@ def prepare(plan: Plan) -> Prepared:
             f"{plan.model} takes none or upright"
         )
     if issubclass(kind, LocalizationModel):
-        rows_of(cache, kind.learns)  # a cache without what is to be learnt is answered before its size
+        annotated_rows(cache, kind.targets)  # a cache without what is to be learnt is answered before its size
     variant = plan.variant or (kind.variant if issubclass(kind, LocalizationModel) else default_variant(cache.variants))
     cache.films(variant, np.arange(0))  # an unknown variant is refused, with those there are
     size = training.size or cache.size
@@ -203,7 +203,7 @@ def prepare(plan: Plan) -> Prepared:
     if issubclass(kind, LocalizationModel):
         if variant != kind.variant:
             raise InputError(f"{plan.model} finds things on films of variant {kind.variant}; leave --variant out")
-        split = splits_of(cache, plan.split_seed)
+        split = split_by_patient(cache, plan.split_seed)
     else:
         try:
             split = assign_splits(index["patient"], index["label"], index["split"], seed=plan.split_seed, rule=rule)

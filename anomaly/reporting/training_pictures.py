@@ -12,7 +12,8 @@ from anomaly.data.dataset import Films, load_films
 from anomaly.evaluation.heatmap_scale import map_scale
 from anomaly.evaluation.predict import View, maps
 from anomaly.localization.base import LocalizationModel
-from anomaly.localization.finding import pictured
+from anomaly.localization.draw import draw_detections
+from anomaly.localization.predict import detect_films
 from anomaly.models.base import Detector
 from anomaly.reporting.heatmap import blend, png, titled
 
@@ -79,16 +80,16 @@ def picture(model: Detector, view: View, scale: float | None, device: torch.devi
     return png(titled(sheet, f"{'SYNTHETIC films: ' if view.cache.synthetic else ''}{shown}"))
 
 
-def finds_picture(
+def detections_picture(
     model: LocalizationModel, films: Films, threshold: float | None, device: torch.device, *, synthetic: bool
 ) -> bytes:
-    """Return a PNG of some films with what is there (white) and what the model finds (colored), surer than .5 or the
-    threshold.
+    """Return a PNG of some films with annotations in white and detections in color, from the threshold on, or from .5
+    while there is none.
     """
     model.eval()
     some = films.part(np.arange(0, len(films), max(1, len(films) // PICTURED))[:PICTURED])
-    sheet = pictured(model, some, 0.5 if threshold is None else threshold, device)
-    return png(titled(sheet, f"{'SYNTHETIC films: ' if synthetic else ''}white: there, colored: found"))
+    sheet = draw_detections(some, list(detect_films(model, some, device)), 0.5 if threshold is None else threshold)
+    return png(titled(sheet, f"{'SYNTHETIC films: ' if synthetic else ''}white: annotated, colored: detected"))
 
 
 def _enlarged(sheet: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
