@@ -6,6 +6,7 @@
     history.csv              one line an epoch: seconds, films/s, every loss term, what is watched, validation loss
     samples.png, reconstructions.png   generated films; films beside their reconstructions and maps: drawn at every
                              checkpoint; maps.png for a model that reconstructs nothing
+    detections.png           of a network that prepares films: annotated and detected boxes or foregrounds
     weights.safetensors      the chosen checkpoint, with what it remembers of normal films; written when training ends
     warnings.json            what was wrong with the training, from which epoch to which
     learning_curve.png       losses, and what is watched, over the epochs

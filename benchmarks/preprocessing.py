@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from anomaly.localization.finding import load_localizer, load_segmenter
+from anomaly.localization.nets import load_localizer, load_segmenter
 from benchmarks.record import command_line, record, spread
 from preprocessing.build import build
 from preprocessing.phantom import write_phantoms

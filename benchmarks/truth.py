@@ -315,7 +315,7 @@ def main() -> None:
     localizer: Localizer | None = None
     segmenter: Segmenter | None = None
     if options.localizer or options.segmenter:
-        from anomaly.localization.finding import load_localizer, load_segmenter
+        from anomaly.localization.nets import load_localizer, load_segmenter
 
         localizer = load_localizer(options.localizer) if options.localizer else None
         segmenter = load_segmenter(options.segmenter) if options.segmenter else None

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as torchs
 
 from anomaly.models import find_model
-from anomaly.nn.attention import PRODUCTS, attend
+from anomaly.nn.attention import attend
 from anomaly.nn.blocks import Convolution, FromPoint, ToPoint, TransposedConvolution
+from anomaly.nn.cpu_kernels import BLOCK_PRODUCTS
 from anomaly.nn.spectral import spectral_norm
 from anomaly.pipeline.plan import resolve
 
@@ -126,7 +127,7 @@ def test_products_on_small_maps_are_convolutions(
 
 
 @pytest.mark.parametrize(
-    ("queries", "keys", "loud"), [(9, 5, 1.0), (1, 1, 1.0), (70, 40, 30.0), (PRODUCTS // 256 + 3, 256, 2.0)]
+    ("queries", "keys", "loud"), [(9, 5, 1.0), (1, 1, 1.0), (70, 40, 30.0), (BLOCK_PRODUCTS // 256 + 3, 256, 2.0)]
 )
 def test_attention_in_bfloat16_is_attention(queries: int, keys: int, loud: float) -> None:
     """Within bfloat16's own error of float64's."""

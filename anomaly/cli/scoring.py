@@ -104,8 +104,10 @@ def _refuse_failures(selection: "Selection") -> None:
 def _measure(run: "Run", options: ScoreOptions) -> None:
     """Say how good a net that prepares films is."""
     from anomaly.data.splits import SPLITS
-    from anomaly.localization.finding import check_split, load_finder, measure
+    from anomaly.localization.evaluate import evaluate, write_evaluation
+    from anomaly.localization.predict import check_split, load_localization_model
     from anomaly.pipeline.open_run import run_cache
+    from anomaly.reporting.localization import localization_table
     from anomaly.training.device import choose_device
 
     split = options.split or "test"
@@ -113,7 +115,9 @@ def _measure(run: "Run", options: ScoreOptions) -> None:
         raise InputError(f"no split {split!r} to measure on; there are: {', '.join(SPLITS)}")
     cache, device = run_cache(run, options.cache), choose_device(options.device)
     check_split(run, cache)
-    for line in measure(run, load_finder(run, device), cache, device, split):
+    evaluation = evaluate(run, load_localization_model(run, device), cache, device, split)
+    path = write_evaluation(run, evaluation)
+    for line in (*localization_table(evaluation), str(path)):
         say(line)
 
 

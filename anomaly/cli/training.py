@@ -101,7 +101,7 @@ def _conclude(prepared: "Prepared", run: "Run") -> None:
     )
     for text in run.warnings():
         warn(text)
-    pictures = ("learning_curve.png", "reconstructions.png", "maps.png", "samples.png", "finds.png")
+    pictures = ("learning_curve.png", "reconstructions.png", "maps.png", "samples.png", "detections.png")
     written = [name for name in pictures if (run.path / name).is_file()]
     say(f"{run.path}: pictures of the training: {', '.join(written)}")
     say(f"next: anomaly score {run.path}")

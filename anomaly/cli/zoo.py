@@ -103,7 +103,7 @@ def _allowed(field: Any) -> str:
 
 def _make_nets(names: tuple[str, ...], workers: int) -> None:
     """Train nets on built-in films, in the user's own folder, where `--localizer ssd --mask unet` find them."""
-    from anomaly.localization.finding import made_nets
+    from anomaly.localization.nets import made_nets
     from anomaly.runs import Run
 
     start, films = time.monotonic(), CACHES / "nets" / "films"

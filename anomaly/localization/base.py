@@ -1,7 +1,7 @@
-"""The contract of the nets that prepare films: one finds hands and side markers, the others the foreground.
+"""The contract of the networks that prepare films: one locates hands and side markers, the others the foreground.
 
-They are trained by the same loop as the detectors, on films whose boxes or masks are known; `anomaly.finding` measures
-them and hands them to the preprocessing.
+They are trained by the same loop as the detectors, on films whose boxes or masks are known. `predict` runs them,
+`evaluate` measures them, `draw` shows what they detect and `nets` hands them to the preprocessing.
 """
 
 from abc import abstractmethod
@@ -14,39 +14,54 @@ from numpy.typing import NDArray
 
 from anomaly.data.batch import Batch
 from anomaly.models.base import Model
+from anomaly.runs import Record
 
 HANDS = 2
-"""So many of the caches' classes of boxes, the first, are hands; class 0 is none of them."""
+"""The classes of boxes from 1 to this one are hands; class 0 stands for no box."""
 
 
 @dataclass(frozen=True)
 class Detection:
-    """What a net finds on one film: boxes or the foreground.
+    """What a network detects on one film: boxes or the foreground.
 
-    boxes       (n, 5) float32: x0, y0, x1, y1 in pixels from the film's edge, class; the surest first
-    scores      (n,) how sure, 0..1
-    foreground  (S, S) float32: how likely a pixel belongs to the foreground, 0..1
+    boxes       (n, 5) float32: x0, y0, x1, y1 in pixels from the film's edge, class; highest score first
+    scores      (n,) confidence of each box, 0..1
+    foreground  (S, S) float32: probability that a pixel belongs to the foreground, 0..1
     """
 
     boxes: NDArray[np.float32] | None = None
     scores: NDArray[np.float32] | None = None
     foreground: NDArray[np.float32] | None = None
 
+    def scored_boxes(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the boxes and their scores; ValueError for a detection of the foreground."""
+        if self.boxes is None or self.scores is None:
+            raise ValueError("this detection has no boxes")
+        return self.boxes, self.scores
+
+
+class LocalizationCalibration(Record):
+    """calibration.json of a run of such a network."""
+
+    threshold: float
+    """The score from which on something counts as detected, chosen on validation films."""
+    films: int
+    """How many validation films those were."""
+
 
 class LocalizationModel(Model):
-    """A model that finds something on a film, for the preprocessing."""
+    """A model that locates something on a film, for the preprocessing."""
 
-    learns: ClassVar[Literal["boxes", "masks"]]
-    """What its training films bring along."""
+    targets: ClassVar[Literal["boxes", "masks"]]
     recipe: ClassVar[Mapping[str, Any]]
-    """Settings of the recipe that makes its films: it sees films at work as it saw them in training."""
+    """Settings of the recipe that prepares its films, in training and in use alike."""
     variant: ClassVar[str] = "crop"
-    """The variant of its films."""
+    """The variant of the films it takes."""
     variants: ClassVar[Sequence[str]]
-    """The variants its cache needs: of what is to be found, too."""
+    """The variants its cache needs: that of its films and that of its targets."""
     thresholds: ClassVar[Sequence[float]]
-    """From how sure on something counts as found: those that validation chooses from."""
+    """The scores from which on something counts as detected, in ascending order: validation chooses one of them."""
 
     @abstractmethod
-    def find(self, batch: Batch) -> list[Detection]:
-        """Return what is on each film. It depends on the film and the weights alone."""
+    def detect(self, batch: Batch) -> list[Detection]:
+        """Return what is on each film, as it follows from that film and the weights alone."""

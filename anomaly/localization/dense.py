@@ -1,11 +1,11 @@
-"""Two dense layers for the foreground of a film: the baseline that a U-Net is measured against (Bruhn and Mahmood)."""
+"""Two dense layers that segment the foreground: the baseline that a U-Net is measured against (Bruhn and Mahmood)."""
 
 from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from anomaly.localization.segmentation import Loss, Segmenter
+from anomaly.localization.segmentation import Loss, SegmentationModel
 from anomaly.models.base import Settings
 from anomaly.models.search_space import Range
 
@@ -16,11 +16,11 @@ class DenseConfig(Settings):
     hidden: int = Field(default=1024, ge=1, le=65536)
     """Units of the hidden layer."""
     loss: Loss = "dice"
-    """`dice`, as the source, or with the binary cross-entropy."""
+    """`dice`, as in the source, or its sum with the binary cross-entropy."""
 
 
-class Dense(Segmenter):
-    """Flatten, hidden layer, one unit a pixel: film (N, 1, S, S) -> logits of the foreground (N, 1, S, S)."""
+class Dense(SegmentationModel):
+    """Flatten, hidden layer, one unit per pixel: film (N, 1, S, S) -> logits of the foreground (N, 1, S, S)."""
 
     Config = DenseConfig
     presets: ClassVar = {
@@ -49,8 +49,8 @@ class Dense(Segmenter):
 
     @classmethod
     def check_size(cls, config: DenseConfig, size: int) -> str | None:
-        """Each pixel has weights of its own: a large film would have billions."""
-        return None if size <= 256 else "takes film sides up to 256: its weights grow with the square of the pixels"
+        """Every pixel has its own weights: a large film would take billions of them."""
+        return None if size <= 256 else "takes film sides up to 256: its weights grow with the fourth power of the side"
 
     def players(self) -> dict[str, list[nn.Module]]:
         """One player owns all."""

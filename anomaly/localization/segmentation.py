@@ -1,4 +1,4 @@
-"""What the nets that find the foreground share: Dice loss, warnings, probabilities."""
+"""What the networks that segment the foreground share: Dice loss, warnings, probabilities."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -13,14 +13,14 @@ from anomaly.models.base import Step
 from anomaly.nn.losses import masked_mean, soft_dice
 
 Loss = Literal["dice", "dice+bce"]
-EMPTY = 0.1
-"""A net that finds less than this share of the foreground there is has collapsed."""
+COLLAPSED = 0.1
+"""A network that detects less than this share of the annotated foreground has collapsed."""
 
 
-class Segmenter(LocalizationModel):
-    """A net that tells how likely each pixel is foreground."""
+class SegmentationModel(LocalizationModel):
+    """A network that gives each pixel its probability of being foreground."""
 
-    learns = "masks"
+    targets = "masks"
     recipe: ClassVar = {"size": 128}
     variants = ("crop", "full")
     thresholds = tuple(round(0.05 * i, 2) for i in range(4, 17))
@@ -36,31 +36,35 @@ class Segmenter(LocalizationModel):
         """Return logits: (N, 1, S, S) -> (N, 1, S, S), float32."""
 
     def training_steps(self, batch: Batch) -> Iterator[Step]:
-        """One step down the loss; watched: the share of the film that is found, and that there is."""
+        """One step down the loss; watched: the predicted and the annotated share of foreground."""
         assert batch.foreground is not None
-        logits, truth = self(batch.film), batch.foreground.float()
-        found = logits.sigmoid()
-        terms = {"dice": soft_dice(found, truth, batch.mask).mean()}
+        logits, target = self(batch.film), batch.foreground.float()
+        predicted = logits.sigmoid()
+        terms = {"dice": soft_dice(predicted, target, batch.mask).mean()}
         if self.loss == "dice+bce":
-            entropy = binary_cross_entropy_with_logits(logits, truth, reduction="none")
+            entropy = binary_cross_entropy_with_logits(logits, target, reduction="none")
             terms["bce"] = masked_mean(entropy, batch.mask).mean()
-        watched = {"foreground_found": (found * batch.mask).mean(), "foreground_there": (truth * batch.mask).mean()}
+        watched = {
+            "foreground_predicted": (predicted * batch.mask).mean(),
+            "foreground_annotated": (target * batch.mask).mean(),
+        }
         yield Step("segmenter", watch=watched, **terms)
 
     def validation_loss(self, batch: Batch) -> Tensor:
-        """Return the Dice loss, whatever is trained: it can be compared between settings."""
+        """Return the Dice loss whichever loss is trained on, so that it can be compared between settings: (N,)."""
         assert batch.foreground is not None
         return soft_dice(self(batch.film).sigmoid(), batch.foreground.float(), batch.mask)
 
     def warnings(self, figures: Mapping[str, float]) -> list[str]:
-        """Say when the net finds no foreground any more: with pure Dice it can stay there."""
-        found, there = figures["foreground_found"], figures["foreground_there"]
-        if found < EMPTY * there:
-            mend = "lower learning_rate, or take loss=dice+bce" if self.loss == "dice" else "lower learning_rate"
-            return [f"hardly any foreground is found ({found / max(there, 1e-9):.1%} of what there is): {mend}"]
+        """Say when the network predicts no foreground any more: with the Dice loss alone it may not recover."""
+        predicted, annotated = figures["foreground_predicted"], figures["foreground_annotated"]
+        if predicted < COLLAPSED * annotated:
+            remedy = "lower learning_rate, or take loss=dice+bce" if self.loss == "dice" else "lower learning_rate"
+            share = predicted / max(annotated, 1e-9)
+            return [f"hardly any foreground is predicted ({share:.1%} of the annotated area): {remedy}"]
         return []
 
-    def find(self, batch: Batch) -> list[Detection]:
-        """Return how likely each pixel is foreground."""
-        shares = (self(batch.film).sigmoid() * batch.mask).cpu().numpy()[:, 0]
-        return [Detection(foreground=share) for share in shares]
+    def detect(self, batch: Batch) -> list[Detection]:
+        """Return each pixel's probability of being foreground, 0 off the film's mask."""
+        probabilities = (self(batch.film).sigmoid() * batch.mask).cpu().numpy()[:, 0]
+        return [Detection(foreground=probability) for probability in probabilities]

@@ -1,7 +1,7 @@
-"""U-Net for the foreground of a film: four levels, dropout, Dice loss (Ronneberger et al. 2015; Bruhn and Mahmood).
+"""U-Net that segments the foreground of a film: four levels, dropout, Dice loss (Ronneberger et al. 2015).
 
 The layers are those of Bruhn and Mahmood, "X-ray image segmentation for fracture prediction": 32, 64, 128 and 128
-channels, two convolutions a level with dropout between them, nearest upsampling, concatenation.
+channels, two convolutions per level with dropout between them, nearest upsampling, concatenation.
 """
 
 from collections.abc import Callable
@@ -11,14 +11,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from anomaly.localization.segmentation import Loss, Segmenter
+from anomaly.localization.segmentation import Loss, SegmentationModel
 from anomaly.models.base import Settings
 from anomaly.models.search_space import Choice, Range
 
 Initializer = Literal["he_normal", "he_uniform", "glorot_normal", "glorot_uniform"]
 
 
-INITIALISERS: dict[str, Callable[[Tensor], Tensor]] = {
+INITIALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
     "he_normal": nn.init.kaiming_normal_,
     "he_uniform": nn.init.kaiming_uniform_,
     "glorot_normal": nn.init.xavier_normal_,
@@ -32,15 +32,15 @@ class UNetConfig(Settings):
     width: int = Field(default=32, ge=1, le=256)
     """Channels of the first level; the others have 2, 4 and 4 times as many."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
-    """Share of values that are dropped between the two convolutions of a level."""
+    """Dropout probability between the two convolutions of a level."""
     initializer: Initializer = "he_normal"
-    """How weights begin."""
+    """How the weights of convolutions are initialized."""
     loss: Loss = "dice+bce"
-    """`dice` alone, as the source, can end in an empty mask; with the binary cross-entropy it does not."""
+    """`dice` alone, as in the source, can collapse to an empty mask; with the binary cross-entropy it does not."""
 
 
-class UNet(Segmenter):
-    """Down four levels and up again: film (N, 1, S, S) -> logits of the foreground (N, 1, S, S)."""
+class UNet(SegmentationModel):
+    """Four levels down and up with skip connections: film (N, 1, S, S) -> logits of the foreground (N, 1, S, S)."""
 
     Config = UNetConfig
     presets: ClassVar = {
@@ -87,11 +87,11 @@ class UNet(Segmenter):
         self.up = nn.ModuleList(self._level(i, o) for i, o in ((d + c, b), (b + b, b), (b + a, a)))
         self.last = nn.Conv2d(a, 1, 1)
         self.pool, self.grow = nn.MaxPool2d(2), nn.Upsample(scale_factor=2)
-        begin = INITIALISERS[config.initializer]
+        initialize = INITIALIZERS[config.initializer]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 assert module.bias is not None
-                begin(module.weight)
+                initialize(module.weight)
                 nn.init.zeros_(module.bias)
 
     def _level(self, channels: int, features: int) -> nn.Sequential:
@@ -105,7 +105,7 @@ class UNet(Segmenter):
 
     @classmethod
     def check_size(cls, config: UNetConfig, size: int) -> str | None:
-        """Three halvings."""
+        """The film is halved three times."""
         return None if size % 8 == 0 else "needs a film side that is a multiple of 8"
 
     def players(self) -> dict[str, list[nn.Module]]:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -64,6 +64,8 @@ class Model(nn.Module):
     """
 
     Config: ClassVar[type[Settings]]
+    targets: ClassVar[Literal["none", "labels", "boxes", "masks"]] = "none"
+    """What it learns from; decides which rows it trains on."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     """Named settings, model and training together, over the defaults; `standard` is the one taken unasked."""
     targets: ClassVar[Targets] = "none"

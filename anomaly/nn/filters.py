@@ -1,4 +1,4 @@
-"""Filters over films and residuals that respect a mask: what lies outside it counts as not there."""
+"""Filters of films and residuals that respect a mask: pixels outside it do not contribute."""
 
 import math
 
@@ -9,23 +9,23 @@ from torch import Tensor
 def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
     """Return `x` under a Gaussian window of `sigma` pixels, cut at three sigma, zeros beyond the film: (N, C, H, W).
 
-    Rows and columns are each a product with the matrix of all windows, most of it zeros: libraries multiply matrices
-    many times as fast as they convolve a single channel. Each film is a product of its own, so that its rounding
-    doesn't depend on the films beside it.
+    Rows and columns are each multiplied by the matrix of all windows, most of it zeros: libraries multiply matrices
+    many times as fast as they convolve a single channel. Each film is multiplied separately, so that its rounding
+    doesn't depend on the rest of the batch.
     """
     films = x.flatten(0, 1)  # (N C, H, W)
-    across = torch.bmm(films, _windows(x.shape[3], sigma, x).expand(len(films), -1, -1))
-    return torch.bmm(_windows(x.shape[2], sigma, x).expand(len(films), -1, -1), across).view_as(x)
+    rows = torch.bmm(films, _windows(x.shape[3], sigma, x).expand(len(films), -1, -1))
+    return torch.bmm(_windows(x.shape[2], sigma, x).expand(len(films), -1, -1), rows).view_as(x)
 
 
 def _windows(size: int, sigma: float, like: Tensor) -> Tensor:
     """Return the window about each of `size` pixels: (size, size), symmetric."""
     reach = max(1, math.ceil(3 * sigma))
-    at = torch.arange(-reach, reach + 1, device=like.device, dtype=like.dtype)
-    whole = torch.exp(-0.5 * (at / sigma).square()).sum()
+    window = torch.arange(-reach, reach + 1, device=like.device, dtype=like.dtype)
+    total = torch.exp(-0.5 * (window / sigma).square()).sum()
     pixels = torch.arange(size, device=like.device, dtype=like.dtype)
-    off = pixels - pixels[:, None]
-    return torch.where(off.abs() <= reach, torch.exp(-0.5 * (off / sigma).square()) / whole, 0)
+    distance = pixels - pixels[:, None]
+    return torch.where(distance.abs() <= reach, torch.exp(-0.5 * (distance / sigma).square()) / total, 0)
 
 
 def local_mean(x: Tensor, mask: Tensor, sigma: float) -> Tensor:
@@ -44,8 +44,8 @@ def local_mean(x: Tensor, mask: Tensor, sigma: float) -> Tensor:
 def structural_dissimilarity(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     """Return (1 - SSIM) / 2 of each pixel, in [0, 1], 0 off the mask: films in [0, 1], (N, 1, H, W).
 
-    SSIM compares mean, spread and correlation in a Gaussian window of 1.5 pixels, K1 = .01 and K2 = .03 as in Wang et
-    al. 2004, equation 13; the window looks under the mask only.
+    SSIM compares mean, variance and covariance in a Gaussian window of 1.5 pixels, K1 = .01 and K2 = .03 as in Wang et
+    al. 2004, equation 13; only pixels under the mask enter the window.
     """
     x, y = x.float(), y.float()
     means = local_mean(torch.cat([x, y, x * x, y * y, x * y], dim=1), mask, 1.5)
@@ -53,6 +53,6 @@ def structural_dissimilarity(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     var_x, var_y = (square_x - mean_x.square()).clamp(min=0), (square_y - mean_y.square()).clamp(min=0)
     cov = product - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
-    alike = (2 * mean_x * mean_y + c1) * (2 * cov + c2)
-    ssim = alike / ((mean_x.square() + mean_y.square() + c1) * (var_x + var_y + c2))
+    similarity = (2 * mean_x * mean_y + c1) * (2 * cov + c2)
+    ssim = similarity / ((mean_x.square() + mean_y.square() + c1) * (var_x + var_y + c2))
     return ((1 - ssim) / 2).clamp(0, 1) * mask

@@ -7,7 +7,7 @@ from torch import Tensor
 def masked_mean(value: Tensor, mask: Tensor) -> Tensor:
     """Return the mean of `value` over the pixels of `mask`: (N, 1, H, W), (N, 1, H, W) bool -> (N,).
 
-    A film with an empty mask gives 0: there is nothing in it to be wrong about.
+    A film with an empty mask gives 0.
 
     >>> masked_mean(torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[True, False]]]]))
     tensor([1.])
@@ -49,17 +49,17 @@ def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=1)
 
 
-def soft_dice(found: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+def soft_dice(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Return 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1) under the mask: (N, 1, H, W) each, in [0, 1] -> (N,).
 
-    p is how likely a pixel is foreground, t whether it is; the ones make two empty masks agree. Milletari et al. 2016,
-    without the squares of their denominator.
+    p is a pixel's predicted probability of being foreground, t its annotation; the ones give two empty masks loss 0.
+    Milletari et al. 2016, without the squares in the denominator.
 
     >>> soft_dice(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[1.0, 1.0]]]]), torch.tensor([[[[True, True]]]]))
     tensor([0.2500])
     """
-    both = (found * truth * mask).flatten(1).sum(dim=1)
-    return 1 - (2 * both + 1) / ((found + truth) * mask).flatten(1).sum(dim=1).add(1)
+    intersection = (predicted * target * mask).flatten(1).sum(dim=1)
+    return 1 - (2 * intersection + 1) / ((predicted + target) * mask).flatten(1).sum(dim=1).add(1)
 
 
 def class_weighted_cross_entropy(abnormal: Tensor, normal: Tensor, label: Tensor, weights: Tensor) -> Tensor:
@@ -76,11 +76,11 @@ def class_weighted_cross_entropy(abnormal: Tensor, normal: Tensor, label: Tensor
 
 
 def log_mean(logarithm: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Return the logarithm of each group's mean: (N,) of log x, (N,) group numbers from 0 on, none left out -> (G,).
+    """Return the logarithm of each group's mean: (N,) of log x, (N,) groups 0 to G - 1, none empty -> (G,).
 
     >>> log_mean(torch.tensor([0.2, 0.6, 0.5]).log(), torch.tensor([0, 0, 1]), 2).exp()
     tensor([0.4000, 0.5000])
     """
     member = group == torch.arange(groups, device=group.device)[:, None]  # (G, N)
-    spread = torch.where(member, logarithm, -torch.inf)
-    return spread.logsumexp(dim=1) - member.sum(dim=1).to(logarithm.dtype).log()
+    by_group = torch.where(member, logarithm, -torch.inf)
+    return by_group.logsumexp(dim=1) - member.sum(dim=1).to(logarithm.dtype).log()

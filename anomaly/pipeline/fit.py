@@ -11,16 +11,17 @@ import torch
 from safetensors.torch import save
 
 from anomaly import runs
+from anomaly.console import warn
 from anomaly.data.batch import as_batch, batches
 from anomaly.data.dataset import Films, FilmSet
 from anomaly.distributed import SINGLE_PROCESS, World
 from anomaly.evaluation.calibration import calibrate
-from anomaly.localization.base import LocalizationModel
-from anomaly.localization.finding import calibrate as threshold_of
+from anomaly.localization.base import LocalizationCalibration, LocalizationModel
+from anomaly.localization.evaluate import choose_threshold
 from anomaly.memory import keep_freed_memory
 from anomaly.models.base import Detector, Model
 from anomaly.pipeline.plan import Prepared, prepares_films
-from anomaly.reporting.training_pictures import DRAWN, PICTURED, finds_picture, learning_curve, picture, samples
+from anomaly.reporting.training_pictures import DRAWN, PICTURED, detections_picture, learning_curve, picture, samples
 from anomaly.training.config import EpochReport
 from anomaly.training.device import choose_device, make_repeatable
 from anomaly.training.tracking import open_tracker
@@ -190,14 +191,17 @@ class _Closing:
             finish(cast("Detector", self.model), self.films, self.run, self.device)
             return
         films = cast("Films", self.validation)
-        threshold = threshold_of(cast("LocalizationModel", self.model), films, self.device)
-        self._draw_detections(threshold)
-        self.run.write("calibration.json", runs.to_json({"threshold": threshold, "films": len(films)}))
+        choice = choose_threshold(cast("LocalizationModel", self.model), films, self.device)
+        if choice.figure == 0:
+            warn("nothing is detected correctly on the validation films at any threshold: train longer, or on more films")
+        self._draw_detections(choice.threshold)
+        calibration = LocalizationCalibration(threshold=choice.threshold, films=len(films))
+        self.run.write("calibration.json", runs.to_json(calibration.model_dump()))
 
     def _draw_detections(self, threshold: float | None) -> None:
         model, films = cast("LocalizationModel", self.model), cast("Films", self.validation)
         synthetic = self.films.cache.synthetic
-        self.run.write("finds.png", finds_picture(model, films, threshold, self.device, synthetic=synthetic))
+        self.run.write("detections.png", detections_picture(model, films, threshold, self.device, synthetic=synthetic))
 
 
 def finish(model: Detector, films: FilmSet, run: runs.Run, device: torch.device) -> None:

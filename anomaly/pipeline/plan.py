@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from anomaly.data.dataset import FilmSet, Targets
 from anomaly.data.splits import LABELS, LEAST_TRAINING_FILMS, SplitRule, assign_splits, split_hash
 from anomaly.localization.base import LocalizationModel
-from anomaly.localization.finding import rows_of, splits_of
+from anomaly.localization.predict import annotated_rows, split_by_patient
 from anomaly.memory import free_memory
 from anomaly.models import TOOLS, find_model, zoo
 from anomaly.models.base import Model, Settings
@@ -60,7 +60,7 @@ def resolve(name: str, preset: str, settings: Sequence[str]) -> tuple[Settings, 
     chosen |= {key: None for key, value in chosen.items() if value == "none" and fields[key].default is None}
     config = {owner: {k: v for k, v in chosen.items() if owners[k] == owner} for owner in ("model", "training")}
     try:
-        return model.Config(**config["model"]), TrainConfig(**config["training"])
+        return model.Config(**config.model), TrainConfig(**config.training)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -160,7 +160,7 @@ def usable_rows(cache: Cache, targets: Targets) -> NDArray[np.int64]:
     learn, whatever their label; a cache without any is refused.
     """
     if targets == "boxes" or targets == "masks":
-        return rows_of(cache, targets)
+        return annotated_rows(cache, targets)
     label = cache.index["label"]
     return np.flatnonzero((label >= 0) if targets == "labels" else (label == 0))
 
@@ -249,7 +249,7 @@ def _split(plan: Plan, model: type[Model], training: TrainConfig, cache: Cache) 
     elif rule == "paper" and model.targets == "labels":
         rule = "paper, labelled"
     if prepares_films(model):
-        return rule, splits_of(cache, plan.split_seed)
+        return rule, split_by_patient(cache, plan.split_seed)
     try:
         return rule, assign_splits(index["patient"], index["label"], index["split"], seed=plan.split_seed, rule=rule)
     except InputError as error:

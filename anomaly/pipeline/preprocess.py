@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from anomaly.console import silent
 from anomaly.localization.base import LocalizationModel
-from anomaly.localization.finding import load_localizer, load_segmenter, made_nets
+from anomaly.localization.nets import load_localizer, load_segmenter, made_nets
 from anomaly.models import TOOLS, find_model
 from anomaly.pipeline.options import CACHES, PhantomOptions, PreprocessOptions, pairs_of, words_of
 from anomaly.pipeline.selection import Display, advancing

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from anomaly.console import Advance, silent
 from anomaly.data.dataset import FilmSet
 from anomaly.data.splits import SPLITS
-from anomaly.localization.finding import load_localizer, load_segmenter
+from anomaly.localization.nets import load_localizer, load_segmenter
 from anomaly.pipeline.open_run import run_films
 from anomaly.runs import Run
 from preprocessing import InputError

@@ -11,8 +11,9 @@ from anomaly.data.dataset import Films
 from anomaly.evaluation.heatmap_scale import map_scale, smooth
 from anomaly.evaluation.predict import SMOOTHING
 from anomaly.localization.base import LocalizationModel
-from anomaly.localization.finding import pictured
 from anomaly.models.base import Prediction
+from anomaly.localization.draw import draw_detections
+from anomaly.localization.predict import detect_films
 from anomaly.reporting.heatmap import blend, png, titled
 
 PICTURED = 6
@@ -80,16 +81,16 @@ def picture(prediction: Prediction, films: Films, scale: float | None, *, unit: 
     return png(titled(sheet, f"{'SYNTHETIC films: ' * synthetic}{content}"))
 
 
-def finds_picture(
+def detections_picture(
     model: LocalizationModel, films: Films, threshold: float | None, device: torch.device, *, synthetic: bool
 ) -> bytes:
-    """Return a PNG of some films with what is there (white) and what the model finds (colored), surer than .5 or the
-    threshold.
+    """Return a PNG of some films with annotations in white and detections in color, from the threshold on, or from .5
+    while there is none.
     """
     model.eval()
     some = films.part(np.arange(0, len(films), max(1, len(films) // PICTURED))[:PICTURED])
-    sheet = pictured(model, some, 0.5 if threshold is None else threshold, device)
-    return png(titled(sheet, f"{'SYNTHETIC films: ' if synthetic else ''}white: there, colored: found"))
+    sheet = draw_detections(some, list(detect_films(model, some, device)), 0.5 if threshold is None else threshold)
+    return png(titled(sheet, f"{'SYNTHETIC films: ' if synthetic else ''}white: annotated, colored: detected"))
 
 
 def _enlarged(sheet: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

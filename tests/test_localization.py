@@ -1,4 +1,4 @@
-"""The nets that prepare films: one contract suite over them, their figures, and what preprocessing asks of them."""
+"""The networks that prepare films: one contract suite over them, their figures, and their use in preprocessing."""
 
 import math
 import pickle
@@ -15,25 +15,27 @@ from torch import Tensor
 
 from anomaly.data.batch import Batch, as_batch
 from anomaly.data.dataset import Films
-from anomaly.localization import finding
+from anomaly.localization import evaluate as evaluation
+from anomaly.localization import nets
 from anomaly.localization.base import Detection, LocalizationModel
-from anomaly.localization.finding import (
-    Localizer,
-    Matches,
-    calibrate,
+from anomaly.localization.evaluate import (
+    BoxFigures,
+    ForegroundFigures,
+    choose_threshold,
+    evaluate,
     iou,
-    load_localizer,
-    load_segmenter,
-    measure,
-    rows_of,
-    splits_of,
+    match_boxes,
+    write_evaluation,
 )
+from anomaly.localization.nets import NetLocalizer, load_localizer, load_nets, load_segmenter
+from anomaly.localization.predict import annotated_rows, load_localization_model, split_by_patient
 from anomaly.localization.ssd import SSD
 from anomaly.localization.unet import UNet
 from anomaly.models import TOOLS, ZOO, find_model
 from anomaly.nn.losses import soft_dice
-from anomaly.pipeline.fit import continue_or_create, fit
+from anomaly.pipeline.fit import continue_or_create, finish_localization, fit
 from anomaly.pipeline.plan import Plan, prepare, resolve
+from anomaly.reporting.localization import localization_table
 from anomaly.runs import Run
 from anomaly.training.config import TrainConfig
 from anomaly.training.trainer import Trainer
@@ -54,7 +56,7 @@ def annotated_cache(films: Path, name: str, out: Path) -> Cache:
     kind = find_model(name)
     assert issubclass(kind, LocalizationModel)
     recipe = Recipe(**(dict(kind.recipe) | {"size": SIZE}))
-    build(annotate(open_source(films), kind.learns), recipe, out, variants=kind.variants, workers=1)
+    build(annotate(open_source(films), kind.targets), recipe, out, variants=kind.variants, workers=1)
     return Cache(out)
 
 
@@ -69,7 +71,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def made(name: str) -> LocalizationModel:
+def narrow_model(name: str) -> LocalizationModel:
     torch.manual_seed(0)
     kind = find_model(name)
     model = kind(resolve(name, "fast", NARROW[name])[0], SIZE)  # type: ignore[call-arg]
@@ -77,12 +79,12 @@ def made(name: str) -> LocalizationModel:
     return model
 
 
-def some(caches: dict[str, Cache], name: str, count: int = 6) -> Films:
+def annotated_films(caches: dict[str, Cache], name: str, count: int = 6) -> Films:
     from anomaly.data.dataset import load_films
 
-    kind = type(made(name))
-    rows = rows_of(caches[name], kind.learns)[:count]
-    return load_films(caches[name], "crop", rows, SIZE, learns=kind.learns)
+    kind = type(narrow_model(name))
+    rows = annotated_rows(caches[name], kind.targets)[:count]
+    return load_films(caches[name], "crop", rows, SIZE, learns=kind.targets)
 
 
 def trained(caches: dict[str, Cache], name: str, out: Path, *settings: str) -> Run:
@@ -115,10 +117,10 @@ def test_presets_and_thresholds_are_valid(name: str) -> None:
 
 
 def test_every_parameter_has_one_owner_and_learns(name: str, caches: dict[str, Cache]) -> None:
-    model = made(name)
+    model = narrow_model(name)
     owned = [id(p) for modules in model.players().values() for module in modules for p in module.parameters()]
     assert len(owned) == len(set(owned)) and set(owned) == {id(p) for p in model.parameters()}
-    films = some(caches, name)
+    films = annotated_films(caches, name)
     loop = trainer(model, films)
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
     first = loop.train_epoch(1)
@@ -133,8 +135,8 @@ def trainer(model: LocalizationModel, films: Films, **settings: object) -> Train
 
 
 def test_a_few_films_are_learnt(name: str, caches: dict[str, Cache]) -> None:
-    films = some(caches, name, 4)
-    model = made(name)
+    films = annotated_films(caches, name, 4)
+    model = narrow_model(name)
     loop = trainer(model, films, learning_rate=3e-3)
     first = loop.train_epoch(1)
     for number in range(2, 13):
@@ -144,11 +146,11 @@ def test_a_few_films_are_learnt(name: str, caches: dict[str, Cache]) -> None:
 
 
 @torch.inference_mode()
-def test_finds_depend_on_the_film_alone(name: str, caches: dict[str, Cache]) -> None:
-    films, model = some(caches, name, 3), made(name).eval()
-    together = model.find(as_batch(films, CPU))
+def test_detections_depend_on_the_film_alone(name: str, caches: dict[str, Cache]) -> None:
+    films, model = annotated_films(caches, name, 3), narrow_model(name).eval()
+    together = model.detect(as_batch(films, CPU))
     for i, one in enumerate(together):
-        (alone,) = model.find(as_batch(films.part(slice(i, i + 1)), CPU))
+        (alone,) = model.detect(as_batch(films.part(slice(i, i + 1)), CPU))
         for ours, theirs in ((one.foreground, alone.foreground), (one.boxes, alone.boxes), (one.scores, alone.scores)):
             assert (ours is None) == (theirs is None)
             if ours is not None and theirs is not None:
@@ -161,8 +163,12 @@ def test_finds_depend_on_the_film_alone(name: str, caches: dict[str, Cache]) -> 
 
 
 @torch.inference_mode()
-def test_what_is_saved_finds_the_same_when_reopened(name: str, caches: dict[str, Cache]) -> None:
-    batch, model, again = as_batch(some(caches, name, 2), CPU), made(name).eval(), made(name).eval()
+def test_a_saved_model_detects_the_same_when_reopened(name: str, caches: dict[str, Cache]) -> None:
+    batch, model, again = (
+        as_batch(annotated_films(caches, name, 2), CPU),
+        narrow_model(name).eval(),
+        narrow_model(name).eval(),
+    )
     again.load_state_dict(load(save({k: v.contiguous() for k, v in model.state_dict().items()})))
     torch.testing.assert_close(model.validation_loss(batch), again.validation_loss(batch))
     assert model.validation_loss(batch).shape == (2,)
@@ -175,22 +181,27 @@ def test_a_run_is_whole_measured_and_says_what_it_prepares(
     name: str, runs: dict[str, Run], caches: dict[str, Cache]
 ) -> None:
     run = runs[name]
-    assert run.finished and (run.path / "finds.png").is_file() and (run.path / "learning_curve.png").is_file()
+    assert run.finished and (run.path / "detections.png").is_file() and (run.path / "learning_curve.png").is_file()
     model = find_model(name)(resolve(name, "fast", NARROW[name])[0], SIZE)  # type: ignore[call-arg]
     assert isinstance(model, LocalizationModel)
     assert run.read_json("calibration.json")["threshold"] in model.thresholds
-    lines = measure(run, model.eval(), caches[name], CPU, "test")
-    figures = run.read_json("metrics.json")
-    assert "SYNTHETIC" in lines[0] and figures["films"] == len((run.path / "films.csv").read_text().splitlines()) - 1
-    if model.learns == "masks":
-        assert 0 <= figures["iou"]["mean"] <= figures["dice"]["mean"] <= 1
+    result = evaluate(run, model.eval(), caches[name], CPU, "test")
+    assert write_evaluation(run, result) == run.path / "metrics.json"
+    metrics, table = run.read_json("metrics.json"), localization_table(result)
+    assert "SYNTHETIC" in table[0] and len((run.path / "films.csv").read_text().splitlines()) - 1 == result.films
+    assert metrics["films"] == result.films and metrics["threshold"] == result.threshold
+    if model.targets == "masks":
+        assert isinstance(result.figures, ForegroundFigures)
+        assert 0 <= result.figures.iou.mean <= result.figures.dice.mean <= 1
+        assert metrics["dice"]["mean"] == result.figures.dice.mean and len(table) == 1 + 4
     else:
-        assert set(figures["classes"]) == {*BOX_CLASSES, "hand, either side", "marker, either side"}
+        assert set(metrics["classes"]) == {*BOX_CLASSES, "hand, either side", "marker, either side"}
+        assert len(table) == 1 + 2 + len(metrics["classes"])
 
 
 def test_splits_part_patients_and_hold_films_of_either_label(caches: dict[str, Cache]) -> None:
     cache = caches["unet"]
-    split = splits_of(cache, 0)
+    split = split_by_patient(cache, 0)
     homes = {(patient, place) for patient, place in zip(cache.index["patient"], split, strict=True)}
     assert len(homes) == len(set(cache.index["patient"]))
     assert {"train", "val", "test"} == set(split)
@@ -200,12 +211,12 @@ def test_splits_part_patients_and_hold_films_of_either_label(caches: dict[str, C
 def test_a_mask_is_learnt_from_the_classical_steps_where_none_came_with_the_films(films: Path, tmp_path: Path) -> None:
     build(open_source(films), Recipe(size=32), tmp_path / "c.h5", variants=("crop", "full"), workers=1)
     cache = Cache(tmp_path / "c.h5")
-    assert not cache.index["given"].any() and len(rows_of(cache, "masks")) > 0.8 * len(cache)
+    assert not cache.index["given"].any() and len(annotated_rows(cache, "masks")) > 0.8 * len(cache)
     with pytest.raises(InputError, match=r"has no boxes; `anomaly preprocess FILMS --for ssd`"):
-        rows_of(cache, "boxes")
+        annotated_rows(cache, "boxes")
     build(open_source(films), Recipe(size=32), tmp_path / "d.h5", variants=("full",), workers=1)
     with pytest.raises(InputError, match=r"lacks crop or full films"):
-        rows_of(Cache(tmp_path / "d.h5"), "masks")
+        annotated_rows(Cache(tmp_path / "d.h5"), "masks")
 
 
 def test_another_variant_is_refused(caches: dict[str, Cache]) -> None:
@@ -227,11 +238,11 @@ def test_soft_dice_is_dice_on_hard_masks_and_ignores_what_is_off_the_mask() -> N
     torch.testing.assert_close(soft_dice(other, truth.float(), mask), loss)
 
 
-def test_a_net_that_finds_nothing_any_more_is_told() -> None:
+def test_a_collapsed_network_is_warned_of() -> None:
     for loss, word in (("dice", "loss=dice+bce"), ("dice+bce", "learning_rate")):
         model = UNet(UNet.Config(width=1, loss=loss), 16)
-        assert not model.warnings({"foreground_found": 0.3, "foreground_there": 0.3})
-        (text,) = model.warnings({"foreground_found": 0.001, "foreground_there": 0.3})
+        assert not model.warnings({"foreground_predicted": 0.3, "foreground_annotated": 0.3})
+        (text,) = model.warnings({"foreground_predicted": 0.001, "foreground_annotated": 0.3})
         assert word in text
 
 
@@ -266,29 +277,24 @@ def films_with(boxes: list[list[list[float]]]) -> Films:
     return Films(blank, blank == 0, np.zeros(len(boxes), np.int8), boxes=grid)
 
 
-def found(rows: list[list[float]], scores: list[float]) -> Detection:
+def detection(rows: list[list[float]], scores: list[float]) -> Detection:
     return Detection(np.array(rows, np.float32).reshape(-1, 5), np.array(scores, np.float32))
 
 
 def test_matches_by_hand() -> None:
-    truth = films_with([[[0, 0, 10, 10, 1], [20, 20, 30, 30, 3]], [[0, 0, 10, 10, 2]]])
-    finds = [
-        found([[0, 0, 10, 9, 1], [0, 0, 10, 10, 1], [20, 20, 30, 30, 3], [0, 20, 5, 25, 4]], [0.9, 0.8, 0.7, 0.4]),
-        found([[0, 0, 10, 10, 1]], [0.9]),
+    films = films_with([[[0, 0, 10, 10, 1], [20, 20, 30, 30, 3]], [[0, 0, 10, 10, 2]]])
+    detections = [
+        detection([[0, 0, 10, 9, 1], [0, 0, 10, 10, 1], [20, 20, 30, 30, 3], [0, 20, 5, 25, 4]], [0.9, 0.8, 0.7, 0.4]),
+        detection([[0, 0, 10, 10, 1]], [0.9]),
     ]
-    every = Matches.of(finds, truth, 0.5)
-    assert (every.right, every.wrong, every.missed) == (2, 2, 1)  # a box found twice, a wrong side
-    assert every.overlap == pytest.approx([0.9, 1.0])
-    either = Matches.of(finds, truth, 0.5, (1, 2), named=False)
-    assert (either.right, either.wrong, either.missed, either.named) == (2, 1, 0, 1)
-    assert either.figures()["recall"] == 1 and either.figures()["named"] == 0.5
-    assert Matches.of(finds, truth, 0.1, (4,)).figures() == {
-        "boxes": 0,
-        "recall": None,
-        "precision": 0.0,
-        "iou": None,
-        "named": None,
-    }
+    matches = match_boxes(detections, films, 0.5)  # a box detected twice, a wrong side
+    assert (matches.true_positives, matches.false_positives, matches.false_negatives) == (2, 2, 1)
+    assert matches.ious == pytest.approx([0.9, 1.0]) and matches.f1 == pytest.approx(4 / 7)
+    either = match_boxes(detections, films, 0.5, (1, 2), same_class=False)
+    assert (either.true_positives, either.false_positives, either.false_negatives) == (2, 1, 0)
+    assert either.figures(either_side=True).recall == 1 and either.figures(either_side=True).side_accuracy == 0.5
+    none_annotated = match_boxes(detections, films, 0.1, (4,)).figures()
+    assert none_annotated == BoxFigures(boxes=0, recall=None, precision=0.0, iou=None, side_accuracy=None)
 
 
 @given(st.lists(st.tuples(*[st.floats(0, 20)] * 2, *[st.floats(0.5, 9)] * 2), min_size=1, max_size=6))
@@ -299,7 +305,7 @@ def test_every_box_overlaps_itself_wholly(corners: list[tuple[float, float, floa
 
 
 class _Sure(UNet):
-    """Finds a disc with a sureness that falls from its middle."""
+    """Detects a disc with a probability that falls from its middle."""
 
     def forward(self, film: Tensor) -> Tensor:
         y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
@@ -312,14 +318,16 @@ def test_the_threshold_is_the_one_of_the_highest_dice() -> None:
     truth = (x - 16) ** 2 + (y - 16) ** 2 < (16 * 0.6) ** 2  # where it is surer than .4
     blank = np.zeros((2, 32, 32), np.uint8)
     films = Films(blank, blank == 0, np.zeros(2, np.int8), foreground=np.stack([truth] * 2))
-    assert calibrate(_Sure(UNet.Config(width=1), 32), films, CPU) == pytest.approx(0.4, abs=0.051)
+    choice = choose_threshold(_Sure(UNet.Config(width=1), 32), films, CPU)
+    assert choice.threshold == pytest.approx(0.4, abs=0.051) and choice.figure > 0.9
 
 
 # --- at work --------------------------------------------------------------------------------------------------------
 
 
 def test_nets_travel_to_other_processes_and_name_their_weights(runs: dict[str, Run], tmp_path: Path) -> None:
-    localizer, segmenter = load_localizer(runs["ssd"].path), load_segmenter(runs["unet"].path)
+    localizer, segmenter = load_nets(runs["ssd"].path, runs["unet"].path)
+    assert localizer is not None and segmenter is not None and load_nets(None, None) == (None, None)
     assert len(localizer.digest) == 12 and localizer.digest != segmenter.digest
     assert (localizer.name, segmenter.name) == ("ssd", "unet") and Path(localizer.run).is_absolute()
     draw = np.random.default_rng(0)
@@ -344,7 +352,7 @@ def test_turned_films_lose_their_hands_and_keep_their_markers() -> None:
     film, boxes = torch.zeros(12, 1, SIZE, SIZE), torch.zeros(12, 3, 5)
     film[:, :, 10:20, 30:50] = 1
     boxes[:, 0], boxes[:, 1] = torch.tensor([30.0, 10, 50, 20, 3]), torch.tensor([0.0, 0, 90, 90, 1])
-    made_of = model._some_turned(Batch(film, film >= 0, torch.zeros(12), boxes=boxes))
+    made_of = model.randomly_turned(Batch(film, film >= 0, torch.zeros(12), boxes=boxes))
     assert made_of.boxes is not None
     kept = 0
     for one, found in zip(made_of.film[:, 0], made_of.boxes, strict=True):
@@ -357,7 +365,7 @@ def test_turned_films_lose_their_hands_and_keep_their_markers() -> None:
 
 
 def test_wrong_runs_are_refused(runs: dict[str, Run], run: Run, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is a run of unet, not of a net that finds hands"):
+    with pytest.raises(InputError, match=r"is a run of unet, not of a network that detects hands"):
         load_localizer(runs["unet"].path)
     with pytest.raises(InputError, match=r"is a run of cae, which prepares no films"):
         load_segmenter(run.path)
@@ -376,21 +384,21 @@ def test_a_cache_made_with_nets_names_them_and_is_another(runs: dict[str, Run], 
 
 
 class _Stub(SSD):
-    """Finds a hand where the film is brightest, a marker in the corner; a turned film it likes better."""
+    """Detects a hand where the film is brightest, a marker in the corner; a turned film it likes better."""
 
-    def find(self, batch: object) -> list[Detection]:
+    def detect(self, batch: object) -> list[Detection]:
         boxes = np.array([[24, 48, 72, 96, 2], [0, 0, 12, 12, 4]], np.float32)
         return [Detection(boxes, np.array([score, 0.9], np.float32)) for score in (0.4, 0.95, 0.3, 0.2)]
 
 
 @pytest.fixture
-def stubbed(runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> Localizer:
+def stubbed(runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> NetLocalizer:
     stub = _Stub(SSD.Config(), SIZE).eval(), SIZE, 0.5
-    monkeypatch.setattr(finding, "_opened", lambda folder, digest: stub)
+    monkeypatch.setattr(nets, "load_once", lambda folder, digest: stub)
     return load_localizer(runs["ssd"].path)
 
 
-def test_boxes_come_back_in_the_films_pixels_and_the_better_turn_is_taken(stubbed: Localizer) -> None:
+def test_boxes_come_back_in_the_films_pixels_and_the_better_turn_is_taken(stubbed: NetLocalizer) -> None:
     film = np.zeros((60, 120), np.uint8)  # turned by a quarter it is 120 high and 60 wide
     found = stubbed(film)
     assert found is not None and found.turns == 1 and found.hands[0][0] == "left"
@@ -399,7 +407,7 @@ def test_boxes_come_back_in_the_films_pixels_and_the_better_turn_is_taken(stubbe
     assert len(found.markers) == 1 and found.markers[0][0] == "left"
 
 
-def test_a_lone_hand_is_widened_to_what_stands_out(stubbed: Localizer) -> None:
+def test_a_lone_hand_is_widened_to_what_stands_out(stubbed: NetLocalizer) -> None:
     """A thumb that reaches past the net's box is in; what is far from the box is not."""
     film = np.full((120, 60), 20, np.uint8)
     film[50:118, 20:40] = 200
@@ -410,7 +418,7 @@ def test_a_lone_hand_is_widened_to_what_stands_out(stubbed: Localizer) -> None:
     assert (x0, x1) == pytest.approx((0, 60)) and 48 <= y0 <= 60 and y1 == pytest.approx(120, abs=1)
 
 
-def test_a_turned_film_comes_out_upright(stubbed: Localizer) -> None:
+def test_a_turned_film_comes_out_upright(stubbed: NetLocalizer) -> None:
     film = np.full((60, 120), 90, np.uint8)
     recipe = Recipe(size=64, invert="never", carrier="none", margin=0.0)
     (made_of,) = recipe.apply(Film(film, 8), variants=("crop",), localizer=stubbed)
@@ -421,31 +429,37 @@ def test_a_turned_film_comes_out_upright(stubbed: Localizer) -> None:
 # --- what goes wrong ------------------------------------------------------------------------------------------------
 
 
-def test_a_net_that_finds_nothing_right_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_net_that_detects_nothing_right_says_so(
+    runs: dict[str, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Blind(SSD):
-        def find(self, batch: Batch) -> list[Detection]:
-            return [found([], []) for _ in batch.film]
+        def detect(self, batch: Batch) -> list[Detection]:
+            return [detection([], []) for _ in batch.film]
 
-    calibrate(Blind(SSD.Config(), 96).eval(), films_with([[[0, 0, 10, 10, 1]]]), CPU)
-    assert "nothing on the validation films is found right" in capsys.readouterr().err
+    model, films = Blind(SSD.Config(), 96).eval(), films_with([[[0, 0, 10, 10, 1]]])
+    assert choose_threshold(model, films, CPU).figure == 0
+    shutil.copytree(runs["ssd"].path, tmp_path / "blind")
+    finish_localization(model, films, Run(tmp_path / "blind"), CPU, synthetic=True)
+    assert "nothing is detected correctly on the validation films" in capsys.readouterr().err
 
 
 def test_one_patient_has_no_interval_and_is_measured(runs: dict[str, Run], caches: dict[str, Cache]) -> None:
     """Few patients leave one to test on: the mean stands, its interval cannot be told."""
-    model = finding.load_finder(runs["unet"], CPU)
+    model = load_localization_model(runs["unet"], CPU)
     one = caches["unet"].index["patient"][0]
     split = np.where(caches["unet"].index["patient"] == one, "test", "train")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finding, "splits_of", lambda cache, seed: split)
-        measure(runs["unet"], model, caches["unet"], CPU, "test")
-    figures = runs["unet"].read_json("metrics.json")
-    assert figures["patients"] == 1 and figures["dice"]["interval"] is None
+        patch.setattr(evaluation, "split_by_patient", lambda cache, seed: split)
+        result = evaluate(runs["unet"], model, caches["unet"], CPU, "test")
+    assert isinstance(result.figures, ForegroundFigures)
+    assert result.patients == 1 and result.figures.dice.interval is None
+    assert "[" not in "".join(localization_table(result)[2:])
 
 
 def test_a_cache_without_masks_teaches_no_segmenter(films: Path, tmp_path: Path) -> None:
     build(open_source(films), Recipe(name="plain", size=32), tmp_path / "p.h5", variants=("crop", "full"), workers=1)
     with pytest.raises(InputError, match="takes the whole film as foreground"):
-        rows_of(Cache(tmp_path / "p.h5"), "masks")
+        annotated_rows(Cache(tmp_path / "p.h5"), "masks")
 
 
 def test_boxes_are_not_learnt_from_mirrored_films(caches: dict[str, Cache]) -> None:
