@@ -43,7 +43,11 @@ from preprocessing import InputError
 
 FORMAT = 2
 RUNS = Path("runs")
-
+KEYS = frozenset(
+    {"created", "model", "preset", "settings", "size", "variant", "seed", "split_seed", "split_rule", "split_hash"}
+    | {"films", "weights", "precision", "device", "cache", "versions"}
+)
+"""What every run.json says, that of an ensemble too: whoever opens a run may read any of it."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a disk can take no more."""
@@ -154,10 +158,13 @@ class Run:
             self.config: dict[str, Any] = json.loads(file.read_text())
         except ValueError as error:
             raise InputError(f"{file} is damaged ({error}); train again with another --out") from None
-        if not isinstance(self.config, dict) or not {"format", "model", "settings", "cache"} <= set(self.config):
-            raise InputError(f"{file} is damaged (not all of a run is in it); train again with another --out")
-        if self.config["format"] != FORMAT:
-            raise InputError(f"{file} has format {self.config['format']}, this version reads {FORMAT}; train again")
+        version = self.config.get("format", FORMAT) if isinstance(self.config, dict) else FORMAT
+        if version != FORMAT:
+            raise InputError(f"{file} has format {version}, this version reads {FORMAT}; train again")
+        if missing := {"format", *KEYS}.difference(self.config if isinstance(self.config, dict) else ()):
+            raise InputError(
+                f"{file} is damaged (without {', '.join(sorted(missing))}); train again with another --out"
+            )
 
     @property
     def finished(self) -> bool:
@@ -238,7 +245,9 @@ def _existing(path: Path) -> str:
 
 
 def create(path: Path, config: Mapping[str, Any]) -> Run:
-    """Make a run folder with its run.json; one that exists is refused."""
+    """Make a run folder with its run.json; one that exists is refused. ValueError where `config` lacks one of KEYS."""
+    if missing := KEYS.difference(config):
+        raise ValueError(f"a run.json needs {', '.join(sorted(missing))} too")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path} exists; take another --out")
     # Made beside and moved into place: a folder of this name is a run from the first moment on.

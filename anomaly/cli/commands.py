@@ -806,7 +806,7 @@ def heatmap(
 
 def models(name: str | None, make: bool = False, workers: int = 0) -> None:
     """List the zoo, or one model's settings; or make the nets that prepare films."""
-    from anomaly.models import TOOLS, find_model, headline, zoo
+    from anomaly.models import COMPOSED, TOOLS, find_model, headline, zoo
 
     if make:
         if name not in (None, *MADE):
@@ -827,6 +827,8 @@ def models(name: str | None, make: bool = False, workers: int = 0) -> None:
         say("`anomaly models NAME` lists the settings and presets of one")
         return
     kind = find_model(name)
+    if name in COMPOSED:
+        raise InputError(f"{name} has no settings: it is made of finished runs, `anomaly {name} RUN RUN`")
     from anomaly.models.base import Detector
     from anomaly.training.config import TrainConfig
 

@@ -37,18 +37,17 @@ class Ensemble(Detector):
     def __init__(self, config: EnsembleConfig, size: int) -> None:
         """Build the members; every film has `size` x `size` pixels for all of them."""
         super().__init__()
-        kinds = [find_detector(member["model"]) for member in config.members]
-        self.members = nn.ModuleList(
-            kind(kind.Config(**member["settings"]), size) for kind, member in zip(kinds, config.members, strict=True)
-        )
-        shared = set.intersection(*(set(kind.score_names) for kind in kinds))
-        self.score_names = tuple(name for name in kinds[0].score_names if name in shared)  # type: ignore[misc]
-        self.supervised = all(kind.supervised for kind in kinds)  # type: ignore[misc]
-        shape = len(kinds), len(self.score_names)
+        models = [_build(member, size) for member in config.members]
+        self.members = nn.ModuleList(models)
+        # Asked of the members, not of their classes: an ensemble, which may be a member too, knows it only when made.
+        shared = set.intersection(*(set(model.score_names) for model in models))
+        self.score_names = tuple(name for name in models[0].score_names if name in shared)  # type: ignore[misc]
+        self.supervised = all(model.supervised for model in models)  # type: ignore[misc]
+        shape = len(models), len(self.score_names)
         self.register_buffer("shift", torch.zeros(shape))
         self.register_buffer("spread", torch.ones(shape))
         self.register_buffer("logarithm", torch.zeros(shape, dtype=torch.bool))
-        self.register_buffer("scale", torch.zeros(len(kinds)))
+        self.register_buffer("scale", torch.zeros(len(models)))
 
     @classmethod
     def check_size(cls, config: EnsembleConfig, size: int) -> str | None:
@@ -113,6 +112,11 @@ class Ensemble(Detector):
 
     def _detectors(self) -> list[Any]:
         return list(self.members)
+
+
+def _build(member: Mapping[str, Any], size: int) -> Detector:
+    kind = find_detector(member["model"])
+    return kind(kind.Config(**member["settings"]), size)
 
 
 TINY = 1e-12

@@ -14,7 +14,6 @@ from anomaly import runs
 from anomaly.data.batch import as_batch
 from anomaly.evaluation.calibration import read_calibration
 from anomaly.evaluation.predict import View
-from anomaly.models import find_detector
 from anomaly.models.ensemble import Ensemble, EnsembleConfig
 from anomaly.pipeline.fit import finish, now
 from anomaly.pipeline.open_run import open_model, run_view
@@ -29,8 +28,8 @@ def combine(members: Sequence[runs.Run], out: Path | None, cache: Path | None, d
     of their folders.
     """
     first = members[0].config
-    shared = set.intersection(*(set(find_detector(run.config["model"]).score_names) for run in members))
-    if not shared:
+    models = [open_model(run, device) for run in members]
+    if not set.intersection(*(set(model.score_names) for model in models)):
         raise InputError(f"{', '.join(str(r.path) for r in members)} have no score in common; `anomaly models NAME`")
     for key in ("variant", "size", "split_hash"):
         for run in members[1:]:
@@ -41,7 +40,6 @@ def combine(members: Sequence[runs.Run], out: Path | None, cache: Path | None, d
                 )
     if len({str(run.path.resolve()) for run in members}) != len(members) or len(members) < 2:
         raise InputError("an ensemble has at least two runs, each once; name more")
-    models = [open_model(run, device) for run in members]
     opened, split = run_view(members[0], cache)
     for run in members[1:]:
         run_view(run, cache)  # refuses a member that was trained on other films
@@ -57,12 +55,15 @@ def combine(members: Sequence[runs.Run], out: Path | None, cache: Path | None, d
     view = View(opened, first["variant"], rows, first["size"])
     with torch.inference_mode():
         made.fit_reference(as_batch(films, device) for _, films in view.chunks())
-    config = {k: v for k, v in first.items() if k not in ("format", "created", "films")} | {
+    config = {k: v for k, v in first.items() if k not in ("format", "created")} | {
         "model": "ensemble",
         "preset": "none",
         "seed": ", ".join(str(run.config["seed"]) for run in members),
         "settings": {"model": settings.model_dump(), "training": {}},
         "members": [str(run.path) for run in members],
+        "films": _films_of(members),
+        "weights": None,
+        "precision": ", ".join(dict.fromkeys(run.config["precision"] for run in members)),
         "device": device.type,
         "versions": runs.versions(),
     }
@@ -72,6 +73,16 @@ def combine(members: Sequence[runs.Run], out: Path | None, cache: Path | None, d
         rows = np.flatnonzero((split == "val") & (opened.index["label"] >= 0))
     finish(made, replace(view, rows=rows), run, device)
     return run
+
+
+def _films_of(members: Sequence[runs.Run]) -> dict[str, int]:
+    """Return how many films the members trained and validated on, together.
+
+    They share their splits, so that of two members one has all films of the other: those with labels include the normal
+    ones.
+    """
+    counts = [run.config["films"] for run in members]
+    return {name: max(count.get(name, 0) for count in counts) for name in dict.fromkeys(k for c in counts for k in c)}
 
 
 def normals(cache: Cache, split: NDArray[Any], name: str) -> NDArray[np.int64]:

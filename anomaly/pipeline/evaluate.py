@@ -249,11 +249,11 @@ def page_context(
     films = {
         i: _film(model, view, device, i, scores[main][i], calibration.map_scale) for i in {*highest, *wrong, *lowest}
     }
-    lines = run.history()
+    lines, members = run.history(), config.get("members", [])
     about = next(iter((type(model).__doc__ or "").strip().splitlines()), "")
     return ReportContext(
         title=run.path.name,
-        model=f"{config['model']} ({config['preset']})",
+        model=f"{config['model']} of {len(members)} runs" if members else f"{config['model']} ({config['preset']})",
         data=f"{cache['source']}, variant {view.variant}, {view.size} px, split {figures['split']}",
         synthetic=view.cache.synthetic,
         score=main,
@@ -265,10 +265,12 @@ def page_context(
         about=about,
         supervised=model.supervised,
         films=config["films"],
+        trainings=len(members) or 1,
         config=config["settings"],
         facts={"seed": str(config["seed"]), "data hash": cache["content_hash"][:12]},
         origin={
             "made": config["created"],
+            **({"made of": ", ".join(members)} if members else {}),
             "seed": str(config["seed"]),
             "splits": f"seed {config['split_seed']}, {config['split_hash']}",
             "data hash": cache["content_hash"],

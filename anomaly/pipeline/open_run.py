@@ -27,8 +27,8 @@ def run_view(run: Run, cache_path: Path | None = None) -> tuple[Cache, NDArray[A
     """
     cache = run_cache(run, cache_path)
     index = cache.index
-    rule = run.config.get("split_rule", "paper")
-    split = assign_splits(index["patient"], index["label"], index["split"], seed=run.config["split_seed"], rule=rule)
+    seed, rule = run.config["split_seed"], run.config["split_rule"]
+    split = assign_splits(index["patient"], index["label"], index["split"], seed=seed, rule=rule)
     if split_hash(index["path"], split) != run.config["split_hash"]:
         raise InputError(f"the splits of {cache.path} are not those of {run.path}; train again")
     return cache, split

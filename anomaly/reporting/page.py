@@ -76,6 +76,7 @@ class ReportContext:
     metrics: Mapping[str, Any]  # from `metrics.evaluate`; "classes" from `classification.evaluate_classes`, or none
     about: str = ""  # a sentence on the model
     supervised: bool = False  # trained on labelled films, not on normal ones alone
+    trainings: int = 1  # how many it is made of; an ensemble: its members
     films: Mapping[str, int] = field(default_factory=dict)  # how many trained and validated: "train", "val", ...
     config: Mapping[str, Any] = field(default_factory=dict)  # nested as you like
     facts: Mapping[str, str] = field(default_factory=dict)  # lines of the header: seed, data hash
@@ -325,7 +326,10 @@ def model_card(context: ReportContext) -> dict[str, list[str]]:
         ]
         if rivals:
             limits.append(f"It is not shown to be better than {' or '.join(rivals)}, which need no training.")
-        limits.append("One training with one seed; how much another seed changes is for `anomaly bench` to say.")
+        trainings = (
+            "One training with one seed" if context.trainings == 1 else f"One ensemble of {context.trainings} runs"
+        )
+        limits.append(f"{trainings}; how much another seed changes is for `anomaly bench` to say.")
         limits.append("Measured on films of one source. Expect less elsewhere, and measure there before relying on it.")
     limits.append("How figures differ by age, sex, machine or hospital was not measured.")
     if context.map_scale is not None:
