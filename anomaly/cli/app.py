@@ -407,12 +407,15 @@ def models(
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where films, cache and run go.")] = Path("runs/demo"),
+    patients: Annotated[
+        int | None, typer.Option(min=8, help="Patients to draw; few are quick.  [default: those of `anomaly phantom`]")
+    ] = None,
     workers: Workers = 0,
 ) -> None:
     """Walk the whole path on the built-in SYNTHETIC films: draw, prepare, train, score, map."""
     from anomaly.cli import commands
 
-    commands.demo(folder, workers)
+    commands.demo(folder, patients, workers)
 
 
 def main() -> None:

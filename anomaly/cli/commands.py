@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from anomaly.console import clock, hand_over, progress, say, warn
 from preprocessing import InputError
+from preprocessing.wording import counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,7 +52,10 @@ def phantom(out: Path, seed: int, patients: int | None, size: int) -> None:
     count = patients or DEFAULT
     with progress("drawing", len(plan_films(seed=seed, patients=count)), "films") as advance:
         made = write_phantoms(out, seed=seed, patients=count, size=size, on_film=lambda *_: advance())
-    say(f"{out}: {made.films} films, {made.normal} normal and {made.abnormal} abnormal, of {made.patients} patients")
+    say(
+        f"{out}: {counted(made.films, 'film')}, {made.normal} normal and {made.abnormal} abnormal, of "
+        f"{counted(made.patients, 'patient')}"
+    )
     say(SYNTHETIC)
     say(f"next: anomaly preprocess {out}")
 
@@ -95,7 +99,7 @@ def preprocess(
     if finder:
         there = len(films(opened))  # a folder's listing has masks in it
         opened = annotate(opened, finder.learns)
-        say(f"{source}: {len(opened.records)} of {there} films have {finder.learns} beside them")
+        say(f"{source}: {len(opened.records)} of {counted(there, 'film')} have {finder.learns} beside them")
     told = {
         "--recipe": recipe,
         "--size": str(chosen.size),
@@ -211,7 +215,7 @@ def _describe(report: "BuildReport", source: "Source") -> None:
         warn(f"... and {len(report.failures) - 10} more; `anomaly inspect {report.path}` lists them")
     state = "is there already" if report.reused else "written"
     say(
-        f"{report.path}: {report.rows} films {state}, {len(report.failures)} left out, of {source.name} ({source.kind})"
+        f"{report.path}: {counted(report.rows, 'film')} {state}, {len(report.failures)} left out, of {source.name} ({source.kind})"
     )
     if source.synthetic:
         say(SYNTHETIC)
@@ -322,7 +326,7 @@ def _train(plan: "Plan", out: Path | None, resume: bool, workers: int, track: st
     if world.size > 1:
         say(f"{world.size} processes share each batch")
     say(
-        f"{path}: {config['films']['train']} films to train on, {config['films']['val']} to validate with, "
+        f"{path}: {counted(config['films']['train'], 'film')} to train on, {config['films']['val']} to validate with, "
         f"variant {config['variant']} at {config['size']} px"
     )
     if prepared.outgrown:
@@ -353,7 +357,7 @@ def _train(plan: "Plan", out: Path | None, resume: bool, workers: int, track: st
     best = min(seen, key=lambda line: float(line["validation"]))
     kept = best if config["settings"]["training"]["keep"] == "best" else seen[-1]
     say(
-        f"{run.path}: trained for {len(seen)} of at most {epochs} epochs; weights of epoch {kept['epoch']}, "
+        f"{run.path}: trained for {len(seen)} of at most {counted(epochs, 'epoch')}; weights of epoch {kept['epoch']}, "
         f"validation loss {float(kept['validation']):.5g}"
     )
     for text in run.warnings():
@@ -473,8 +477,9 @@ def bench(
         numbers = tuple(dict.fromkeys(map(int, words)))
         grid = Grid(path, rows, wanted, numbers, preset, tuple(settings), protocol, device, precision)
         grid.check()
-        shape = f"{len(rows)} models x {len(wanted)} variants x {len(numbers)} seeds"
-        say(f"{len(grid.cells())} trainings: {shape}, preset {preset}")
+        sides = {"model": rows, "variant": wanted, "seed": numbers}
+        shape = " x ".join(counted(len(values), name) for name, values in sides.items())
+        say(f"{counted(len(grid.cells()), 'training')}: {shape}, preset {preset}")
         if Cache(path).synthetic:
             say(SYNTHETIC)
         if dry_run or protocol:
@@ -517,7 +522,9 @@ def bench(
     if result.synthetic and format_ == "terminal":
         say(SYNTHETIC)
     if not any(made.done(cell) for cell in made.cells):
-        raise InputError(f"{made.path}: none of its {len(made.cells)} cells could be trained, for the reasons above")
+        raise InputError(
+            f"{made.path}: none of its {counted(len(made.cells), 'cell')} could be trained, for the reasons above"
+        )
 
 
 def _words(text: str | None) -> tuple[str, ...]:
@@ -546,7 +553,8 @@ def _plan(grid: "Grid") -> None:
     estimates, refused = estimate(grid)
     for one in estimates:
         say(
-            f"{one.row}: {one.runs} runs of at most {one.epochs} epochs on {one.films} films of {one.size} px "
+            f"{one.row}: {counted(one.runs, 'run')} of at most {counted(one.epochs, 'epoch')} on "
+            f"{counted(one.films, 'film')} of {one.size} px "
             f"({one.preset}), {clock(one.seconds)} each at most"
         )
     for row, reason in refused.items():
@@ -654,7 +662,9 @@ class _Seen:
             warn(f"left out: {path}: {reason}")
         if self.failures:
             count = len(self.failures) + len(self.view.rows)
-            raise InputError(f"{len(self.failures)} of {count} films can't be read, named above; the others are done")
+            raise InputError(
+                f"{len(self.failures)} of {counted(count, 'film')} can't be read, named above; the others are done"
+            )
 
 
 def _main_score(model: "Detector", name: str | None, run: "Run") -> str:
@@ -797,7 +807,7 @@ def heatmap(
             )
         if view.cache.synthetic:
             say(SYNTHETIC)
-        say(f"{folder}: heatmaps of {len(written)} films; the highest-scored one: {written[0]}")
+        say(f"{folder}: heatmaps of {counted(len(written), 'film')}; the highest-scored one: {written[0]}")
         seen.complain()
 
 
@@ -898,14 +908,17 @@ def _allowed(field: Any) -> str:
     return f"{kind} {', '.join(limits)}".rstrip()
 
 
-def demo(folder: Path, workers: int) -> None:
+def demo(folder: Path, patients: int | None, workers: int) -> None:
     """Films, cache, training, scores, heatmaps: the whole path, on built-in films."""
     import time
 
     start = time.monotonic()
     films, cache, run = folder / "films", folder / "films.h5", folder / "cae"
     steps: list[tuple[str, Callable[[], object]]] = [
-        (f"anomaly phantom {films}", lambda: phantom(films, 0, None, 512)),
+        (
+            f"anomaly phantom {films}{f' --patients {patients}' if patients else ''}",
+            lambda: phantom(films, 0, patients, 512),
+        ),
         (
             f"anomaly preprocess {films} --size 128 --out {cache}",
             lambda: preprocess(films, "hand", 128, "full-he", [], cache, "none", workers, False),

@@ -33,6 +33,7 @@ from anomaly.training.weights import load_weights
 from preprocessing import InputError, steps
 from preprocessing.recipe import Localization, Side
 from preprocessing.schema import BOX_CLASSES, Cache
+from preprocessing.wording import counted
 
 MATCHED = 0.5
 """IoU from which on a find is right."""
@@ -240,7 +241,8 @@ def measure(run: Run, model: LocalizationModel, cache: Cache, device: torch.devi
     prefix = "" if split == "test" else f"{split}/"
     run.write(f"{prefix}films.csv", to_csv(columns))
     run.write(f"{prefix}metrics.json", to_json(figures))
-    what = f"{len(rows)} {'SYNTHETIC ' * cache.synthetic}{split} films of {figures['patients']} patients"
+    films = counted(len(rows), f"{'SYNTHETIC ' * cache.synthetic}{split} film")
+    what = f"{films} of {counted(figures['patients'], 'patient')}"
     return [f"{what}, threshold {threshold:g} (chosen on validation films)", *table, f"{folder / 'metrics.json'}"]
 
 

@@ -30,6 +30,7 @@ from preprocessing import InputError
 if TYPE_CHECKING:
     pass
 from anomaly.reporting.text import summary
+from preprocessing.wording import counted
 
 MOST_WRONG = 40
 """Films on the page of the most wrong ones, at most."""
@@ -86,7 +87,7 @@ def score_films(
         out["flagged"] = (one.scores >= thresholds[level][main]).astype(int).tolist()
         out["synthetic"] = [int(view.cache.synthetic)] * len(one.ids)
         write_atomic(folder / file, to_csv(out))
-        lines.append(f"{folder / file}: {len(one.ids)} {'films' if level == 'film' else file.removesuffix('.csv')}")
+        lines.append(f"{folder / file}: {counted(len(one.ids), level)}")
     if set(split) == {"new"}:
         return [*_each(columns["film"], scores[main], main, thresholds["film"][main], calibration, run), *lines]
     if "train" in split:

@@ -30,6 +30,7 @@ from anomaly.formatting import number, with_interval
 from anomaly.reporting.charts import Chart, swatch
 from anomaly.reporting.heatmap import CLEAR, REACH, color_bar, png
 from anomaly.reporting.table import Entry, Table, against_paper, failures, state, underneath
+from preprocessing.wording import counted
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _WIDEST = 360  # pixels of a film in the gallery
@@ -273,7 +274,7 @@ def verdict(figures: Mapping[str, Any], score: str) -> list[str]:
         return []
     value = with_interval(film["roc_auc"], film["roc_auc_interval"])
     lines = [
-        f"ROC-AUC {value} on {film['n']} films of {film['n_patients']} patients, "
+        f"ROC-AUC {value} on {counted(film['n'], 'film')} of {counted(film['n_patients'], 'patient')}, "
         f"{film['n_abnormal']} of them abnormal ({100 * film['prevalence']:.0f} %)."
     ]
     for rival, versus in film.get("against", {}).items():
@@ -310,11 +311,12 @@ def model_card(context: ReportContext) -> dict[str, list[str]]:
     data += [f"Films: {counts}, {len(np.asarray(context.labels))} here measured."] if counts else []
     if film.get("n"):
         data.append(
-            f"Measured on {film['n']} films of known label of {film['n_patients']} patients; {film['n_abnormal']} of "
+            f"Measured on {counted(film['n'], 'film')} of known label of "
+            f"{counted(film['n_patients'], 'patient')}; {film['n_abnormal']} of "
             "the films are abnormal. No patient is in two splits."
         )
     if context.failures:
-        data.append(f"{len(context.failures)} films could not be used; they are listed above.")
+        data.append(f"{counted(len(context.failures), 'film')} could not be used; they are listed above.")
     limits = [] if not context.synthetic else ["The films were drawn: the figures say nothing about medicine."]
     if film.get("roc_auc") is None:
         limits.append("Nothing is known of how well it tells abnormal films: there are no figures.")

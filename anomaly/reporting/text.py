@@ -7,6 +7,7 @@ from anomaly.evaluation.calibration import LEVELS
 from anomaly.evaluation.classification import CLASSES, FIGURES
 from anomaly.evaluation.figures import TRIVIAL
 from anomaly.formatting import markdown, number, with_interval
+from preprocessing.wording import counted
 
 
 def table(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -98,7 +99,7 @@ def _classes(figures: dict[str, Any], synthetic: str) -> list[str]:
         lines += [
             "",
             f"as a classifier by {level} ({synthetic}split {figures['split']}; the second threshold is chosen on "
-            f"{figures['chosen_on']} validation films)",
+            f"{counted(figures['chosen_on'], 'validation film')})",
             *classes_table(one),
             f"Brier score {with_interval(reliable['brier'], reliable['brier_interval'])}; "
             f"always saying the prevalence gets {number(reliable['brier_of_prevalence'])}",
