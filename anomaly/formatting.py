@@ -30,24 +30,6 @@ def with_interval(value: float | None, limits: Sequence[float] | None) -> str:
     return f"{number(value)} [{number(limits[0])}, {number(limits[1])}]"
 
 
-def counted(count: int, noun: str) -> str:
-    """A count with its noun, in the plural unless it is 1.
-
-    >>> counted(1, "film"), counted(2, "film"), counted(3, "study"), counted(0, "patient")
-    ('1 film', '2 films', '3 studies', '0 patients')
-    """
-    return f"{count} {noun if count == 1 else plural(noun)}"
-
-
-def plural(noun: str) -> str:
-    """The plural of a regular English noun.
-
-    >>> plural("film"), plural("study"), plural("day")
-    ('films', 'studies', 'days')
-    """
-    return f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2] not in "aeiou" else f"{noun}s"
-
-
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table, columns padded to one width; the first is set left, the others right.
 

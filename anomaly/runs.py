@@ -110,11 +110,12 @@ class RunConfig(Record):
     split_rule: Literal["given", "paper", "paper, labelled", "70/20/10"]
     split_hash: str
     weights: WeightsFile | None
-    precision: Literal["float32", "bfloat16"]
+    precision: str
+    """float32 or bfloat16; those of its members, joined by commas, for an ensemble."""
     device: str
     cache: CacheRecord
     versions: dict[str, str]
-    films: dict[str, int] = Field(default_factory=dict)
+    films: dict[str, int]
     """How many films "train" and "val" have that the model learns from, and how many of "train" are "abnormal"."""
     members: list[str] = Field(default_factory=list)
     """The run folders an ensemble was made of."""

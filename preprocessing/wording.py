@@ -1,12 +1,19 @@
-"""Numbers with their nouns."""
+"""Numbers with their nouns, as messages say them."""
 
 
 def counted(number: int, noun: str) -> str:
     """Give a number with its noun, in the plural save for 1.
 
-    >>> counted(1, "film"), counted(1200, "pixel"), counted(2, "study")
-    ('1 film', '1200 pixels', '2 studies')
+    >>> counted(1, "film"), counted(1200, "pixel"), counted(0, "study")
+    ('1 film', '1200 pixels', '0 studies')
     """
-    if number == 1:
-        return f"{number} {noun}"
-    return f"{number} {noun[:-1]}ies" if noun.endswith("dy") else f"{number} {noun}s"
+    return f"{number} {noun if number == 1 else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """The plural of a regular English noun.
+
+    >>> plural("film"), plural("study"), plural("day")
+    ('films', 'studies', 'days')
+    """
+    return f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2] not in "aeiou" else f"{noun}s"

@@ -651,7 +651,7 @@ def test_a_bench_takes_the_cores_that_it_may(
 
 
 def test_a_bench_without_a_cell_is_an_error(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InputError, match="bench-1: none of its 1 cells could be trained, for the reasons above"):
+    with pytest.raises(InputError, match="bench-1: none of its 1 cell could be trained, for the reasons above"):
         planned(cache.path, dry_run=False, seeds="0", settings=[*TINY, "size=128"], table=True)
     said = capsys.readouterr()
     assert "failed (1)" in said.out and "holds films of 64 px" in said.err

@@ -16,6 +16,7 @@ from preprocessing import InputError
 from preprocessing.schema import Cache
 
 from .conftest import TINY
+from .test_cli import typed
 
 CPU = torch.device("cpu")
 
@@ -56,6 +57,54 @@ def test_different_models_share_the_scores_they_share(run: Run, cache: Cache, tm
     floor = trained(cache, tmp_path / "floor", "contrast_density")
     made = combine([run, floor], tmp_path / "both", None, CPU)
     assert set(score(open_model(made, CPU), view(cache), CPU)) == {"atypicality", "mean_grey", "minus_std"}
+
+
+@pytest.mark.parametrize("kinds", ["contrast_density contrast_density", "cae contrast_density", "both cae"])
+def test_one_is_scored_mapped_and_reported_as_any_run_is(
+    capsys: pytest.CaptureFixture[str], run: Run, cache: Cache, films: Path, tmp_path: Path, kinds: str
+) -> None:
+    members = []
+    for number, kind in enumerate(kinds.split()):
+        out = tmp_path / f"member-{number}"
+        if kind == "both":  # an ensemble is a run, and may be a member
+            members.append(combine([run, trained(cache, tmp_path / "other")], out, None, CPU).path)
+        else:
+            members.append(run.path if kind == "cae" and number else trained(cache, out, kind, number).path)
+    assert set(Run(members[0]).config) - {"members"} == set(Run(members[1]).config)
+    (tmp_path / "new.png").write_bytes(next(films.rglob("*.png")).read_bytes())
+    typed(capsys, "ensemble", *members)
+    made = Path("runs/ensemble-1")
+    for words in (
+        ["score", made],
+        ["score", made, "--by", "atypicality", "--aggregate", "max"],
+        ["score", made, "--split", "val"],
+        ["score", made, "new.png"],
+        ["report", made],
+        ["heatmap", made, "--by", "atypicality", "--space", "film", "--limit", 1],
+        ["heatmap", made, "new.png", "--formats", "npy"],
+    ):
+        status, _, err = typed(capsys, *words)
+        assert status == 0, (words, err)
+    files = (
+        "scores.csv",
+        "studies.csv",
+        "patients.csv",
+        "metrics.json",
+        "report.html",
+        "val/report.html",
+        "new/scores.csv",
+    )
+    assert all((made / name).is_file() for name in files) and list((made / "maps").rglob("*.png"))
+    page = (made / "report.html").read_text()
+    assert "ensemble of 2 runs" in page and "One training with one seed" not in page
+    assert all(str(member) in page for member in members)
+    counts = Run(run.path).config["films"]
+    assert f"{counts['train']} to train on, {counts['val']} to validate with" in page
+
+
+def test_an_ensemble_has_no_settings_to_list(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = typed(capsys, "models", "ensemble")
+    assert status == 2 and "`anomaly ensemble RUN RUN`" in err
 
 
 def test_what_can_not_be_put_together_is_refused(run: Run, cache: Cache, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-
 from anomaly.pipeline.evaluate import run_page
+
 from anomaly.reporting import page as report
 from anomaly.runs import Run
 from tests.test_report import bench_page, classes, context, with_classes

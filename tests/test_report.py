@@ -21,6 +21,7 @@ from torch import Tensor
 from anomaly.data.batch import Batch
 from anomaly.evaluation.calibration import read_calibration
 from anomaly.evaluation.cohort import Cohort, ScoredCohort
+from anomaly.evaluation.comparison import ComparisonSettings, Scored, build_table
 from anomaly.evaluation.evaluation import Evaluation, evaluate
 from anomaly.evaluation.figures import (
     UNITS,
@@ -31,7 +32,6 @@ from anomaly.evaluation.figures import (
     Reliability,
     Unit,
 )
-from anomaly.evaluation.comparison import ComparisonSettings, Scored, build_table
 from anomaly.evaluation.predict import View
 from anomaly.formatting import with_interval
 from anomaly.models.base import Detector, Settings

@@ -10,6 +10,9 @@ import pytest
 from anomaly import runs
 from preprocessing import InputError
 
+WHOLE = dict.fromkeys(runs.KEYS, "x")
+"""A run.json, as far as the folder goes."""
+
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
@@ -63,7 +66,7 @@ def test_of_several_that_make_one_folder_one_does(tmp_path: Path) -> None:
     def make(number: int) -> bool:
         gate.wait()
         try:
-            return bool(runs.create(tmp_path / "cae-1", {"model": "cae", "settings": {}, "cache": {}}))
+            return bool(runs.create(tmp_path / "cae-1", WHOLE))
         except InputError:
             return False
 
@@ -100,26 +103,37 @@ def test_numbers_count_on_from_the_highest(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_refused_with_those_there_are(tmp_path: Path) -> None:
-    runs.create(tmp_path / "cae-1", {"model": "cae", "settings": {}, "cache": {}})
+    runs.create(tmp_path / "cae-1", WHOLE)
     with pytest.raises(InputError, match=r"cae-2 is not a run folder .* there are: .*cae-1"):
         runs.Run(tmp_path / "cae-2")
     (tmp_path / "cae-1/run.json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
         runs.Run(tmp_path / "cae-1")
-    for text in ("[]", '{"format": 1}'):
+    for text in ("[]", f'{{"format": {runs.FORMAT}}}', '{"model": "cae"}'):
         (tmp_path / "cae-1/run.json").write_text(text)
         with pytest.raises(InputError, match="is damaged"):
             runs.Run(tmp_path / "cae-1")
-    (tmp_path / "cae-1/run.json").write_text('{"format": 99, "model": "cae", "settings": {}, "cache": {}}')
+    (tmp_path / "cae-1/run.json").write_text('{"format": 99}')
     with pytest.raises(InputError, match=r"has format 99, this version reads \d"):
         runs.Run(tmp_path / "cae-1")
 
 
 def test_a_folder_with_anything_in_it_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    runs.create(tmp_path / "mine", {"model": "cae", "settings": {}, "cache": {}})  # an empty one is
+    runs.create(tmp_path / "mine", WHOLE)  # an empty one is
     with pytest.raises(InputError, match="exists; take another --out"):
-        runs.create(tmp_path / "mine", {})
+        runs.create(tmp_path / "mine", WHOLE)
+
+
+@pytest.mark.parametrize("key", sorted(runs.KEYS))
+def test_a_run_that_lacks_what_readers_ask_for_is_neither_made_nor_opened(tmp_path: Path, key: str) -> None:
+    lacking = {name: value for name, value in WHOLE.items() if name != key}
+    with pytest.raises(ValueError, match=f"needs {key} too"):
+        runs.create(tmp_path / "cae-1", lacking)
+    assert not (tmp_path / "cae-1").exists()
+    runs.create(tmp_path / "cae-1", WHOLE).write("run.json", runs.to_json({"format": runs.FORMAT, **lacking}))
+    with pytest.raises(InputError, match=rf"is damaged \(without {key}\)"):
+        runs.Run(tmp_path / "cae-1")
 
 
 def test_csv_keeps_every_digit() -> None:

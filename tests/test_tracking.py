@@ -11,7 +11,7 @@ import pytest
 
 from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.plan import Plan, prepare
-from anomaly.runs import Run, create
+from anomaly.runs import KEYS, Run, create
 from anomaly.training import tracking
 from anomaly.training.config import EpochReport
 from anomaly.training.tracking import KINDS, open_tracker
@@ -84,7 +84,7 @@ def same(a: Lines, b: Mapping[int, Mapping[str, float]]) -> bool:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Run:
-    config = {
+    config = dict.fromkeys(KEYS, "x") | {
         "model": "cae",
         "preset": "fast",
         "seed": 3,

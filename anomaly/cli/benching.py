@@ -68,8 +68,8 @@ def bench(options: BenchOptions) -> None:
 
 def _grid(options: BenchOptions) -> "Grid":
     """Return what is to be trained; films are prepared first where they are not."""
-    from anomaly.experiments.bench import FLOOR, PAPERS, Grid, every_model
     from anomaly.evaluation.paper import PAPER_VARIANTS
+    from anomaly.experiments.bench import FLOOR, PAPERS, Grid, every_model
     from preprocessing.schema import Cache
 
     protocol = options.preset == "paper"

@@ -32,7 +32,7 @@ def phantom(options: PhantomOptions) -> None:
 
 @command(PreprocessOptions)
 def preprocess(options: PreprocessOptions) -> "Preprocessed":
-    """Prepare films: crop, localize, mask, equalize, into one HDF5 cache. The same command resumes an interrupted one."""
+    """Prepare films: crop, localize, mask, equalize, into one HDF5 cache. The same command goes on after a stop."""
     from anomaly.pipeline import preprocess as preparation
 
     if options.source is None:

@@ -62,10 +62,12 @@ def _list() -> None:
 
 def _explain(name: str) -> None:
     """List everything that one model can be told."""
-    from anomaly.models import find_model, zoo
+    from anomaly.models import COMPOSED, find_model, zoo
     from anomaly.training.config import TrainConfig
 
     model, entries = find_model(name), zoo()
+    if name in COMPOSED:
+        raise InputError(f"{name} has no settings: it is made of finished runs, `anomaly {name} RUN RUN`")
     package = entries[name].package if name in entries else None
     about = (model.__doc__ or "").strip().splitlines()
     say(f"{name}{f' (of the package {package})' if package else ''}: {about[0] if about else ''}")
@@ -130,7 +132,10 @@ def demo(options: DemoOptions) -> None:
     films, cache, run = folder / "films", folder / "films.h5", folder / "cae"
     sheet = folder / "sheet.png"
     steps: list[tuple[str, Callable[[], object]]] = [
-        (f"anomaly phantom {films}", lambda: phantom(PhantomOptions(films))),
+        (
+            f"anomaly phantom {films}{f' --patients {options.patients}' if options.patients else ''}",
+            lambda: phantom(PhantomOptions(films, patients=options.patients)),
+        ),
         (
             f"anomaly preprocess {films} --size 128 --out {cache}",
             lambda: preprocess(PreprocessOptions(films, size=128, out=cache, workers=options.workers)),

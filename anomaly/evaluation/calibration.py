@@ -40,7 +40,7 @@ class Calibration(Record):
 
 
 def calibrate(model: Detector, films: FilmSet, device: torch.device) -> Calibration:
-    """Return thresholds and map scale from `films`: the validation normals, or for a supervised model all labelled ones.
+    """Return thresholds and map scale from validation films: normal ones, or all labelled ones for a supervised model.
 
     A map's scale comes from the normal ones in either case. One pass over the films.
     """

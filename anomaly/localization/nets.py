@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from anomaly.data.dataset import Films
-from anomaly.localization.base import Detection, HANDS, LocalizationCalibration, LocalizationModel
+from anomaly.localization.base import HANDS, Detection, LocalizationCalibration, LocalizationModel
 from anomaly.localization.predict import detect_films, load_localization_model
 from anomaly.runs import Run
 from anomaly.training.device import make_repeatable

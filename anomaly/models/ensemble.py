@@ -37,19 +37,18 @@ class Ensemble(Detector):
     def __init__(self, config: EnsembleConfig, size: int) -> None:
         """Build the members; every film has `size` x `size` pixels for all of them."""
         super().__init__()
-        kinds = [find_detector(member["model"]) for member in config.members]
-        self.members = nn.ModuleList(
-            kind(kind.Config(**member["settings"]), size) for kind, member in zip(kinds, config.members, strict=True)
-        )
-        shared = set.intersection(*(set(kind.score_names) for kind in kinds))
-        self.score_names = tuple(name for name in kinds[0].score_names if name in shared)  # type: ignore[misc]
-        labelled = all(kind.targets == "labels" for kind in kinds)
+        models = [_build(member, size) for member in config.members]
+        self.members = nn.ModuleList(models)
+        # Asked of the members, not of their classes: an ensemble, which may be a member too, knows it only when built.
+        shared = set.intersection(*(set(model.score_names) for model in models))
+        self.score_names = tuple(name for name in models[0].score_names if name in shared)  # type: ignore[misc]
+        labelled = all(model.targets == "labels" for model in models)
         self.targets = "labels" if labelled else "none"  # type: ignore[misc]
-        shape = len(kinds), len(self.score_names)
+        shape = len(models), len(self.score_names)
         self.register_buffer("shift", torch.zeros(shape))
         self.register_buffer("spread", torch.ones(shape))
         self.register_buffer("logarithm", torch.zeros(shape, dtype=torch.bool))
-        self.register_buffer("scale", torch.zeros(len(kinds)))
+        self.register_buffer("scale", torch.zeros(len(models)))
 
     @classmethod
     def check_size(cls, config: EnsembleConfig, size: int) -> str | None:
@@ -102,6 +101,11 @@ class Ensemble(Detector):
         """Return every member's shared scores: (N, members, scores)."""
         rows = [torch.stack([p.scores[name].float() for name in self.score_names], dim=1) for p in predictions]
         return torch.stack(rows, dim=1)
+
+
+def _build(member: Mapping[str, Any], size: int) -> Detector:
+    kind = find_detector(member["model"])
+    return kind(kind.Config(**member["settings"]), size)
 
 
 TINY = 1e-12

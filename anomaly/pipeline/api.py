@@ -42,8 +42,8 @@ def train(
     """Train a model on the films of a cache, the newest in cache/ by default, and return its run.
 
     The same call after an interruption goes on where it stopped. `settings` are those that `anomaly models MODEL`
-    lists; `options` the other fields of `TrainOptions`: variant, preset, seed, split_seed, weights, out, resume, device,
-    precision, workers, track. Raises InputError for what can't be trained, before a folder is made.
+    lists; `options` the other fields of `TrainOptions`: variant, preset, seed, split_seed, weights, out, resume,
+    device, precision, workers, track. Raises InputError for what can't be trained, before a folder is made.
     """
     chosen = _options(TrainOptions, model=model, cache=_path(cache), settings=_settings(settings), **options)
     prepared = prepare(chosen.plan())

@@ -25,9 +25,11 @@ def combine(members: Sequence[runs.Run], out: Path | None, cache_path: Path | No
     `cache_path` says where their cache is now, if not where it was. The members' weights are copied: the new run needs
     none of their folders.
     """
+    models = [load_weights(run, find_detector(run.config.model), device) for run in members]
+    if not set.intersection(*(set(model.score_names) for model in models)):
+        raise InputError(f"{', '.join(str(r.path) for r in members)} have no score in common; `anomaly models NAME`")
     _check_members(members)
     first = members[0].config
-    models = [load_weights(run, find_detector(run.config.model), device) for run in members]
     cache, split = run_cache_and_split(members[0], cache_path)
     for run in members[1:]:
         run_cache_and_split(run, cache_path)  # refuses a member that was trained on other films
@@ -49,6 +51,9 @@ def combine(members: Sequence[runs.Run], out: Path | None, cache_path: Path | No
         "seed": ", ".join(str(run.config.seed) for run in members),
         "settings": runs.RunSettings(model=settings.model_dump(), training={}),
         "members": [str(run.path) for run in members],
+        "films": _film_counts(members),
+        "weights": None,
+        "precision": ", ".join(dict.fromkeys(run.config.precision for run in members)),
         "device": device.type,
         "versions": runs.versions(),
         "created": now(),
@@ -60,11 +65,20 @@ def combine(members: Sequence[runs.Run], out: Path | None, cache_path: Path | No
     return run
 
 
+def _film_counts(members: Sequence[runs.Run]) -> dict[str, int]:
+    """Return how many films the members trained and validated on, together.
+
+    They share their splits, so that of two members one has all films of the other: those with labels include the normal
+    ones.
+    """
+    counts = [run.config.films for run in members]
+    names = dict.fromkeys(name for count in counts for name in count)
+    return {name: max(count.get(name, 0) for count in counts) for name in names}
+
+
 def _check_members(members: Sequence[runs.Run]) -> None:
     """Refuse members that can't be put together."""
     first = members[0].config
-    if not set.intersection(*(set(find_detector(run.config.model).score_names) for run in members)):
-        raise InputError(f"{', '.join(str(r.path) for r in members)} have no score in common; `anomaly models NAME`")
     for key in ("variant", "size", "split_hash"):
         for run in members[1:]:
             own, shared = getattr(run.config, key), getattr(first, key)

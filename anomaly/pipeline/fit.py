@@ -22,7 +22,7 @@ from anomaly.memory import keep_freed_memory
 from anomaly.models.base import Detector, Model
 from anomaly.pipeline.plan import Prepared, prepares_films
 from anomaly.reporting.training_pictures import DRAWN, PICTURED, detections_picture, learning_curve, picture, samples
-from anomaly.training.config import EpochReport
+from anomaly.training.config import EpochReport, Precision
 from anomaly.training.device import choose_device, make_repeatable
 from anomaly.training.tracking import open_tracker
 from anomaly.training.trainer import Trainer, history_csv
@@ -107,7 +107,7 @@ def fit(
             validation if prepared.outgrown else validation.read(),
             seed=prepared.plan.seed,
             device=device,
-            precision=prepared.config.precision,
+            precision=cast("Precision", prepared.config.precision),
             workers=workers,
             world=world,
         )
@@ -193,7 +193,9 @@ class _Closing:
         films = cast("Films", self.validation)
         choice = choose_threshold(cast("LocalizationModel", self.model), films, self.device)
         if choice.figure == 0:
-            warn("nothing is detected correctly on the validation films at any threshold: train longer, or on more films")
+            warn(
+                "nothing is detected correctly on the validation films at any threshold: train longer, or on more films"
+            )
         self._draw_detections(choice.threshold)
         calibration = LocalizationCalibration(threshold=choice.threshold, films=len(films))
         self.run.write("calibration.json", runs.to_json(calibration.model_dump()))

@@ -1,4 +1,4 @@
-"""Heatmaps of films, on the run's one scale: in the cache's geometry or on the original film, as arrays and as files."""
+"""Heatmaps on the run's one scale: in the cache's geometry or on the original film, as arrays and as files."""
 
 import hashlib
 import heapq

@@ -91,10 +91,9 @@ class LoadedRun:
         can be read, or a name is wrong.
         """
         with self._selection(films, split, workers) as selection:
-            result = score_selection(
+            return score_selection(
                 self._opened, selection, by=by, pooling=aggregate, display=self._display, keep_maps=maps
             )
-        return result
 
     def heatmap(
         self,

@@ -289,6 +289,9 @@ class DemoOptions:
     """Walk the whole path on built-in films."""
 
     folder: Annotated[Path, Flag("Where films, cache and run go.")] = Path("runs/demo")
+    patients: Annotated[
+        int | None, Flag("Patients to draw; few are quick.  [default: those of `anomaly phantom`]", min=8)
+    ] = None
     workers: Workers = 0
 
 

@@ -161,16 +161,20 @@ def _page_context(
     pictures = {about: run.run.path / name for name, about in PICTURES.items()}
     return ReportContext(
         title=run.run.path.name,
-        model=f"{config.model} ({config.preset})",
+        model=f"{config.model} of {len(config.members)} runs"
+        if config.members
+        else f"{config.model} ({config.preset})",
         data=f"{cache.source}, variant {films.variant}, {films.size} px, split {figures.split}",
         evaluation=evaluation,
         about=next(iter((type(run.model).__doc__ or "").strip().splitlines()), ""),
         supervised=run.model.targets == "labels",
         films=config.films,
+        trainings=len(config.members) or 1,
         config=config.settings.model_dump(),
         facts={"seed": str(config.seed), "data hash": cache.content_hash[:12]},
         origin={
             "made": config.created,
+            **({"made of": ", ".join(config.members)} if config.members else {}),
             "seed": str(config.seed),
             "splits": f"seed {config.split_seed}, {config.split_hash}",
             "data hash": cache.content_hash,

@@ -1,4 +1,4 @@
-"""From a run and films to scores and figures, in one pass over the films: what the verbs and the Python API both call."""
+"""From a run and films to scores and figures, in one pass: what the verbs and the Python API both call."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -23,14 +23,15 @@ from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
 from anomaly.data.splits import LABELS
+from anomaly.evaluation.comparison import Entry, Table
 from anomaly.evaluation.evaluation import Evaluation
 from anomaly.evaluation.figures import ClassificationFigures, ClassifierFigures, Metrics, Reliability, Unit
 from anomaly.evaluation.ranking import has_both_classes, roc_curve
-from anomaly.formatting import counted, number, plural, with_interval
-from anomaly.evaluation.comparison import Entry, Table
+from anomaly.formatting import number, with_interval
 from anomaly.reporting.charts import Chart, swatch
 from anomaly.reporting.heatmap import CLEAR, REACH, color_bar, png
 from anomaly.reporting.tables import footnotes
+from preprocessing.wording import counted, plural
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _WIDEST = 360  # pixels of a film in the gallery
@@ -70,6 +71,7 @@ class ReportContext:
     evaluation: Evaluation  # of the films shown
     about: str = ""  # a sentence on the model
     supervised: bool = False  # trained on labelled films, not on normal ones alone
+    trainings: int = 1  # how many it is made of; an ensemble: its members
     films: Mapping[str, int] = field(default_factory=dict)  # how many trained and validated: "train", "val", ...
     config: Mapping[str, Any] = field(default_factory=dict)  # nested as you like
     facts: Mapping[str, str] = field(default_factory=dict)  # lines of the header: seed, data hash
@@ -326,7 +328,10 @@ def model_card(context: ReportContext) -> dict[str, list[str]]:
         ]
         if rivals:
             limits.append(f"It is not shown to be better than {' or '.join(rivals)}, which need no training.")
-        limits.append("One training with one seed; how much another seed changes is for `anomaly bench` to say.")
+        trainings = (
+            "One training with one seed" if context.trainings == 1 else f"One ensemble of {context.trainings} runs"
+        )
+        limits.append(f"{trainings}; how much another seed changes is for `anomaly bench` to say.")
         limits.append("Measured on films of one source. Expect less elsewhere, and measure there before relying on it.")
     limits.append("How figures differ by age, sex, machine or hospital was not measured.")
     if context.map_scale is not None:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from anomaly.evaluation.classification import CLASSES, FIGURES
 from anomaly.evaluation.figures import ClassificationFigures, ClassifierFigures, KindFigures, Metrics, ScoreFigures
-from anomaly.formatting import counted, markdown, number, with_interval
+from anomaly.formatting import markdown, number, with_interval
+from preprocessing.wording import counted
 
 
 def summary(figures: Metrics) -> list[str]:

@@ -11,9 +11,9 @@ from anomaly.data.dataset import Films
 from anomaly.evaluation.heatmap_scale import map_scale, smooth
 from anomaly.evaluation.predict import SMOOTHING
 from anomaly.localization.base import LocalizationModel
-from anomaly.models.base import Prediction
 from anomaly.localization.draw import draw_detections
 from anomaly.localization.predict import detect_films
+from anomaly.models.base import Prediction
 from anomaly.reporting.heatmap import blend, png, titled
 
 PICTURED = 6

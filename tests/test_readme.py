@@ -1,0 +1,292 @@
+"""Every command that the README shows, typed as it stands there, paragraph by paragraph.
+
+The commands are read out of README.md: lines of code blocks, and inline code that begins with a program's name. A
+paragraph is a scene: a folder of its own, in which the first code block about the user's own films was typed before. A
+command that is new in the README is run too, or fails here; what it needs to be small or to be run at all stands in the
+tables below, and an entry that the README no longer shows fails as well.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer
+
+from anomaly.cli.app import app
+from preprocessing.phantom import write_phantoms
+
+from .test_cli import typed
+
+README = Path(__file__).parents[1] / "README.md"
+PROGRAMS = ("anomaly", "make", "pip", "torchrun", "python")
+BRIEF = "--preset fast --set epochs=1"
+GRID = "--cache CACHE --variants full-he --set epochs=1 --jobs 1"
+
+PLACEHOLDERS = {
+    "FILMS": "films",  # a MURA tree: 16 built-in patients at 64 px
+    "XR_HAND": "films/XR_HAND",
+    "NEW": "new.png",  # one film
+    "RUN": "runs/cae-1",
+    "BENCH": "runs/bench-1",
+    "CACHE": "the newest file of cache/",
+    "MADE": "where `anomaly models --make` leaves its nets",
+    "tcp://host:8786": "the scheduler of a Dask cluster of two workers on this machine",
+    "postgresql://host/studies": "sqlite:///studies.db",
+}
+"""What words that stand for the reader's own are here."""
+
+APPENDED = {
+    "anomaly train cae": BRIEF,
+    "anomaly train ssd": BRIEF,
+    "anomaly train classifier": BRIEF,  # a small net of its own in place of EfficientNet-B0
+    "anomaly train cae --track tensorboard": BRIEF,
+    "anomaly train cae --variant raw-contrast --set code_channels=2 --set augmentation=none": BRIEF,
+    "anomaly tune cae --trials 30 --jobs 2": f"{BRIEF} --trials 2",
+    "anomaly tune cae --study mine --storage postgresql://host/studies": f"{BRIEF} --trials 1",
+    "anomaly bench --table": f"{GRID} --models cae,contrast_density",  # else 42 trainings on 300 films of 512 px
+    "anomaly bench --cluster tcp://host:8786": f"{GRID} --models contrast_density",
+    "anomaly bench XR_HAND --preset paper --dry-run": "--size 64 --set size=64 --set batch_size=4 --models cae",
+}
+"""Command -> what is typed after it, so that seconds do where the README's takes minutes."""
+
+INSTEAD = {
+    "make demo": "anomaly demo --patients 10",  # what the recipe runs, on fewer films
+    "anomaly score": "anomaly score runs/classifier-1",  # the verb alone, of the classifier trained just before
+    "anomaly heatmap": "anomaly heatmap runs/classifier-1",
+    "anomaly score runs/cae-1 --by weighted": "anomaly score runs/cae-2 --by weighted",  # a scene has a runs/cae-1
+    "torchrun -m anomaly train cae": f"torchrun --nproc-per-node 1 -m anomaly train cae {BRIEF}",
+}
+"""Command -> what is run in its place."""
+
+BEFORE = {
+    "anomaly preprocess FILMS --localizer ssd --mask unet": [  # in place of `anomaly models --make`
+        "anomaly preprocess FILMS --for ssd --size 96",
+        "anomaly train ssd --set epochs=1 --out MADE/ssd",
+        "anomaly preprocess FILMS --for unet --size 64",
+        "anomaly train unet --set epochs=1 --out MADE/unet",
+    ],
+    "anomaly report BENCH": [f"anomaly bench {GRID} --models contrast_density"],
+    "anomaly ensemble runs/cae-1 runs/cae-2": [f"anomaly train cae {BRIEF} --seed 1"],
+}
+"""Command -> what the paragraph takes to be done already."""
+
+AFTER = {
+    "anomaly score runs/ssd-1": ["anomaly preprocess FILMS --localizer ssd:runs/ssd-1"],
+    "anomaly ensemble runs/cae-1 runs/cae-2": [
+        "anomaly score runs/ensemble-1",
+        "anomaly heatmap runs/ensemble-1",
+        "anomaly report runs/ensemble-1",
+        "anomaly score runs/ensemble-1 NEW",
+    ],
+    "anomaly train contrast_density": ["anomaly score runs/contrast_density-1"],
+    "torchrun -m anomaly train cae": ["anomaly score runs/cae-2"],
+}
+"""Command -> what the paragraph says in words can be done then."""
+
+LEFT_OUT = {
+    "make test": "runs this test",
+    "make models": "runs `anomaly models --make`",
+    "anomaly models --make": "takes 20 minutes; two nets of one epoch are put in its place, see BEFORE",
+    "pip install -e '.[tune]'": "installs packages",
+    "pip install -e '.[tensorboard]'": "installs packages",
+    "pip install -e '.[dicom]'": "installs packages",
+}
+"""Command -> why it is not run."""
+
+FILES = {
+    "anomaly inspect --sheet sheet.png": ["sheet.png"],
+    "anomaly report RUN": ["runs/cae-1/report.html"],
+    "anomaly report BENCH": ["runs/bench-1/index.html"],
+    "anomaly bench --table": ["runs/bench-1/table.md"],
+    "anomaly train cae --track tensorboard": ["runs/cae-2/tensorboard"],
+    "make demo": ["runs/demo/sheet.png", "runs/demo/cae/report.html", "runs/demo/cae/maps"],
+}
+"""Command -> files that must be there then, beside those that the README promises after `->`."""
+
+UNITS = "film|patient|epoch|run|model|variant|seed|training|trial|cell|fault|member|worker|hour|other"
+ONE_OF_MANY = re.compile(rf"(?<![\w./,])1 (?:[a-z]+ )?(?:(?:{UNITS})s|studies|processes|boxes)\b(?!/s)")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A command as the README shows it."""
+
+    text: str
+    promised: tuple[str, ...] = ()  # files after "->"
+
+
+def scenes(text: str) -> dict[str, list[Shown]]:
+    """The commands of each paragraph, list item and code block, by its number and first words."""
+    found = {}
+    for number, block in enumerate(re.split(r"\n\s*\n|\n(?=- )", text)):
+        shown = []
+        if re.match("    |```", block):
+            for line in block.splitlines():
+                words, _, comment = line.strip().partition(" #")
+                if words.startswith(tuple(f"{name} " for name in PROGRAMS)):
+                    promise = re.split("[;:]", comment.partition("->")[2])[0]
+                    names = re.findall(r"[\w<>-]+(?:/[\w<>.-]*)+|[\w<>-]+\.[a-z0-9]+", promise)
+                    shown.append(Shown(" ".join(words.split()), tuple(names)))
+        else:
+            for code in re.findall(r"`([^`]+)`", block):
+                if code.startswith(tuple(f"{name} " for name in PROGRAMS)):
+                    shown.append(Shown(" ".join(code.split())))
+        if shown:
+            title = re.sub(r"[^\w ]", "", " ".join(block.split())).split()[:3]
+            found[f"{number} {' '.join(title)}"] = shown
+    return found
+
+
+SCENES = scenes(README.read_text())
+FIRST = next(name for name, shown in SCENES.items() if shown[0].text == "anomaly preprocess FILMS")
+"""The code block about the user's own films, typed before every other scene."""
+
+
+class Reader:
+    """Types commands in a folder, and looks at what comes of each."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], place: Callable[[str], str]) -> None:
+        self.capsys, self.place = capsys, place
+
+    def type(self, command: str) -> None:
+        """Run one command: status 0, no fault of ours on the way, no "1 films"."""
+        words = [
+            re.sub("|".join(map(re.escape, PLACEHOLDERS)), lambda m: self.place(m[0]), word)
+            for word in shlex.split(command)
+        ]
+        program, *rest = words
+        if program == "anomaly":
+            status, out, err = typed(self.capsys, *rest)
+        elif program == "torchrun":
+            done = subprocess.run(
+                [sys.executable, "-m", "torch.distributed.run", *rest], capture_output=True, text=True, timeout=300
+            )
+            status, out, err = done.returncode, done.stdout, done.stderr
+        else:
+            pytest.fail(f"`{command}` of the README is neither run nor in LEFT_OUT")
+        assert status == 0, f"`{command}` ended with status {status}\n{err}"
+        assert "unexpected" not in err and "Traceback" not in err, f"`{command}`\n{err}"
+        assert not (wrong := ONE_OF_MANY.search(out + err)), f"`{command}` says {wrong[0]!r}"
+
+    def follow(self, shown: list[Shown]) -> None:
+        """Run the commands of a scene."""
+        for one in shown:
+            if one.text in LEFT_OUT:
+                continue
+            for command in BEFORE.get(one.text, []):
+                self.type(command)
+            given = INSTEAD.get(one.text, one.text)
+            self.type(f"{given} {APPENDED.get(one.text, '')}".strip())
+            runs = [Path(word) for word in given.split() if word.startswith("runs/")]
+            for name in (*one.promised, *FILES.get(one.text, ())):
+                pattern = re.sub("<[^>]*>", "*", name.rstrip("/"))
+                assert any(list(folder.glob(pattern)) for folder in (Path(), *runs)), f"`{one.text}` left no {name}"
+            for command in AFTER.get(one.text, []):
+                self.type(command)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with films; the scenes begin from what the first of them leaves in it."""
+    folder = tmp_path_factory.mktemp("readme") / "home"
+    write_phantoms(folder / "films", seed=1, patients=16, size=64)
+    shutil.copy(next(folder.glob("films/**/*positive/*.png")), folder / "new.png")
+    return folder
+
+
+@pytest.fixture
+def reader(
+    request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Reader:
+    made = tmp_path / "user/xray-anomaly/models"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("PYTHONPATH", str(README.parent))
+
+    def place(name: str) -> str:
+        if name == "tcp://host:8786":
+            address, _ = request.getfixturevalue("cluster")
+            return str(address)
+        if name == "CACHE":
+            return str(max(Path("cache").glob("*.h5"), key=lambda path: path.stat().st_mtime))
+        return str(made) if name == "MADE" else PLACEHOLDERS[name]
+
+    return Reader(capsys, place)
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_what_the_readme_shows_runs(
+    scene: str, home: Path, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    if not Path("runs").exists():
+        reader.follow(SCENES[FIRST])
+    if scene == FIRST:
+        return
+    shutil.copytree(home, tmp_path / "scene")
+    monkeypatch.chdir(tmp_path / "scene")
+    reader.follow(SCENES[scene])
+
+
+def test_the_tables_are_of_this_readme() -> None:
+    shown = {one.text for scene in SCENES.values() for one in scene}
+    tables = {
+        "APPENDED": APPENDED,
+        "INSTEAD": INSTEAD,
+        "BEFORE": BEFORE,
+        "AFTER": AFTER,
+        "LEFT_OUT": LEFT_OUT,
+        "FILES": FILES,
+    }
+    stale = [f"{name}: {command}" for name, table in tables.items() for command in table if command not in shown]
+    assert not stale, "no longer in the README"
+
+
+def test_every_option_the_readme_names_is_one() -> None:
+    verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    options = {name for verb in verbs.values() for parameter in verb.params for name in parameter.opts}
+    code = re.findall(r"`([^`]+)`", README.read_text())
+    named = {
+        name for text in code if text.startswith(("-", "anomaly ")) for name in re.findall(r"(?<![\w-])--[\w-]+", text)
+    }
+    assert len(named) > 15 and named <= options, named - options
+
+
+def test_commands_are_found_wherever_they_stand() -> None:
+    text = """Type `anomaly
+train cae` or
+`--set x=1`.
+
+- one `make demo`
+- two
+
+    anomaly score RUN  # -> a.csv, maps/: PNG
+    other
+
+```sh
+anomaly models
+```
+"""
+    found = [(one.text, one.promised) for scene in scenes(text).values() for one in scene]
+    assert found == [
+        ("anomaly train cae", ()),
+        ("make demo", ()),
+        ("anomaly score RUN", ("a.csv", "maps/")),
+        ("anomaly models", ()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        *((text, True) for text in ("1 films", "of at most 1 epochs", "1 validation films", "1 studies")),
+        *((text, False) for text in ("11 films", "1 film", "0.1 films", "1 films/s", "18/1 films")),
+    ],
+)
+def test_one_of_many_is_told(text: str, wrong: bool) -> None:
+    assert bool(ONE_OF_MANY.search(text)) == wrong
