@@ -29,7 +29,7 @@ from anomaly.train import EpochReport, TrainConfig, Trainer, _compilable, choose
 from preprocessing import InputError
 from preprocessing.schema import Cache
 
-from .conftest import TINY
+from .conftest import TINY, WITHOUT_BFLOAT16, on_path
 
 
 class Stopped(Exception):
@@ -244,6 +244,28 @@ def test_sizes_variants_devices_and_precisions_are_checked(cache: Cache) -> None
         choose_device("gpu")
     with pytest.raises(InputError, match="no precision 'half'; there are: auto, float32, bfloat16"):
         choose_precision("half", torch.device("cpu"), pays=True)
+
+
+@pytest.mark.parametrize("able", [True, False, None])
+def test_auto_takes_bfloat16_where_the_processor_has_it_and_it_pays(
+    able: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if able is None:
+        monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)  # as in some other torch
+    else:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: able, raising=False)
+    cpu = torch.device("cpu")
+    assert choose_precision("auto", cpu, pays=True) == ("bfloat16" if able else "float32")
+    assert choose_precision("auto", cpu, pays=False) == "float32"
+    assert choose_precision("bfloat16", cpu, pays=False) == "bfloat16"
+
+
+def test_processes_of_tests_can_be_kept_from_bfloat16() -> None:
+    code = "import sys; at_start = 'torch' in sys.modules; from anomaly.train import has_avx512_bf16, torch\n"
+    code += "print(at_start, has_avx512_bf16(), torch.cpu._is_avx512_bf16_supported.__module__)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=on_path(WITHOUT_BFLOAT16), capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "sitecustomize"]
 
 
 def test_run_json_says_what_made_the_run(run: Run, cache: Cache) -> None:
