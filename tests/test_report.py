@@ -26,17 +26,17 @@ from anomaly.table import Scored, build
 from preprocessing import InputError
 from preprocessing.schema import Cache
 
-RANDOM = np.random.default_rng(3)
 EVIL = '<script>alert("x")</script>&\'"><img src=x onerror=y>.png'
 
 
 def context(**changes) -> report.ReportContext:
+    rng = np.random.default_rng(3)
     patients = np.repeat(np.arange(30), 2)
     labels = (patients >= 15).astype(int)
     scores = {
-        "mse": labels * 0.02 + RANDOM.random(60) * 0.05,
-        "mean_grey": RANDOM.random(60),
-        "$_under{score": RANDOM.random(60),
+        "mse": labels * 0.02 + rng.random(60) * 0.05,
+        "mean_grey": rng.random(60),
+        "$_under{score": rng.random(60),
     }
     studies = np.array([f"patient{patient}/study1" for patient in patients])
     columns = {
@@ -45,7 +45,7 @@ def context(**changes) -> report.ReportContext:
         "study": studies,
         "finding": np.where(labels, np.where(patients % 2, "fracture", EVIL), ""),
     }
-    film = RANDOM.random((500, 380))
+    film = rng.random((500, 380))
     heat = heatmap.blend(film, film * 0.1, film > 0, 0.05)
     given = report.ReportContext(
         title=f"cae {EVIL}",
@@ -150,8 +150,8 @@ def test_nothing_from_files_becomes_markup(html):
     assert page.text.count(EVIL) >= 12  # shown as it is: title, setting, note, film, layer, finding, failure, picture
 
 
-def test_nothing_from_files_becomes_markup_on_the_page_of_wrong_films(given):
-    film = RANDOM.random((20, 20))
+def test_nothing_from_files_becomes_markup_on_the_page_of_wrong_films(given, rng):
+    film = rng.random((20, 20))
     wrong = [report.Shown(EVIL, 0, 0.07, film, {}, {"finding": EVIL, "study": EVIL, "patient": EVIL})]
     html = report.render_wrong(replace(given, wrong=wrong, score="mse", map_unit=EVIL))
     page = Page(html)
@@ -308,8 +308,8 @@ def test_the_reliability_chart_is_opaque_and_says_what_is_synthetic():
     assert pictures[True].shape[0] > pictures[False].shape[0]  # room for the line above
 
 
-def test_the_wrong_films_have_a_page_and_the_first_of_them_a_place_in_the_report(given):
-    film = RANDOM.random((20, 20))
+def test_the_wrong_films_have_a_page_and_the_first_of_them_a_place_in_the_report(given, rng):
+    film = rng.random((20, 20))
     wrong = [
         report.Shown(f"wrong{i}.png", i % 2, 0.01 * i, film, {}, {"finding": "" if i % 2 == 0 else "fracture"})
         for i in range(20)
@@ -326,8 +326,8 @@ def test_the_wrong_films_have_a_page_and_the_first_of_them_a_place_in_the_report
     assert "wrong.html" not in report.render_report(replace(given, wrong=()))
 
 
-def test_gallery_rows_are_the_highest_and_the_most_contradicted():
-    labels, scores = np.repeat([0, 1, -1], 20), RANDOM.normal(size=60)
+def test_gallery_rows_are_the_highest_and_the_most_contradicted(rng):
+    labels, scores = np.repeat([0, 1, -1], 20), rng.normal(size=60)
     highest, wrong, lowest = report.gallery_rows(labels, scores, count=8)
     assert all(scores[first] >= scores[second] for first, second in pairwise(highest))
     assert all(scores[first] <= scores[second] for first, second in pairwise(lowest))
@@ -338,10 +338,10 @@ def test_gallery_rows_are_the_highest_and_the_most_contradicted():
     assert report.gallery_rows([0, 1], [1.0, 2.0])[1] == []  # told apart: nothing is wrong
 
 
-def test_the_band_is_that_of_drawn_patients_and_holds_the_curve():
+def test_the_band_is_that_of_drawn_patients_and_holds_the_curve(rng):
     patients = np.repeat(np.arange(40), 3)
     labels = (patients % 2).astype(int)
-    scores = labels + RANDOM.normal(size=40)[patients] + RANDOM.normal(size=120)
+    scores = labels + rng.normal(size=40)[patients] + rng.normal(size=120)
     at = np.linspace(0, 1, 101)
     low, high = report.roc_band(labels, scores, patients, at, resamples=400)
     normal, abnormal = metrics.roc_curve(labels, scores)
@@ -355,9 +355,9 @@ def test_the_band_is_that_of_drawn_patients_and_holds_the_curve():
     assert report.roc_band(labels[:3], scores[:3], patients[:3], at) is None
 
 
-def test_a_drawn_curve_is_that_of_the_films_of_its_patients(monkeypatch):
+def test_a_drawn_curve_is_that_of_the_films_of_its_patients(monkeypatch, rng):
     patients, labels = np.repeat(np.arange(12), 2), np.repeat([0, 1], 12)
-    scores = np.round(labels + RANDOM.normal(size=24), 1)
+    scores = np.round(labels + rng.normal(size=24), 1)
     seen = []
     monkeypatch.setattr(report.np, "quantile", lambda curves, *given, **more: seen.append(curves) or curves[:2])
     at = np.linspace(0.013, 1, 50)
