@@ -13,8 +13,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomaly import metrics
 
-RANDOM = np.random.default_rng(7)
-
 films = st.lists(st.tuples(st.integers(0, 1), st.integers(-5, 5), st.integers(0, 3)), min_size=2, max_size=40)
 
 
@@ -144,11 +142,16 @@ def test_one_patient_of_a_class_has_no_interval():
 
 
 def test_interval_is_fast_and_frugal(monkeypatch):
+    """Its thousand resamples cost less than a tenth of as many ROC-AUCs of scikit-learn's; measured a hundredth."""
     labels, scores, patients = cohort(250, 250, 0.5, films=3)
     metrics.interval(labels, scores, patients, resamples=2)  # imports
     started = time.process_time()
-    whole = metrics.interval(labels, scores, patients)
-    assert time.process_time() - started < 2
+    for _ in range(20):
+        roc_auc_score(labels, scores)
+    apart = (time.process_time() - started) / 20
+    started = time.process_time()
+    whole = metrics.interval(labels, scores, patients, resamples=1000)
+    assert time.process_time() - started < 0.1 * 1000 * apart
     monkeypatch.setattr(metrics, "_CELLS", 5000)
     assert metrics.interval(labels, scores, patients) == pytest.approx(whole)
 
@@ -189,7 +192,7 @@ def evaluated(**changes):
         "finding": np.where(labels == 1, np.where(patients % 2, "fracture", "implant"), ""),
         "difficulty": np.where(labels == 1, "hard", ""),
     }
-    all_scores = {"mse": scores, "mean_grey": RANDOM.normal(size=len(labels))}
+    all_scores = {"mse": scores, "mean_grey": np.random.default_rng(7).normal(size=len(labels))}
     settings = {"thresholds": {"film": {"mse": 1.0}}, "resamples": 100} | changes
     return columns, all_scores, metrics.evaluate(columns, all_scores, **settings)
 
