@@ -195,6 +195,8 @@ LEARNED = 0.25
 """Share of the error of the films' mean, the best film of a net that tells no films apart: 3/4 of what differs between
 films is explained."""
 MOST_EPOCHS = 400
+"""Of ten trainings a model, of several seeds with all instructions, AVX2 alone and SSE4.1 alone, the slowest took 135.
+Each film's score was then raised to 1.5 times and more."""
 
 
 def test_a_batch_can_be_overfitted_and_a_planted_blob_raises_the_score(model: Detector, some: Films) -> None:
