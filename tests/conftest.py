@@ -43,9 +43,14 @@ TINY = ("width=4", "epochs=3", "batch_size=8", "augmentation=advanced")
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test works in a folder of its own: relative paths such as cache/ and runs/ go there."""
+    """Every test works in a folder of its own: relative paths such as cache/ and runs/ go there. Whatever tests ran
+    before it, it draws the same random numbers and has as many threads: their number decides the rounding.
+    """
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
     yield
+    torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode("default")
 
 
