@@ -102,7 +102,7 @@ def losses(run: Run) -> list[list[str]]:
 @pytest.mark.parametrize("out", [[], ["--out", "mine"]])
 def test_a_killed_training_goes_on_with_the_same_command(cache: Cache, tmp_path: Path, out: list[str]) -> None:
     settings = (*TINY, "epochs=60", "patience=0")
-    command = [sys.executable, "-m", "anomaly", "train", "cae", "--cache", str(cache.path), *out]
+    command = [sys.executable, "-m", "anomaly", "train", "cae", "--cache", str(cache.path), "--device", "cpu", *out]
     command += [word for setting in settings for word in ("--set", setting)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -119,7 +119,7 @@ def test_a_killed_training_goes_on_with_the_same_command(cache: Cache, tmp_path:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        whole = fit_plan(Plan("cae", cache.path, settings=settings), tmp_path / "whole")
+        whole = fit_plan(Plan("cae", cache.path, settings=settings, device="cpu"), tmp_path / "whole")
     finally:
         torch.set_num_threads(threads)
     assert same(Run(folder), whole)
@@ -285,9 +285,10 @@ def test_a_denoising_training_shows_a_damaged_film_and_asks_for_the_plain_one(ca
         assert (hurt.shown[~batch.mask] == 0).all()
     noisy = damage(batch, TrainConfig(noise=0.2))
     assert float((noisy.shown - batch.film)[batch.mask].std()) == pytest.approx(0.2, rel=0.1)
-    holes = damage(batch, TrainConfig(erase=0.3))
     inside = batch.mask & (batch.film > 0)
-    assert float((holes.shown == 0)[inside].float().mean()) == pytest.approx(0.3, abs=0.1)
+    holes = [(damage(batch, TrainConfig(erase=0.3)).shown == 0)[inside].float().mean() for _ in range(32)]
+    # Holes are large: of one batch the share has a standard deviation of .035, of 32 batches .006.
+    assert float(torch.stack(holes).mean()) == pytest.approx(0.3, abs=0.03)
 
 
 def test_a_warning_is_said_once_and_kept_with_its_epochs(
