@@ -130,15 +130,23 @@ def trainer(model: Finder, films: Films, **settings: object) -> Trainer:
     return Trainer(model, config, films, films, seed=0, device=CPU, precision="float32", workers=0)
 
 
+MOST_EPOCHS = 60
+
+
 def test_a_few_films_are_learnt(name: str, caches: dict[str, Cache]) -> None:
+    """Until their loss has fallen well below its first; after how many epochs differs between processors. Of four seeds
+    each net's was there after at most 13.
+    """
     films = some(caches, name, 4)
     model = made(name)
     loop = trainer(model, films, learning_rate=3e-3)
-    first = loop._epoch(1)
-    for number in range(2, 13):
-        last = loop._epoch(number)
-    total = [sum(value for key, value in figures.items() if "." in key) for figures in (first, last)]
-    assert total[1] < 0.8 * total[0]
+    totals: list[float] = []
+    while len(totals) < MOST_EPOCHS:
+        figures = loop._epoch(len(totals) + 1)
+        totals.append(sum(value for key, value in figures.items() if "." in key))
+        if totals[-1] < 0.7 * totals[0]:
+            break
+    assert totals[-1] < 0.7 * totals[0]
 
 
 @torch.inference_mode()
