@@ -130,8 +130,9 @@ def test_products_on_small_maps_are_convolutions(
         out.float().sin().sum().backward()
         assert (out.dtype == torch.bfloat16) == low
         found.append([out, film.grad, *(p.grad for p in layer.parameters())])
+    # Sums of up to 768 products in another order: measured .4e-6 and .004 with several instruction sets.
     for one, other in zip(*found, strict=True):
-        assert (one - other).float().norm() <= (0.02 if low else 1e-6) * other.float().norm()
+        assert (one - other).float().norm() <= (0.02 if low else 1e-5) * other.float().norm()
 
 
 @pytest.mark.parametrize(
