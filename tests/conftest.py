@@ -1,4 +1,8 @@
-"""Built-in films, a cache and a trained run, small and made once."""
+"""Built-in films, a cache and a trained run, small and made once.
+
+With ANOMALY_TEST_BFLOAT16=0 in the environment all tests run, the processes that they start too, as on a processor
+without bfloat16: `--precision auto` then trains in float32. What asks for bfloat16 by name still gets it.
+"""
 
 import json
 import os
@@ -8,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,16 +25,40 @@ from preprocessing.recipe import VARIANTS, Recipe
 from preprocessing.schema import Cache
 from preprocessing.sources import open_source
 
+
+def on_path(folder: Path) -> dict[str, str]:
+    """The environment for a process that imports from `folder` too."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+collect_ignore = ["without_bfloat16"]  # imported by the processes that it is for, and not to be imported here
+WITHOUT_BFLOAT16 = Path(__file__).parent / "without_bfloat16"
+if os.environ.get("ANOMALY_TEST_BFLOAT16") == "0":
+    torch.cpu._is_avx512_bf16_supported = lambda: False  # what anomaly.train.has_avx512_bf16 asks
+    os.environ |= on_path(WITHOUT_BFLOAT16)
+
+
 TINY = ("width=4", "epochs=3", "batch_size=8", "augmentation=advanced")
 """Settings under which any model trains in a second."""
 
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test works in a folder of its own: relative paths such as cache/ and runs/ go there."""
+    """Every test works in a folder of its own: relative paths such as cache/ and runs/ go there. Whatever tests ran
+    before it, it draws the same random numbers and has as many threads: their number decides the rounding.
+    """
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
     yield
+    torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode("default")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """The same numbers for every test, whichever tests run before it."""
+    return np.random.default_rng(0)
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +90,7 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]
     """A Dask scheduler and two workers on this machine: address and processes."""
     pytest.importorskip("distributed")
     place = tmp_path / "scheduler.json"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "DASK_LOGGING__DISTRIBUTED": "critical"}
+    environment = on_path(Path(__file__).parents[1]) | {"DASK_LOGGING__DISTRIBUTED": "critical"}
     local = ["--host", "127.0.0.1", "--no-dashboard"]
 
     def run(program: str, *arguments: str) -> subprocess.Popen[bytes]:

@@ -10,29 +10,32 @@ from skimage.metrics import structural_similarity
 from anomaly.nn.atypicality import GRID, Atypicality, cells
 from anomaly.nn.filters import gaussian_blur, local_mean, structural_dissimilarity
 
-DRAW = torch.Generator().manual_seed(0)
+
+@pytest.fixture
+def draw() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
 
-def normals(count: int = 120, spread: float = 1.0) -> torch.Tensor:
+def normals(draw: torch.Generator, count: int = 120, spread: float = 1.0) -> torch.Tensor:
     """Maps that vary along a few directions, and a little everywhere: (count, GRID²)."""
     directions = torch.randn(6, GRID**2, generator=torch.Generator().manual_seed(7))
-    return spread * (torch.randn(count, 6, generator=DRAW) @ directions) + 0.3 * torch.randn(
-        count, GRID**2, generator=DRAW
+    return spread * (torch.randn(count, 6, generator=draw) @ directions) + 0.3 * torch.randn(
+        count, GRID**2, generator=draw
     )
 
 
-def test_both_less_and_more_than_usual_is_unusual() -> None:
+def test_both_less_and_more_than_usual_is_unusual(draw: torch.Generator) -> None:
     """An opaque lung reconstructs better than a healthy one: an error that is too small is an anomaly too."""
     fitted = Atypicality()
-    fitted.fit(normals())
-    usual = fitted(normals(50))
+    fitted.fit(normals(draw))
+    usual = fitted(normals(draw, 50))
     assert abs(float(usual.mean())) < 0.3  # z-scored by normals that were left out: 0 is the usual new film
     for shift in (-3.0, 3.0):
-        assert (fitted(normals(50) + shift) > usual.max()).all()
+        assert (fitted(normals(draw, 50) + shift) > usual.max()).all()
 
 
-def test_it_does_not_hang_on_the_unit() -> None:
-    maps, other = normals(), normals(20) + 1
+def test_it_does_not_hang_on_the_unit(draw: torch.Generator) -> None:
+    maps, other = normals(draw), normals(draw, 20) + 1
     one, two = Atypicality(), Atypicality()
     one.fit(maps)
     two.fit(100 * maps - 7)
@@ -40,10 +43,10 @@ def test_it_does_not_hang_on_the_unit() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 8, 40])
-def test_few_normals_give_a_finite_score(count: int) -> None:
+def test_few_normals_give_a_finite_score(count: int, draw: torch.Generator) -> None:
     fitted = Atypicality()
-    fitted.fit(normals(count))
-    assert fitted(normals(5)).isfinite().all()
+    fitted.fit(normals(draw, count))
+    assert fitted(normals(draw, 5)).isfinite().all()
 
 
 def test_normals_all_alike_give_a_finite_score() -> None:
@@ -53,7 +56,7 @@ def test_normals_all_alike_give_a_finite_score() -> None:
     assert same.isfinite().all() and other.isfinite().all() and other > same
 
 
-def test_cells_off_the_mask_say_nothing() -> None:
+def test_cells_off_the_mask_say_nothing(draw: torch.Generator) -> None:
     mask = torch.zeros(1, 1, 56, 56, dtype=torch.bool)
     mask[..., :28] = True
     value = torch.ones(1, 1, 56, 56)
@@ -61,22 +64,22 @@ def test_cells_off_the_mask_say_nothing() -> None:
     grid = cells(value, mask).reshape(GRID, GRID)
     assert (grid[:, : GRID // 2] == 1).all() and grid[:, GRID // 2 :].isnan().all()
     fitted = Atypicality()
-    fitted.fit(normals())
+    fitted.fit(normals(draw))
     gaps = fitted.center.clone()[None]
     gaps[:, ::3] = torch.nan
     torch.testing.assert_close(fitted(gaps), fitted(fitted.center[None]))
 
 
-def test_a_score_before_fit_is_a_mistake() -> None:
+def test_a_score_before_fit_is_a_mistake(draw: torch.Generator) -> None:
     with pytest.raises(RuntimeError, match="fit"):
-        Atypicality()(normals(1))
+        Atypicality()(normals(draw, 1))
 
 
-def test_it_is_saved_with_whatever_it_was_fitted_on() -> None:
+def test_it_is_saved_with_whatever_it_was_fitted_on(draw: torch.Generator) -> None:
     fitted, again = Atypicality(), Atypicality()
-    fitted.fit(normals(33))
+    fitted.fit(normals(draw, 33))
     again.load_state_dict(fitted.state_dict())
-    maps = normals(4)
+    maps = normals(draw, 4)
     assert torch.equal(fitted(maps), again(maps))
 
 

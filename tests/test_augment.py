@@ -14,13 +14,11 @@ import torch
 from anomaly.data import augment
 from anomaly.data.augment import SETS, Augmentation, AugmentationName, DeviceAugmentation, Draws, to_source, warp
 
-RNG = np.random.default_rng(0)
-
 
 def discs(dtype: type = np.uint8, count: int = 8, size: int = 128) -> tuple[np.ndarray, np.ndarray]:
     """Bright discs on black, and their masks."""
     y, x = np.mgrid[:size, :size]
-    center = RNG.integers(50, 78, (count, 2))
+    center = np.random.default_rng(0).integers(50, 78, (count, 2))
     masks = (x[None] - center[:, 0, None, None]) ** 2 + (y[None] - center[:, 1, None, None]) ** 2 < 30**2
     return (masks * np.asarray(np.iinfo(dtype).max * 3 // 5)).astype(dtype), masks
 

@@ -62,16 +62,25 @@ def assert_alike(ours: nn.Module, theirs: nn.Module) -> None:
 
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize(
-    ("ours", "theirs", "shape"),
+    ("make_ours", "make_theirs", "shape"),
     [
-        (ToPoint(12, 20, 4), nn.Conv2d(12, 20, 4), (5, 12, 4, 4)),
-        (FromPoint(20, 12, 4), nn.ConvTranspose2d(20, 12, 4), (5, 20, 1, 1)),
-        (FromPoint(20, 12, 4, bias=False), nn.ConvTranspose2d(20, 12, 4, bias=False), (5, 20, 1, 1)),
+        (lambda: ToPoint(12, 20, 4), lambda: nn.Conv2d(12, 20, 4), (5, 12, 4, 4)),
+        (lambda: FromPoint(20, 12, 4), lambda: nn.ConvTranspose2d(20, 12, 4), (5, 20, 1, 1)),
+        (
+            lambda: FromPoint(20, 12, 4, bias=False),
+            lambda: nn.ConvTranspose2d(20, 12, 4, bias=False),
+            (5, 20, 1, 1),
+        ),
     ],
 )
 def test_points_and_whole_maps_are_convolutions(
-    ours: nn.Module, theirs: nn.Module, shape: tuple[int, ...], channels_last: bool
+    make_ours: Callable[[], nn.Module],
+    make_theirs: Callable[[], nn.Module],
+    shape: tuple[int, ...],
+    channels_last: bool,
 ) -> None:
+    torch.manual_seed(0)
+    ours, theirs = make_ours(), make_theirs()
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     if channels_last:
@@ -122,8 +131,9 @@ def test_products_on_small_maps_are_convolutions(
         out.float().sin().sum().backward()
         assert (out.dtype == torch.bfloat16) == low
         found.append([out, film.grad, *(p.grad for p in layer.parameters())])
+    # Sums of up to 768 products in another order: measured .4e-6 and .004 with several instruction sets.
     for one, other in zip(*found, strict=True):
-        assert (one - other).float().norm() <= (0.02 if low else 1e-6) * other.float().norm()
+        assert (one - other).float().norm() <= (0.02 if low else 1e-5) * other.float().norm()
 
 
 @pytest.mark.parametrize(

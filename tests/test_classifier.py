@@ -196,7 +196,7 @@ def test_the_map_lies_where_the_evidence_is(tmp_path: Path) -> None:
     config = TrainConfig(batch_size=8, augmentation="none", learning_rate=3e-3)
     model = built(width=8, dropout=0.0)
     loop = Trainer(model, config, films, films, seed=0, device=CPU, precision="float32", workers=0)
-    for number in range(1, 26):
+    for number in range(1, 26):  # of six seeds all had learned it after 15
         figures = loop.train_epoch(number)
     assert figures["validation_accuracy"] == 1.0 and figures["accuracy"] > 0.9
     model.eval()
@@ -204,7 +204,8 @@ def test_the_map_lies_where_the_evidence_is(tmp_path: Path) -> None:
         heat = model.anomaly_map(as_batch(films, CPU))[:, 0].numpy()
         p = model.scores(as_batch(films, CPU))["probability"].numpy()
     assert p[label == 1].min() > p[label == 0].max()
-    near = [heat[i][y : y + 10, x : x + 10].mean() > 3 * heat[i].mean() for i, (y, x) in enumerate(place) if label[i]]
+    # A map that doesn't know of the square has 1 there on average; measured from 3.6, of the seed of the coarsest map.
+    near = [heat[i][y : y + 10, x : x + 10].mean() > 2 * heat[i].mean() for i, (y, x) in enumerate(place) if label[i]]
     assert np.mean(near) > 0.7
 
 

@@ -81,14 +81,19 @@ def test_preprocess_without_a_source_draws_films_and_says_so(
 
 
 def test_help_is_quick(capsys: pytest.CaptureFixture[str]) -> None:
-    """At most .3 s of processor time, the best of three: other processes can only add to it."""
-    spent = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "anomaly", "--help"], check=True, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(spent) <= 0.3
+    """It costs no more than twice what Python and typer alone do; measured 1.4 times, with torch it would be 25.
+
+    Of processor time the best of five each, by turns: other processes can only add to it.
+    """
+    commands = ["-m", "anomaly", "--help"], ["-c", "import typer"]
+    spent: list[list[float]] = [[], []]
+    for _ in range(5):
+        for words, seconds in zip(commands, spent, strict=True):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, *words], check=True, capture_output=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent[0]) <= 2 * min(spent[1])
 
 
 def test_a_reader_that_goes_ends_no_work(cache: Cache) -> None:

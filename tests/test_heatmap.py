@@ -8,8 +8,6 @@ import tifffile
 from anomaly.evaluation.heatmap_scale import map_scale, smooth
 from anomaly.reporting.heatmap import CLEAR, REACH, _palette, blend, overlay, to_film_space, write_map, write_png
 
-RANDOM = np.random.default_rng(5)
-
 
 def disc(size: int, radius: float) -> np.ndarray:
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
@@ -23,9 +21,9 @@ def test_smooth_keeps_constants_inside_and_nothing_outside():
     assert not smooth(np.ones((8, 8)), np.zeros((8, 8), bool), sigma=2).any()
 
 
-def test_smooth_does_not_let_the_background_in():
+def test_smooth_does_not_let_the_background_in(rng):
     mask = disc(64, 20)
-    map = RANDOM.random((64, 64))
+    map = rng.random((64, 64))
     wild = np.where(mask, map, 1e3)
     assert (smooth(map, mask, 3) == smooth(wild, mask, 3)).all()
     assert smooth(map, mask, 0) == pytest.approx(map * mask)
@@ -47,8 +45,8 @@ def test_smooth_refuses_what_is_no_map(map, mask, sigma, words):
         smooth(map, mask, sigma)
 
 
-def test_map_scale_is_one_number_for_all_films_under_their_masks():
-    maps = [(RANDOM.random((50, 50)).astype(np.float32) * 1e-3, disc(50, 20)) for _ in range(6)]
+def test_map_scale_is_one_number_for_all_films_under_their_masks(rng):
+    maps = [(rng.random((50, 50)).astype(np.float32) * 1e-3, disc(50, 20)) for _ in range(6)]
     expected = np.quantile(np.concatenate([values[mask] for values, mask in maps]), 0.995)
     assert map_scale(iter(maps)) == pytest.approx(expected, rel=1e-3)
     maps = [(np.where(mask, values, 9.0), mask) for values, mask in maps]
@@ -76,8 +74,8 @@ def test_the_same_value_has_the_same_color_in_every_film():
         assert rows[: len(rows) // 3].all() and not rows.all()
 
 
-def test_heat_is_clear_below_and_dense_above():
-    film, mask = RANDOM.random((1, 200)), np.ones((1, 200), bool)
+def test_heat_is_clear_below_and_dense_above(rng):
+    film, mask = rng.random((1, 200)), np.ones((1, 200), bool)
     map = np.linspace(0, 3, 200)[None]
     picture = blend(film, map, mask, 1.0).astype(int)
     grey = np.rint(film * 255)[..., None]
@@ -96,8 +94,8 @@ def test_colors_rise_in_brightness_so_that_hue_is_not_needed():
         blend(np.zeros((4, 4)), np.zeros((4, 4)), np.ones((4, 4), bool), 1.0, colors="jet")  # type: ignore[arg-type]
 
 
-def test_overlay_is_the_blend_with_title_and_bar_around():
-    film, map, mask = RANDOM.random((400, 300)), RANDOM.random((400, 300)), np.ones((400, 300), bool)
+def test_overlay_is_the_blend_with_title_and_bar_around(rng):
+    film, map, mask = rng.random((400, 300)), rng.random((400, 300)), np.ones((400, 300), bool)
     picture = overlay(film, map, mask, 0.5, title="patient00001/image1.png\nmse .012", threshold=0.7)
     top = picture.shape[0] - 400
     assert picture.dtype == np.uint8 and picture.shape[1] > 300 and top > 20
@@ -141,17 +139,17 @@ def test_the_film_beyond_the_map_is_zero():
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".tif", ".tiff"])
-def test_written_maps_keep_every_number(tmp_path, suffix):
+def test_written_maps_keep_every_number(tmp_path, suffix, rng):
     path = tmp_path / "maps" / f"image1.v2{suffix}"
-    map = RANDOM.random((7, 9)).astype(np.float32)
+    map = rng.random((7, 9)).astype(np.float32)
     write_map(path, map)
     read = np.load(path, allow_pickle=False) if suffix == ".npy" else tifffile.imread(path)
     assert read.dtype == np.float32 and (read == map).all()
     assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing partial is left
 
 
-def test_written_pictures_keep_their_colors(tmp_path):
-    picture = RANDOM.integers(0, 256, (6, 5, 3), np.uint8)
+def test_written_pictures_keep_their_colors(tmp_path, rng):
+    picture = rng.integers(0, 256, (6, 5, 3), np.uint8)
     write_png(tmp_path / "a.png", picture)
     assert (cv2.imread(str(tmp_path / "a.png"))[..., ::-1] == picture).all()
     with pytest.raises(ValueError, match="must be uint8"):

@@ -134,15 +134,23 @@ def trainer(model: LocalizationModel, films: Films, **settings: object) -> Train
     return Trainer(model, config, films, films, seed=0, device=CPU, precision="float32", workers=0)
 
 
+MOST_EPOCHS = 60
+
+
 def test_a_few_films_are_learnt(name: str, caches: dict[str, Cache]) -> None:
+    """Until their loss has fallen well below its first; after how many epochs differs between processors. Of four seeds
+    each net's was there after at most 13.
+    """
     films = annotated_films(caches, name, 4)
     model = narrow_model(name)
     loop = trainer(model, films, learning_rate=3e-3)
-    first = loop.train_epoch(1)
-    for number in range(2, 13):
-        last = loop.train_epoch(number)
-    total = [sum(value for key, value in figures.items() if "." in key) for figures in (first, last)]
-    assert total[1] < 0.8 * total[0]
+    totals: list[float] = []
+    while len(totals) < MOST_EPOCHS:
+        figures = loop.train_epoch(len(totals) + 1)
+        totals.append(sum(value for key, value in figures.items() if "." in key))
+        if totals[-1] < 0.7 * totals[0]:
+            break
+    assert totals[-1] < 0.7 * totals[0]
 
 
 @torch.inference_mode()

@@ -149,11 +149,16 @@ def test_one_patient_of_a_class_has_no_interval():
 
 
 def test_interval_is_fast_and_frugal(monkeypatch):
+    """Its thousand resamples cost less than a tenth of as many ROC-AUCs of scikit-learn's; measured a hundredth."""
     labels, scores, patients = cohort(250, 250, 0.5, films=3)
     interval(labels, scores, patients, resamples=2)  # imports
     started = time.process_time()
-    whole = interval(labels, scores, patients)
-    assert time.process_time() - started < 2
+    for _ in range(20):
+        roc_auc_score(labels, scores)
+    apart = (time.process_time() - started) / 20
+    started = time.process_time()
+    whole = interval(labels, scores, patients, resamples=1000)
+    assert time.process_time() - started < 0.1 * 1000 * apart
     monkeypatch.setattr("anomaly.evaluation.bootstrap._CELLS", 5000)
     assert interval(labels, scores, patients) == pytest.approx(whole)
 

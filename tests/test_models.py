@@ -194,32 +194,47 @@ def test_rates_name_players_and_warnings_read_the_history(model: Detector, some:
     assert all(isinstance(text, str) for text in model.warnings(loop.train_epoch(1)))
 
 
+LEARNED = 0.25
+"""Share of the error of the films' mean, the best film of a net that tells no films apart: 3/4 of what differs between
+films is explained."""
+MOST_EPOCHS = 400
+"""Of ten trainings a model, of several seeds with all instructions, AVX2 alone and SSE4.1 alone, the slowest took 135.
+Each film's score was then raised to 1.5 times and more."""
+
+
 def test_a_batch_can_be_overfitted_and_a_planted_blob_raises_the_score(model: Detector, some: Films) -> None:
+    """Training ends where the films are learned, not after some number of steps: rounding makes another training of
+    each processor, and where it stands after so many steps is chance.
+    """
+    some = some.part(slice(0, 6))
     if model.reconstruct(as_batch(some, CPU)) is None:
         pytest.skip("reconstructs nothing")
-    loop = trainer(model, some, learning_rate=5e-3, batch_size=12)
+    loop = trainer(model, some, learning_rate=5e-3)
     with torch.inference_mode():
         model.eval()
         model.fit_reference(batches(some, CPU))  # scores are asked for while it trains
 
-    def error() -> float:
+    def error(films: Films) -> Tensor:
         model.eval()
         with torch.inference_mode():
-            return float(model.scores(as_batch(some, CPU))["mse"].mean())
+            return model.scores(as_batch(films, CPU))["mse"]
 
-    first = error()
-    for number in range(1, 161):
+    film = np.ma.array(some.film / 255, mask=~some.mask)
+    uninformed = float(((film - film.mean(axis=0)) ** 2).mean(axis=(1, 2)).mean())
+    plain = error(some)
+    for number in range(1, MOST_EPOCHS + 1):
         loop.train_epoch(number)
-    assert error() < 0.2 * first
+        plain = error(some)
+        if float(plain.mean()) < LEARNED * uninformed:
+            break
+    assert float(plain.mean()) < LEARNED * uninformed
+    # Of the farther end of the range, so that it stands out from grey of any level.
     planted = some.film.copy()
-    for film, mask in zip(planted, some.mask, strict=True):
+    for one, mask in zip(planted, some.mask, strict=True):
         rows, columns = mask.nonzero()
         y, x = int(rows[len(rows) // 2]), int(columns[len(rows) // 2])
-        film[max(0, y - 3) : y + 3, max(0, x - 3) : x + 3] = 255 - film[y, x]
-    with torch.inference_mode():
-        plain = model.scores(as_batch(some, CPU))["mse"]
-        blob = model.scores(as_batch(Films(planted, some.mask, some.label), CPU))["mse"]
-    assert (blob > plain).float().mean() > 0.9
+        one[max(0, y - 4) : y + 4, max(0, x - 4) : x + 4] = 255 if one[y, x] < 128 else 0
+    assert (error(Films(planted, some.mask, some.label)) > plain).all()
 
 
 def test_low_precision_stays_finite(model: Detector, some: Films) -> None:

@@ -1,6 +1,5 @@
 """Models of other packages: found without being run, trained and scored like the built-in ones, refused in one line."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ import anomaly.models
 from anomaly.models import ZOO, find_model, headline, zoo
 from preprocessing import InputError
 from preprocessing.schema import Cache
+
+from .conftest import on_path
 
 TOY = '''
 """How far a film is from one that is learned."""
@@ -103,7 +104,7 @@ def test_a_model_of_another_package_is_listed_trained_and_scored(cache: Cache, s
         )
         done = subprocess.run(
             [sys.executable, "-c", code, *commands],
-            env=os.environ | {"PYTHONPATH": str(site)},
+            env=on_path(site),
             capture_output=True,
             text=True,
             check=False,

@@ -42,7 +42,6 @@ from anomaly.runs import Run
 from preprocessing import InputError
 from preprocessing.schema import Cache
 
-RANDOM = np.random.default_rng(3)
 EVIL = '<script>alert("x")</script>&\'"><img src=x onerror=y>.png'
 
 
@@ -61,9 +60,9 @@ def evaluation(*, labels=None, scores=(), main="mse", synthetic=True, classes=No
         synthetic=synthetic,
     )
     values = {
-        "mse": truth * 0.02 + RANDOM.random(60) * 0.05,
-        "mean_grey": RANDOM.random(60),
-        "$_under{score": RANDOM.random(60),
+        "mse": truth * 0.02 + np.random.default_rng(11).random(60) * 0.05,
+        "mean_grey": np.random.default_rng(11).random(60),
+        "$_under{score": np.random.default_rng(11).random(60),
     }
     scored = ScoredCohort(cohort, values, EvaluationSettings(resamples=50))
     made = evaluate(scored, main=main, thresholds={"film": {"mse": 0.05}})
@@ -76,7 +75,7 @@ def with_classes(evaluation: Evaluation, classes: dict[Unit, ClassifierFigures])
 
 
 def context(**changes) -> report.ReportContext:
-    film = RANDOM.random((500, 380))
+    film = np.random.default_rng(11).random((500, 380))
     heat = blend(film, film * 0.1, film > 0, 0.05)
     given = report.ReportContext(
         title=f"cae {EVIL}",
@@ -177,8 +176,8 @@ def test_nothing_from_files_becomes_markup(html):
     assert page.text.count(EVIL) >= 12  # shown as it is: title, setting, note, film, layer, finding, failure, picture
 
 
-def test_nothing_from_files_becomes_markup_on_the_page_of_wrong_films(given):
-    film = RANDOM.random((20, 20))
+def test_nothing_from_files_becomes_markup_on_the_page_of_wrong_films(given, rng):
+    film = rng.random((20, 20))
     wrong = [report.Shown(EVIL, 0, 0.07, film, {}, {"finding": EVIL, "study": EVIL, "patient": EVIL})]
     html = report.render_wrong(replace(given, wrong=wrong, map_unit=EVIL))
     page = Page(html)
@@ -329,8 +328,8 @@ def test_the_reliability_chart_is_opaque_and_says_what_is_synthetic():
     assert pictures[True].shape[0] > pictures[False].shape[0]  # room for the line above
 
 
-def test_the_wrong_films_have_a_page_and_the_first_of_them_a_place_in_the_report(given):
-    film = RANDOM.random((20, 20))
+def test_the_wrong_films_have_a_page_and_the_first_of_them_a_place_in_the_report(given, rng):
+    film = rng.random((20, 20))
     wrong = [
         report.Shown(f"wrong{i}.png", i % 2, 0.01 * i, film, {}, {"finding": "" if i % 2 == 0 else "fracture"})
         for i in range(20)
@@ -353,8 +352,8 @@ def contradicted(labels, scores, row) -> float:
     return float((others < scores[row] if labels[row] == 0 else others > scores[row]).mean())
 
 
-def test_gallery_rows_are_the_highest_and_the_most_contradicted():
-    labels, scores = np.repeat([0, 1, -1], 20), RANDOM.normal(size=60)
+def test_gallery_rows_are_the_highest_and_the_most_contradicted(rng):
+    labels, scores = np.repeat([0, 1, -1], 20), rng.normal(size=60)
     highest, wrong, lowest = report.gallery_rows(labels, scores, count=8)
     assert all(scores[first] >= scores[second] for first, second in pairwise(highest))
     assert all(scores[first] <= scores[second] for first, second in pairwise(lowest))

@@ -55,7 +55,7 @@ def test_a_reopened_model_scores_the_same_for_any_chunk(run: Run, view: View) ->
     for i, row in enumerate(view.rows[:4]):
         alone = score(open_model(run, CPU), View(view.cache, view.variant, np.array([row]), 64), CPU)
         for name, values in alone.items():
-            assert values[0] == pytest.approx(whole[name][i], rel=1e-4)
+            assert values[0] == pytest.approx(whole[name][i], rel=1e-4, abs=1e-5)  # typicality can be near 0
 
 
 def test_maps_are_zero_outside_the_mask_and_carry_the_score(run: Run, view: View) -> None:

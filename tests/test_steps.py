@@ -496,14 +496,17 @@ def test_clahe_is_limited():
     assert rises[1.0] < 0.6 * rises[3.0] and rises[256.0] > 30000
 
 
-def test_clahe_of_a_16_bit_film_takes_little_time():
-    film = (textured((512, 512)) * 257).astype(np.uint16)
-    mask, seconds = np.ones(film.shape, bool), []
-    for _ in range(9):
-        start = time.process_time()  # not the clock's: the machine may be busy
-        steps.clahe(film, mask)
-        seconds.append(time.process_time() - start)
-    assert min(seconds) < 0.025
+def test_clahe_of_a_16_bit_film_takes_no_longer_than_of_8_bit():
+    """Levels are counted in 256 bins at any depth; a bin a level would be 256 times as many. Measured 1.2 times."""
+    shallow = textured((512, 512)).astype(np.uint8)
+    films = shallow, shallow.astype(np.uint16) * 257
+    mask, seconds = np.ones(shallow.shape, bool), ([], [])
+    for _ in range(9):  # by turns and the best of each, of the process's time: the machine may be busy
+        for film, spent in zip(films, seconds, strict=True):
+            start = time.process_time()
+            steps.clahe(film, mask)
+            spent.append(time.process_time() - start)
+    assert min(seconds[1]) < 3 * min(seconds[0])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 2), (7, 7), (2, 300)])

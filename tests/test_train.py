@@ -32,7 +32,7 @@ from anomaly.training.trainer import Trainer, _compilable, corrupt
 from preprocessing import InputError
 from preprocessing.schema import Cache
 
-from .conftest import TINY
+from .conftest import TINY, WITHOUT_BFLOAT16, on_path
 
 
 class Stopped(Exception):
@@ -105,7 +105,7 @@ def losses(run: Run) -> list[list[str]]:
 @pytest.mark.parametrize("out", [[], ["--out", "mine"]])
 def test_a_killed_training_goes_on_with_the_same_command(cache: Cache, tmp_path: Path, out: list[str]) -> None:
     settings = (*TINY, "epochs=60", "patience=0")
-    command = [sys.executable, "-m", "anomaly", "train", "cae", "--cache", str(cache.path), *out]
+    command = [sys.executable, "-m", "anomaly", "train", "cae", "--cache", str(cache.path), "--device", "cpu", *out]
     command += [word for setting in settings for word in ("--set", setting)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -122,7 +122,7 @@ def test_a_killed_training_goes_on_with_the_same_command(cache: Cache, tmp_path:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        whole = fit_plan(Plan("cae", cache.path, settings=settings), tmp_path / "whole")
+        whole = fit_plan(Plan("cae", cache.path, settings=settings, device="cpu"), tmp_path / "whole")
     finally:
         torch.set_num_threads(threads)
     assert same(Run(folder), whole)
@@ -249,6 +249,28 @@ def test_sizes_variants_devices_and_precisions_are_checked(cache: Cache) -> None
         choose_precision("half", torch.device("cpu"), pays=True)
 
 
+@pytest.mark.parametrize("able", [True, False, None])
+def test_auto_takes_bfloat16_where_the_processor_has_it_and_it_pays(
+    able: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if able is None:
+        monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)  # as in some other torch
+    else:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: able, raising=False)
+    cpu = torch.device("cpu")
+    assert choose_precision("auto", cpu, pays=True) == ("bfloat16" if able else "float32")
+    assert choose_precision("auto", cpu, pays=False) == "float32"
+    assert choose_precision("bfloat16", cpu, pays=False) == "bfloat16"
+
+
+def test_processes_of_tests_can_be_kept_from_bfloat16() -> None:
+    code = "import sys; at_start = 'torch' in sys.modules; from anomaly.train import has_avx512_bf16, torch\n"
+    code += "print(at_start, has_avx512_bf16(), torch.cpu._is_avx512_bf16_supported.__module__)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=on_path(WITHOUT_BFLOAT16), capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "sitecustomize"]
+
+
 def test_run_json_says_what_made_the_run(run: Run, cache: Cache) -> None:
     config = json.loads((run.path / "run.json").read_text())
     assert config.cache.content_hash == cache.content_hash and config.cache.synthetic is True
@@ -266,9 +288,10 @@ def test_a_denoising_training_shows_a_damaged_film_and_asks_for_the_plain_one(ca
         assert (hurt.model_input[~batch.mask] == 0).all()
     noisy = corrupt(batch, TrainConfig(noise=0.2))
     assert float((noisy.model_input - batch.film)[batch.mask].std()) == pytest.approx(0.2, rel=0.1)
-    holes = corrupt(batch, TrainConfig(erase=0.3))
     inside = batch.mask & (batch.film > 0)
-    assert float((holes.model_input == 0)[inside].float().mean()) == pytest.approx(0.3, abs=0.1)
+    holes = [(corrupt(batch, TrainConfig(erase=0.3)).model_input == 0)[inside].float().mean() for _ in range(32)]
+    # Holes are large: of one batch the share has a standard deviation of .035, of 32 batches .006.
+    assert float(torch.stack(holes).mean()) == pytest.approx(0.3, abs=0.03)
 
 
 def test_a_warning_is_said_once_and_kept_with_its_epochs(

@@ -41,6 +41,8 @@ from preprocessing.recipe import Recipe
 from preprocessing.schema import Cache
 from preprocessing.sources import open_source
 
+from .conftest import on_path
+
 SPACE = {"learning_rate": Range(1e-4, 1e-2, log=True), "augmentation": Choice(("none", "flips"))}
 
 
@@ -194,8 +196,8 @@ def deadly(prepared, run, *, workers, on_epoch):
     return fit(prepared, run, workers=workers, on_epoch=see)
 searched(Cache(Path({str(cache.path)!r})), trials=2, epochs=3, least_epochs=3, training=Training(fit=deadly))
 """
-    root = str(Path(__file__).parent.parent)
-    killed = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": root}, capture_output=True)
+    root = Path(__file__).parent.parent
+    killed = subprocess.run([sys.executable, "-c", code], env=on_path(root), capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     left = Path("tune/cae-1/trials/1/history.csv").read_text()
 
