@@ -44,7 +44,8 @@ def preprocess(options: PreprocessOptions) -> "Preprocessed":
         warn(note)
     if done.net:
         say(
-            f"{options.source}: {len(done.source.records)} of {done.candidates} films have {done.net.targets} beside them"
+            f"{options.source}: {len(done.source.records)} of {counted(done.candidates, 'film')} have "
+            f"{done.net.targets} beside them"
         )
     _describe(done)
     say(f"next: anomaly train {options.net or 'cae'} --cache {done.report.path}")

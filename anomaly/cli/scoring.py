@@ -16,6 +16,8 @@ from preprocessing.wording import counted
 if TYPE_CHECKING:
     from anomaly.evaluation.figures import Pooling
     from anomaly.pipeline.open_run import OpenRun
+    from anomaly.pipeline.results import Written
+    from anomaly.pipeline.scoring import ScoringResult
     from anomaly.pipeline.selection import Selection
     from anomaly.runs import Run
 
@@ -29,7 +31,6 @@ def score(options: ScoreOptions) -> None:
     from anomaly.models import TOOLS
     from anomaly.pipeline.results import write_results
     from anomaly.pipeline.scoring import score_selection
-    from anomaly.reporting.text import result_lines
     from anomaly.runs import Run
 
     if options.aggregate not in ("mean", "max"):
@@ -51,10 +52,46 @@ def score(options: ScoreOptions) -> None:
             command=_command(options, main),
             display=progress,
         )
-        files = write_results(result, options.out or selection.folder(run))
-        for line in result_lines(result.scored, result.evaluation, main, opened.calibration, files):
-            say(line)
+        _print(result, write_results(result, options.out or selection.folder(run)))
         _refuse_failures(selection)
+
+
+def _print(result: "ScoringResult", files: "Written") -> None:
+    """Print what came out: of new films each score, of labelled ones the figures, and the files."""
+    from anomaly.reporting.text import flag_table, summary
+
+    if result.evaluation is None:
+        if result.selection.name == "new":
+            films = [film.id for film in result.films]
+            scores = [film.score for film in result.films]
+            for line in flag_table(films, scores, result.main, result.threshold("film")):
+                say(line)
+            say(_origin(result))
+        for path, content in files:
+            say(f"{path}: {content}")
+        if result.selection.name != "new":
+            say("no figures: the model was trained on some of these films")
+        return
+    pages = [(path, content) for path, content in files if path.suffix in (".html", ".png")]
+    for path, content in files:
+        if (path, content) not in pages:
+            say(f"{path}: {content}")
+    for line in summary(result.evaluation.figures):
+        say(line)
+    for path, content in pages:
+        say(f"{path}: {content}")
+
+
+def _origin(result: "ScoringResult") -> str:
+    """Return what the threshold that flags new films rests on."""
+    run, calibration = result.run.run, result.calibration
+    recorded = run.config.cache
+    trained = "SYNTHETIC films" if recorded.synthetic else f"films of {recorded.source}"
+    if calibration.rule == "youden":
+        rule = "the threshold was chosen on labelled validation films (Youden's index)"
+    else:
+        rule = f"{1 - calibration.quantile:.0%} of their validation normals reach the threshold"
+    return f"{run.path} was trained on {trained}; {rule}"
 
 
 def _command(options: ScoreOptions, main: str) -> str:

@@ -51,7 +51,7 @@ def calibrate(model: Detector, films: FilmSet, device: torch.device) -> Calibrat
         columns.add(predicted)
         draws_maps = predicted.maps is not None
         for index in np.flatnonzero(predicted.films.label == 0) if draws_maps else ():
-            histogram.add(predicted.smoothed_map(index)[predicted.films.mask[index]])
+            histogram.add(predicted.smoothed_map(int(index))[predicted.films.mask[index]])
     scores = columns.finish()
 
     def threshold(name: str, groups: Groups) -> float:

@@ -64,8 +64,6 @@ class Model(nn.Module):
     """
 
     Config: ClassVar[type[Settings]]
-    targets: ClassVar[Literal["none", "labels", "boxes", "masks"]] = "none"
-    """What it learns from; decides which rows it trains on."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
     """Named settings, model and training together, over the defaults; `standard` is the one taken unasked."""
     targets: ClassVar[Targets] = "none"

@@ -1,6 +1,6 @@
 """The figures of an evaluation as lines of text for a terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from anomaly.evaluation.classification import CLASSES, FIGURES
 from anomaly.evaluation.figures import ClassificationFigures, ClassifierFigures, KindFigures, Metrics, ScoreFigures
@@ -117,3 +117,10 @@ def report_table(figures: ClassificationFigures) -> list[str]:
         ],
     )
     return [*report, "", *matrix]
+
+
+def flag_table(films: Sequence[str], values: Sequence[float], score: str, threshold: float) -> list[str]:
+    """Lines of a Markdown table: a row a film, the highest score first, and whether it is flagged."""
+    order = sorted(range(len(films)), key=lambda row: -values[row])
+    rows = [(films[row], f"{values[row]:.6g}", "flagged" if values[row] >= threshold else "") for row in order]
+    return markdown(["film", score, f"at {threshold:.6g}"], rows)

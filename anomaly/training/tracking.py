@@ -249,7 +249,7 @@ def _past(run: Run) -> Iterator[tuple[int, dict[str, float], float]]:
 
 def _parameters(config: RunConfig) -> dict[str, Any]:
     """Return what made a run as one flat mapping: settings by "model.name" and "training.name", seeds, hashes."""
-    flat: dict[str, Any] = config.model_dump(include=_LOGGED)
+    flat: dict[str, Any] = config.model_dump(include=set(_LOGGED))
     for owner, settings in (("model", config.settings.model), ("training", config.settings.training)):
         flat |= {f"{owner}.{name}": value for name, value in settings.items()}
     if config.weights:
