@@ -1,6 +1,5 @@
 """What each verb does. Heavy imports stand inside the functions, so that no verb pays for another's."""
 
-import os
 import shlex
 import sys
 import tempfile
@@ -19,7 +18,8 @@ if TYPE_CHECKING:
     from anomaly.distributed import World
     from anomaly.evaluation.figures import Pooling
     from anomaly.evaluation.predict import View
-    from anomaly.experiments.bench import Grid
+    from anomaly.experiments.bench_progress import BenchProgress
+    from anomaly.experiments.grid import Grid
     from anomaly.localization.base import LocalizationModel
     from anomaly.models.base import Detector
     from anomaly.pipeline.plan import Plan
@@ -435,17 +435,12 @@ def bench(
     precision: str,
 ) -> None:
     """Train the grid and print its table."""
-    from anomaly.experiments.bench import (
-        FLOOR,
-        FORMATS,
-        PAPERS,
-        Bench,
-        Grid,
-        every_model,
-        run_bench,
-        run_on_cluster,
-        take_folder,
-    )
+    from anomaly.experiments.bench import Bench, bench_folder
+    from anomaly.experiments.grid import PAPER_MODELS, TRAINING_FREE, Grid, every_model
+    from anomaly.experiments.results import FILES, FORMATS, bench_table, write_results
+    from anomaly.experiments.run_bench import run_bench, run_on_cluster
+    from anomaly.experiments.supervisor import available_cores
+    from anomaly.formatting import counted
     from anomaly.reporting.table import PAPER_VARIANTS
     from anomaly.training.device import choose_device
     from preprocessing.schema import Cache
@@ -464,7 +459,7 @@ def bench(
         path = cache or _bench_cache(source, recipe, size or (512 if protocol else 64), variants)
         there = Cache(path).variants
         wanted = _words(variants) or tuple(name for name in PAPER_VARIANTS if name in there) or tuple(there)
-        named = _words(models) or (*PAPERS, *(() if protocol else (FLOOR, "classifier")))
+        named = _words(models) or (*PAPER_MODELS, *(() if protocol else (TRAINING_FREE, "classifier")))
         chosen = [row for name in named for row in (every_model(preset) if name == "all" else (name,))]
         rows = tuple(dict.fromkeys(chosen))
         words = _words(seeds) or _words(PAPER_SEEDS if protocol else "0")
@@ -473,51 +468,55 @@ def bench(
         numbers = tuple(dict.fromkeys(map(int, words)))
         grid = Grid(path, rows, wanted, numbers, preset, tuple(settings), protocol, device, precision)
         grid.check()
-        shape = f"{len(rows)} models x {len(wanted)} variants x {len(numbers)} seeds"
-        say(f"{len(grid.cells())} trainings: {shape}, preset {preset}")
+        parts = ((len(rows), "model"), (len(wanted), "variant"), (len(numbers), "seed"))
+        shape = " x ".join(counted(number, noun) for number, noun in parts)
+        say(f"{counted(len(grid.cells()), 'training')}: {shape}, preset {preset}")
         if Cache(path).synthetic:
             say(SYNTHETIC)
         if dry_run or protocol:
             _plan(grid)
         if dry_run:
             return
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = available_cores()
         most = min(cores, len(grid.cells())) if choose_device(device).type == "cpu" else 1
         threads = cores // most  # whatever --jobs: another number of them rounds otherwise
         jobs = jobs or most
-        made = Bench(take_folder(out, grid), grid)
-        made.forgive()
+        folder = Bench(bench_folder(out, grid), grid)
+        folder.clear_failures()
         where = f"on the cluster {cluster}" if cluster else f"{jobs} at a time"
-        say(f"{made.path}: {len(made.open())} of {len(made.cells)} to do, {where}")
-        with progress("bench", len(made.cells), "cells", start=len(made.cells) - len(made.open())) as advance:
-            seen = len(made.cells) - len(made.open())
+        say(f"{folder.path}: {len(folder.remaining())} of {len(folder.cells)} to do, {where}")
+        with progress(
+            "bench", len(folder.cells), "cells", start=len(folder.cells) - len(folder.remaining())
+        ) as advance:
+            seen = len(folder.cells) - len(folder.remaining())
 
-            def on_change(standing: Any) -> None:
+            def on_change(state: "BenchProgress") -> None:
                 nonlocal seen
-                now = standing.done + standing.failed
-                advance(now - seen, standing.note())
+                now = state.done + state.failed
+                advance(now - seen, state.note())
                 seen = now
 
             if cluster:
-                run_on_cluster(made, cluster, threads=threads, on_change=on_change)
+                run_on_cluster(folder, cluster, threads=threads, on_change=on_change)
             else:
-                run_bench(made, jobs=jobs, threads=threads, on_change=on_change)
-        result = made.table(paper=paper)
-        made.write(result)
-        for cell in made.cells:
-            if reason := made.failure(cell):
+                run_bench(folder, jobs=jobs, threads=threads, on_change=on_change)
+        result = bench_table(folder, paper=paper)
+        write_results(folder, result)
+        for cell in folder.cells:
+            if reason := folder.failure(cell):
                 warn(f"{cell.name} failed: {reason}")
     if table and format_ == "terminal":
         for line in FORMATS[format_](result).splitlines():
             say(line)
     elif table:
         hand_over(FORMATS[format_](result))
-    files = ("index.html", "table.md", "table.tex", "table.csv", "results.json")
-    print(", ".join(str(made.path / name) for name in files), file=sys.stderr)
+    print(", ".join(str(folder.path / name) for name in ("index.html", *FILES)), file=sys.stderr)
     if result.synthetic and format_ == "terminal":
         say(SYNTHETIC)
-    if not any(made.done(cell) for cell in made.cells):
-        raise InputError(f"{made.path}: none of its {len(made.cells)} cells could be trained, for the reasons above")
+    if not any(folder.done(cell) for cell in folder.cells):
+        raise InputError(
+            f"{folder.path}: none of its {counted(len(folder.cells), 'cell')} could be trained, for the reasons above"
+        )
 
 
 def _words(text: str | None) -> tuple[str, ...]:
@@ -541,18 +540,19 @@ def _bench_cache(source: Path | None, recipe: str, size: int, variants: str | No
 
 def _plan(grid: "Grid") -> None:
     """Say what a grid trains and, from a step of each model, how long that takes at most."""
-    from anomaly.experiments.bench import estimate
+    from anomaly.experiments.estimate import estimate
+    from anomaly.formatting import counted
 
     estimates, refused = estimate(grid)
-    for one in estimates:
+    for row in estimates:
         say(
-            f"{one.row}: {one.runs} runs of at most {one.epochs} epochs on {one.films} films of {one.size} px "
-            f"({one.preset}), {clock(one.seconds)} each at most"
+            f"{row.row}: {counted(row.runs, 'run')} of at most {counted(row.epochs, 'epoch')} on "
+            f"{counted(row.films, 'film')} of {row.size} px ({row.preset}), at most {clock(row.seconds)} each"
         )
-    for row, reason in refused.items():
-        say(f"{row}: can't be trained, and will stand as failed: {reason}")
-    total = sum(one.runs * one.seconds for one in estimates)
-    say(f"all of them: {clock(total)} at most, one after the other, on this machine")
+    for name, reason in refused.items():
+        say(f"{name}: can't be trained, and will be shown as failed: {reason}")
+    total = sum(row.runs * row.seconds for row in estimates)
+    say(f"all of them: at most {clock(total)}, one after the other, on this machine")
 
 
 def ensemble(members: list[Path], out: Path | None, cache: Path | None, device: str) -> None:
@@ -739,9 +739,10 @@ def report(path: Path | None, cache: Path | None, device: str) -> None:
     chosen = path or newest()
     if (chosen / "bench.json").is_file():
         from anomaly.experiments.bench import reopen
+        from anomaly.experiments.results import bench_table, shows_paper, write_results
 
-        made = reopen(chosen, cache)
-        made.write(made.table(paper=made.has_paper()))
+        bench = reopen(chosen, cache)
+        write_results(bench, bench_table(bench, paper=shows_paper(bench)))
         say(f"{chosen / 'index.html'}: the page to open")
         return
     for line in run_page(Run(chosen), cache, choose_device(device)):
