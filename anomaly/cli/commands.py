@@ -388,16 +388,18 @@ def tune(
     """Search the settings of one model."""
     from anomaly.models import find_model
 
-    kind = find_model(model)  # a wrong name is answered before the cache is looked for
-    from anomaly.experiments import tune as tuning
+    find_model(model)  # a wrong name is answered before the cache is looked for
+    from anomaly.experiments import search
+    from anomaly.experiments.search_report import summary
+    from anomaly.experiments.study import SearchOptions
     from anomaly.pipeline.plan import Plan
     from preprocessing.schema import newest_cache
 
     path = cache or newest_cache(CACHES)
     plan = Plan(model, path, variant, preset, tuple(settings), seed, split_seed, device, precision)
-    how = {"trials": trials, "jobs": jobs, "objective": objective, "by": by, "least_epochs": least_epochs}
-    outcome = tuning.tune(kind, plan, out=out, name=study, storage=storage, **how)  # type: ignore[arg-type]
-    for line in tuning.summary(outcome):
+    options = SearchOptions(trials, jobs, objective, by, least_epochs, out, study, storage)
+    outcome = search.tune(plan, options)
+    for line in summary(outcome):
         say(line)
     if outcome.synthetic:
         say(SYNTHETIC)
