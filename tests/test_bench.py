@@ -172,15 +172,15 @@ def test_a_killed_bench_goes_on_with_the_same_command(whole: Bench, cache: Cache
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 90
-    while not list(tmp_path.glob("runs/bench-1/cells/*/metrics.json")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("runs/bench-1/cells/*/report.html")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
     process.wait()
     left = [pid(file) for file in tmp_path.glob("runs/bench-1/workers/*-*.json")]
     deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{one}").exists() for one in left) and time.monotonic() < deadline:
+    while any(Path(f"/proc/{number}").exists() for number in left) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert left and not any(Path(f"/proc/{one}").exists() for one in left), "workers outlive the command"
+    assert left and not any(Path(f"/proc/{number}").exists() for number in left), "workers outlive the command"
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "runs/bench-1: " in done.stderr and "4 of 4 to do" not in done.stderr and not Path("runs/bench-2").exists()
     printed = tables.from_json(done.stdout)  # and nothing else
