@@ -19,6 +19,18 @@ def number(value: float | None) -> str:
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 
+def counted(count: int, noun: str) -> str:
+    """A number and what it counts, in the plural unless it is one.
+
+    >>> counted(1, "model"), counted(0, "seed"), counted(2, "study"), counted(3, "array")
+    ('1 model', '0 seeds', '2 studies', '3 arrays')
+    """
+    if count == 1:
+        return f"{count} {noun}"
+    ends_in_consonant_y = noun.endswith("y") and noun[-2:-1] not in "aeiou"
+    return f"{count} {noun[:-1]}ies" if ends_in_consonant_y else f"{count} {noun}s"
+
+
 def with_interval(value: float | None, limits: Sequence[float] | None) -> str:
     """A figure and its interval.
 

@@ -21,19 +21,17 @@ import pytest
 
 from anomaly import runs
 from anomaly.cli import commands
-from anomaly.evaluation.comparison import Entry, Table
-from anomaly.experiments import bench as module
-from anomaly.experiments.bench import (
-    Bench,
-    Cell,
-    Grid,
-    Standing,
-    estimate,
-    run_bench,
-    run_cell,
-    run_on_cluster,
-    take_folder,
-)
+from anomaly.experiments import cells, results
+from anomaly.experiments import grid as grids
+from anomaly.experiments import run_bench as running
+from anomaly.experiments.bench import MOST_ATTEMPTS, Bench, bench_folder, reopen
+from anomaly.experiments.bench_progress import BenchProgress
+from anomaly.experiments.cells import run_cell
+from anomaly.experiments.estimate import estimate
+from anomaly.experiments.grid import PAPER_MODELS, Cell, Grid, every_model
+from anomaly.experiments.results import FILES, bench_table, write_results
+from anomaly.experiments.run_bench import run_bench, run_on_cluster
+from anomaly.experiments.supervisor import exit_on_sigterm
 from anomaly.models.cae import CAE
 from anomaly.pipeline.fit import continue_or_create
 from anomaly.pipeline.plan import prepare
@@ -51,20 +49,20 @@ TINY = ("width=4", "epochs=2", "batch_size=8", "augmentation=none", "patience=0"
 
 
 def grid(cache: Cache, **more: object) -> Grid:
-    told: dict[str, object] = {
+    chosen: dict[str, object] = {
         "models": ("cae", "contrast_density"),
         "variants": ("full-he",),
         "seeds": (0, 1),
         "settings": TINY,
         "device": "cpu",
     }
-    return Grid(cache.path, **(told | more))  # type: ignore[arg-type]
+    return Grid(cache.path, **(chosen | more))  # type: ignore[arg-type]
 
 
 def finished(path: Path, chosen: Grid, jobs: int = 1) -> Bench:
     bench = Bench(path, chosen)
-    run_bench(bench, jobs=jobs, threads=1, on_change=lambda standing: None)
-    bench.write(bench.table())
+    run_bench(bench, jobs=jobs, threads=1, on_change=lambda progress: None)
+    write_results(bench, bench_table(bench))
     return bench
 
 
@@ -74,8 +72,8 @@ def whole(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 def test_a_bench_has_a_run_a_cell_and_a_table_of_all(whole: Bench, cache: Cache) -> None:
-    assert len(whole.cells) == 4 and not whole.open()
-    table = whole.table()
+    assert len(whole.cells) == 4 and not whole.remaining()
+    table = bench_table(whole)
     scores = ("mse", "mse_topk", "atypicality", "weighted", "peak", "ssim")
     assert set(table.rows) == {
         *(("cae", name) for name in scores),
@@ -89,7 +87,7 @@ def test_a_bench_has_a_run_a_cell_and_a_table_of_all(whole: Bench, cache: Cache)
         assert entry.each[1] == figures["film"]["mse"]["roc_auc"] and entry.n == figures["film"]["mse"]["n"]
         assert entry.mean == pytest.approx(sum(entry.each) / 2)
         assert [e for e in table.entries.values() if e.best and e in column(table, variant)]
-    for name in (*module.WRITTEN, "index.html"):
+    for name in (*FILES, "index.html"):
         assert (whole.path / name).stat().st_size > 200
 
 
@@ -104,8 +102,8 @@ def column(table: Table, variant: str) -> list[Entry]:
 
 
 def test_a_finished_cell_is_not_run_again(whole: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "run_cell", lambda *arguments: pytest.fail("ran again"))
-    run_bench(whole, jobs=1, threads=1, on_change=lambda standing: None)
+    monkeypatch.setattr(cells, "run_cell", lambda *arguments: pytest.fail("ran again"))
+    run_bench(whole, jobs=1, threads=1, on_change=lambda progress: None)
 
 
 def pid(file: Path) -> int:
@@ -128,12 +126,12 @@ def test_two_processes_one_killed_make_the_same_table(whole: Bench, cache: Cache
 
     killer = threading.Thread(target=kill)
     killer.start()
-    seen: list[Standing] = []
+    seen: list[BenchProgress] = []
     run_bench(bench, jobs=2, threads=1, on_change=seen.append)
     killer.join()
-    assert killed and not bench.open() and not any(bench.failure(cell) for cell in bench.cells)
-    assert tables.to_json(bench.table()) == tables.to_json(whole.table())
-    assert seen[-1].done == seen[-1].cells == 4 and any(standing.running for standing in seen)
+    assert killed and not bench.remaining() and not any(bench.failure(cell) for cell in bench.cells)
+    assert tables.to_json(bench_table(bench)) == tables.to_json(bench_table(whole))
+    assert seen[-1].done == seen[-1].cells == 4 and any(progress.running for progress in seen)
 
 
 def test_a_cluster_that_loses_a_worker_makes_the_same_table(
@@ -141,16 +139,16 @@ def test_a_cluster_that_loses_a_worker_makes_the_same_table(
 ) -> None:
     address, processes = cluster
     bench = Bench(tmp_path / "far", grid(cache))
-    lost: list[Standing] = []
+    lost: list[BenchProgress] = []
 
-    def lose(standing: Standing) -> None:
+    def lose(progress: BenchProgress) -> None:
         if not lost:
             processes[1].kill()
-        lost.append(standing)
+        lost.append(progress)
 
     run_on_cluster(bench, address, threads=1, on_change=lose)
-    assert lost and not bench.open() and not any(bench.failure(cell) for cell in bench.cells)
-    assert tables.to_json(bench.table()) == tables.to_json(whole.table())
+    assert lost and not bench.remaining() and not any(bench.failure(cell) for cell in bench.cells)
+    assert tables.to_json(bench_table(bench)) == tables.to_json(bench_table(whole))
     with pytest.raises(InputError, match="no Dask scheduler answered"):
         run_on_cluster(Bench(tmp_path / "b", grid(cache)), "tcp://127.0.0.1:9", threads=1, on_change=lose)
 
@@ -187,20 +185,20 @@ def test_a_killed_bench_goes_on_with_the_same_command(whole: Bench, cache: Cache
     with on_two_cores():
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 90
-    while not list(tmp_path.glob("runs/bench-1/cells/*/metrics.json")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("runs/bench-1/cells/*/report.html")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
     process.wait()
     left = [pid(file) for file in tmp_path.glob("runs/bench-1/workers/*-*.json")]
     deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{one}").exists() for one in left) and time.monotonic() < deadline:
+    while any(Path(f"/proc/{number}").exists() for number in left) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert left and not any(Path(f"/proc/{one}").exists() for one in left), "workers outlive the command"
+    assert left and not any(Path(f"/proc/{number}").exists() for number in left), "workers outlive the command"
     with on_two_cores():
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "runs/bench-1: " in done.stderr and "4 of 4 to do" not in done.stderr and not Path("runs/bench-2").exists()
     printed = tables.from_json(done.stdout)  # and nothing else
-    assert {k: e.each for k, e in printed.entries.items()} == {k: e.each for k, e in whole.table().entries.items()}
+    assert {k: e.each for k, e in printed.entries.items()} == {k: e.each for k, e in bench_table(whole).entries.items()}
 
 
 class Failing(CAE):
@@ -220,12 +218,12 @@ def test_a_failed_cell_is_shown_and_stops_nothing(
     bench = finished(tmp_path / "a", chosen)
     (cell,) = [cell for cell in bench.cells if cell.model == "cae"]
     assert bench.failure(cell) == "RuntimeError: DefaultCPUAllocator: can't allocate memory"
-    table = bench.table()
+    table = bench_table(bench)
     assert "can't allocate memory" in str(table.entries["cae", "mse", "raw"].failure)
     assert table.entries["contrast_density", "atypicality", "raw"].mean is not None
     assert "can't allocate memory" in (tmp_path / "a" / "table.md").read_text()
-    bench.forgive()
-    assert bench.open() == [cell]
+    bench.clear_failures()
+    assert bench.remaining() == [cell]
 
 
 def test_a_cell_that_takes_its_process_with_it_fails_alone(cache: Cache, tmp_path: Path) -> None:
@@ -236,7 +234,7 @@ def test_a_cell_that_takes_its_process_with_it_fails_alone(cache: Cache, tmp_pat
 
     def kill() -> None:
         deadline = time.monotonic() + 90
-        while len(deaths) < module.TRIES and time.monotonic() < deadline:
+        while len(deaths) < MOST_ATTEMPTS and time.monotonic() < deadline:
             for file in (bench.path / "workers").glob("*-*.json"):
                 if pid(file) not in deaths:
                     deaths.append(pid(file))
@@ -245,9 +243,9 @@ def test_a_cell_that_takes_its_process_with_it_fails_alone(cache: Cache, tmp_pat
 
     killer = threading.Thread(target=kill)
     killer.start()
-    run_bench(bench, jobs=2, threads=1, on_change=lambda standing: None)
+    run_bench(bench, jobs=2, threads=1, on_change=lambda progress: None)
     killer.join()
-    assert len(deaths) == module.TRIES
+    assert len(deaths) == MOST_ATTEMPTS
     assert bench.failure(cell) == "its process ended 2 times at the start: killed, or out of memory?"
 
 
@@ -261,25 +259,25 @@ def dies_at(bench: Bench, cell: Cell) -> None:
     with warnings.catch_warnings(action="ignore"):  # the child of a process with threads; it ends before it needs one
         child = os.fork()
     if child == 0:
-        with bench.take(cell), bench.tried(cell) as may:
-            os._exit(9 if may else 0)
+        with bench.lock(cell), bench.attempt(cell) as allowed:
+            os._exit(9 if allowed else 0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
-def test_tries_are_counted_in_the_folder_whichever_process_made_them(cache: Cache, tmp_path: Path) -> None:
+def test_attempts_are_counted_in_the_folder_whichever_process_made_them(cache: Cache, tmp_path: Path) -> None:
     bench = Bench(tmp_path / "a", floor(cache, seeds=(0,)))
     poison, other = bench.cells
-    for _ in range(module.TRIES):
+    for _ in range(MOST_ATTEMPTS):
         dies_at(bench, poison)
         assert bench.failure(poison) is None
-    run_bench(bench, jobs=1, threads=1, on_change=lambda standing: None)
+    run_bench(bench, jobs=1, threads=1, on_change=lambda progress: None)
     assert bench.done(other) and "its process ended 2 times at the start" in str(bench.failure(poison))
-    bench.forgive()
-    run_bench(bench, jobs=1, threads=1, on_change=lambda standing: None)
-    assert bench.done(poison) and not bench.tries()
+    bench.clear_failures()
+    run_bench(bench, jobs=1, threads=1, on_change=lambda progress: None)
+    assert bench.done(poison) and not bench.attempts()
 
 
-def test_a_try_from_a_later_checkpoint_is_the_first_one_again(cache: Cache, tmp_path: Path) -> None:
+def test_an_attempt_from_a_later_checkpoint_is_the_first_one_again(cache: Cache, tmp_path: Path) -> None:
     """Long cells outlive any number of machines that are taken away, as long as they come further."""
     bench = Bench(tmp_path / "a", grid(cache, models=("cae",), seeds=(0,)))
     (cell,) = bench.cells
@@ -290,44 +288,44 @@ def test_a_try_from_a_later_checkpoint_is_the_first_one_again(cache: Cache, tmp_
 
     with pytest.raises(KeyboardInterrupt):
         run_cell(bench, cell, stops)
-    for _ in range(module.TRIES):
+    for _ in range(MOST_ATTEMPTS):
         dies_at(bench, cell)
-    with bench.tried(cell) as may:
-        assert not may
+    with bench.attempt(cell) as allowed:
+        assert not allowed
     assert "its process ended 2 times after epoch 1" in str(bench.failure(cell))
 
 
-def test_what_python_ends_leaves_no_try(cache: Cache, tmp_path: Path) -> None:
+def test_what_python_ends_leaves_no_attempt(cache: Cache, tmp_path: Path) -> None:
     bench = Bench(tmp_path / "a", floor(cache, seeds=(0,)))
-    with pytest.raises(KeyboardInterrupt), bench.tried(bench.cells[0]):
+    with pytest.raises(KeyboardInterrupt), bench.attempt(bench.cells[0]):
         raise KeyboardInterrupt
-    with pytest.raises(SystemExit), module._ends_in_order(), bench.tried(bench.cells[0]):
+    with pytest.raises(SystemExit), exit_on_sigterm(), bench.attempt(bench.cells[0]):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
-    assert not bench.tries() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert not bench.attempts() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_failures_are_forgiven_by_a_new_command_but_not_by_one_that_joins(cache: Cache, tmp_path: Path) -> None:
+def test_failures_are_cleared_by_a_new_command_but_not_by_one_that_joins(cache: Cache, tmp_path: Path) -> None:
     bench = Bench(tmp_path / "a", floor(cache, seeds=(0,)))
     bench.fail(bench.cells[0], "no memory")
     with bench.at_work(), bench.at_work():
-        bench.forgive()
+        bench.clear_failures()
         assert bench.failure(bench.cells[0]) == "no memory"
-    bench.forgive()
-    assert bench.open() == bench.cells
+    bench.clear_failures()
+    assert bench.remaining() == bench.cells
 
 
 def test_any_error_is_its_cells_failure(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    score = module.score_films
+    score = cells.score_films
 
     def broken(run: runs.Run, *arguments: object, **more: object) -> object:
         if run.config.variant == "raw":
             raise ValueError("label 3; there are: 0, 1\nand more")
         return score(run, *arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "score_films", broken)
+    monkeypatch.setattr(cells, "score_films", broken)
     bench = Bench(tmp_path / "a", floor(cache, seeds=(0,)))
-    run_bench(bench, jobs=1, threads=1, on_change=lambda standing: None)
+    run_bench(bench, jobs=1, threads=1, on_change=lambda progress: None)
     assert bench.failure(bench.cells[0]) == "ValueError: label 3; there are: 0, 1" and bench.done(bench.cells[1])
 
 
@@ -338,18 +336,18 @@ def test_a_full_disk_stops_the_bench(
     def full(*arguments: object, **more: object) -> None:
         raise error
 
-    monkeypatch.setattr(module, "score_films", full)
+    monkeypatch.setattr(cells, "score_films", full)
     bench = Bench(tmp_path / "a", floor(cache))
     with pytest.raises(type(error)):
-        run_bench(bench, jobs=1, threads=1, on_change=lambda standing: None)
-    assert bench.open() == bench.cells
+        run_bench(bench, jobs=1, threads=1, on_change=lambda progress: None)
+    assert bench.remaining() == bench.cells
 
 
 def test_what_stops_a_process_beside_is_said(cache: Cache, tmp_path: Path) -> None:
     bench = Bench(tmp_path / "a", floor(cache))
-    (tmp_path / "a" / "bench.json").write_text(runs.to_json(floor(cache, seeds=(7,)).told()))
+    (tmp_path / "a" / "bench.json").write_text(runs.to_json(floor(cache, seeds=(7,)).to_file().model_dump()))
     with pytest.raises(InputError, match=r"a is a bench of other films or settings: seeds: \[7\] -> \[0, 1\]"):
-        run_bench(bench, jobs=2, threads=1, on_change=lambda standing: None)
+        run_bench(bench, jobs=2, threads=1, on_change=lambda progress: None)
 
 
 class Lost(Exception):
@@ -364,7 +362,7 @@ def near(monkeypatch: pytest.MonkeyPatch) -> None:
     def call_up(*arguments: object, **more: object) -> Iterator[Crew]:
         yield Crew(2, 2, lambda: joblib.parallel_config("threading"), Lost)
 
-    monkeypatch.setattr(module, "call_up", call_up)
+    monkeypatch.setattr(running, "call_up", call_up)
 
 
 def test_a_cluster_waits_for_a_cell_that_another_process_holds(near: None, cache: Cache, tmp_path: Path) -> None:
@@ -375,7 +373,7 @@ def test_a_cluster_waits_for_a_cell_that_another_process_holds(near: None, cache
         fcntl.flock(file, fcntl.LOCK_EX)
         timer = threading.Timer(3, lambda: fcntl.flock(file, fcntl.LOCK_UN))
         timer.start()
-        run_on_cluster(bench, "near", threads=1, on_change=lambda standing: None)
+        run_on_cluster(bench, "near", threads=1, on_change=lambda progress: None)
         timer.join()
     assert all(map(bench.done, bench.cells)) and not any(map(bench.failure, bench.cells))
 
@@ -386,19 +384,19 @@ def test_a_cell_that_a_cluster_loses_fails_alone(
     bench = Bench(tmp_path / "a", floor(cache))
     poison, *others = bench.cells
     deaths: list[Cell] = []
-    elsewhere = module._elsewhere
+    on_worker = running.do_cell_on_worker
 
     def loses(path: Path, chosen: Grid, cell: Cell, threads: int) -> None:
-        if cell != poison or len(deaths) == module.TRIES:
-            elsewhere(path, chosen, cell, threads)
+        if cell != poison or len(deaths) == MOST_ATTEMPTS:
+            on_worker(path, chosen, cell, threads)
             return
         deaths.append(cell)
-        told = {"tries": len(deaths), "place": "at the start"}  # what a worker leaves that ends on the spot
-        runs.write_atomic(path / "tries" / f"{cell.name}.json", json.dumps(told))
+        attempts = {"tries": len(deaths), "place": "at the start"}  # what a worker leaves that ends on the spot
+        runs.write_atomic(path / "tries" / f"{cell.name}.json", json.dumps(attempts))
         raise Lost
 
-    monkeypatch.setattr(module, "_elsewhere", loses)
-    run_on_cluster(bench, "near", threads=1, on_change=lambda standing: None)
+    monkeypatch.setattr(running, "do_cell_on_worker", loses)
+    run_on_cluster(bench, "near", threads=1, on_change=lambda progress: None)
     assert all(map(bench.done, others)) and "its process ended 2 times" in str(bench.failure(poison))
 
 
@@ -408,20 +406,20 @@ def test_a_cluster_whose_workers_end_at_once_is_given_up(
     def lost(*arguments: object) -> None:
         raise Lost
 
-    monkeypatch.setattr(module, "_elsewhere", lost)
-    with pytest.raises(InputError, match="near: its workers end before they begin"):
-        run_on_cluster(Bench(tmp_path / "a", floor(cache)), "near", threads=1, on_change=lambda standing: None)
+    monkeypatch.setattr(running, "do_cell_on_worker", lost)
+    with pytest.raises(InputError, match="near: 3 workers in a row were lost with nothing done"):
+        run_on_cluster(Bench(tmp_path / "a", floor(cache)), "near", threads=1, on_change=lambda progress: None)
 
 
 def test_one_bench_is_opened_and_written_by_many_at_once(copied: Bench, tmp_path: Path) -> None:
-    table = copied.table()
+    table = bench_table(copied)
     gate = threading.Barrier(8)
 
     def opens(number: int) -> None:
         gate.wait()
         for place in range(5):
             Bench(tmp_path / str(place), copied.grid)
-            copied.write(table)
+            write_results(copied, table)
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(opens, range(8)))
@@ -434,7 +432,7 @@ def test_a_table_shows_the_seeds_that_are_there(copied: Bench, capsys: pytest.Ca
     for name in ("cae-full-he-1", "contrast_density-full-he-0"):
         shutil.rmtree(copied.path / "cells" / name)
     copied.fail(next(cell for cell in copied.cells if cell.name == "cae-full-he-1"), "no memory")
-    table = copied.table()
+    table = bench_table(copied)
     failed, undone = (
         table.entries["cae", "mse", "full-he"],
         table.entries["contrast_density", "atypicality", "full-he"],
@@ -447,15 +445,15 @@ def test_a_table_shows_the_seeds_that_are_there(copied: Bench, capsys: pytest.Ca
     assert "1 of 2 seeds, failed (1)" in page and '<span title="no memory">1 failed</span>' in page
     assert "<span>0 not done</span>" in page
     shutil.rmtree(copied.path / "cells" / "contrast_density-full-he-1")
-    assert copied.table().entries["contrast_density", "atypicality", "full-he"].state == "not done"
+    assert bench_table(copied).entries["contrast_density", "atypicality", "full-he"].state == "not done"
 
 
 def test_a_report_keeps_the_papers_figures(copied: Bench) -> None:
-    copied.write(copied.table(paper=True))
+    write_results(copied, bench_table(copied, paper=True))
     assert ".570 ± .019" in (copied.path / "table.md").read_text()
     commands.report(copied.path, None, "cpu")
     assert ".570 ± .019" in (copied.path / "table.md").read_text()
-    copied.write(copied.table())
+    write_results(copied, bench_table(copied))
     commands.report(copied.path, None, "cpu")
     assert ".570 ± .019" not in (copied.path / "table.md").read_text()
 
@@ -477,9 +475,9 @@ def test_a_report_takes_the_cache_from_where_it_is_told(copied: Bench, cache: Ca
 def test_another_precision_is_another_bench(copied: Bench, cache: Cache) -> None:
     with pytest.raises(InputError, match="precision: auto -> float32"):
         Bench(copied.path, grid(cache, precision="float32"))
-    told = {key: value for key, value in copied.grid.told().items() if key != "precision"}
-    (copied.path / "bench.json").write_text(runs.to_json(told))  # as it was written before this was told
-    assert not Bench(copied.path, grid(cache)).open() and not module.reopen(copied.path).open()
+    without = copied.grid.to_file().model_dump(exclude={"precision"})
+    (copied.path / "bench.json").write_text(runs.to_json(without))  # as it was before this key
+    assert not Bench(copied.path, grid(cache)).remaining() and not reopen(copied.path).remaining()
 
 
 def test_a_cell_begun_on_another_machine_begins_anew(cache: Cache, tmp_path: Path) -> None:
@@ -500,7 +498,7 @@ def test_a_cell_without_its_page_is_not_done_but_needs_no_training(
 ) -> None:
     cell = copied.cells[0]
     (copied.folder(cell) / gone).unlink()
-    assert copied.open() == [cell]
+    assert copied.remaining() == [cell]
     monkeypatch.setattr(Trainer, "run", lambda *arguments: pytest.fail("trained again"))
     run_cell(copied, cell)
     assert copied.done(cell)
@@ -516,7 +514,9 @@ def test_a_bench_that_lost_its_bench_json_is_taken_up(copied: Bench, cache: Cach
         Bench(copied.path, grid(cache, settings=("width=8", *TINY[1:])))
     assert not file.exists()
     again = Bench(copied.path, copied.grid)
-    assert not again.open() and tables.to_json(module.reopen(copied.path).table()) == tables.to_json(again.table())
+    assert not again.remaining() and tables.to_json(bench_table(reopen(copied.path))) == tables.to_json(
+        bench_table(again)
+    )
 
 
 def test_what_cannot_be_benched_is_refused(cache: Cache, whole: Bench, tmp_path: Path) -> None:
@@ -555,20 +555,20 @@ def test_films_of_one_class_are_refused_before_anything_is_trained(tmp_path: Pat
 
 def test_the_test_split_is_looked_at_by_the_rule_that_is_set(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
-    split = module.assign_splits
-    monkeypatch.setattr(module, "assign_splits", lambda *a, rule, **k: asked.append(rule) or split(*a, rule=rule, **k))
+    split = grids.assign_splits
+    monkeypatch.setattr(grids, "assign_splits", lambda *a, rule, **k: asked.append(rule) or split(*a, rule=rule, **k))
     grid(cache, models=("cae", "classifier/mura"), settings=(*TINY, "splits=70/20/10")).check()
     grid(cache, models=("cae",)).check()
     assert set(asked[:-2]) == {"70/20/10"} and asked[-2:] == ["paper", "paper"]
 
 
 def test_the_same_grid_takes_the_same_folder(cache: Cache) -> None:
-    first = take_folder(None, grid(cache))
+    first = bench_folder(None, grid(cache))
     assert first == Path("runs/bench-1")
     Bench(first, grid(cache))
-    assert take_folder(None, grid(cache)) == first
-    assert take_folder(None, grid(cache, seeds=(7,))) == Path("runs/bench-2")
-    assert take_folder(Path("mine"), grid(cache)) == Path("mine")
+    assert bench_folder(None, grid(cache)) == first
+    assert bench_folder(None, grid(cache, seeds=(7,))) == Path("runs/bench-2")
+    assert bench_folder(Path("mine"), grid(cache)) == Path("mine")
 
 
 def test_rows_may_name_their_preset_and_settings_go_where_they_belong(cache: Cache) -> None:
@@ -590,20 +590,20 @@ def test_an_estimate_counts_runs_epochs_and_films(cache: Cache) -> None:
 
 
 def test_a_bench_is_shown_again_from_its_folder_alone(whole: Bench, tmp_path: Path) -> None:
-    again = module.reopen(whole.path)
-    assert tables.to_json(again.table()) == tables.to_json(whole.table())
+    again = reopen(whole.path)
+    assert tables.to_json(bench_table(again)) == tables.to_json(bench_table(whole))
     (whole.path / "index.html").unlink()
     commands.report(whole.path, None, "cpu")
     assert "Model card" in (whole.path / "index.html").read_text()
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="can't be read"):
-        module.reopen(tmp_path / "empty")
+        reopen(tmp_path / "empty")
     with pytest.raises(InputError, match="runs/ has no run and no bench"):
         commands.report(None, None, "cpu")
 
 
 def planned(cache: Path | None, **more: object) -> None:
-    told: dict[str, object] = {
+    chosen: dict[str, object] = {
         "source": None,
         "table": False,
         "cache": cache,
@@ -623,13 +623,13 @@ def planned(cache: Path | None, **more: object) -> None:
         "device": "cpu",
         "precision": "float32",
     }
-    commands.bench(**(told | more))  # type: ignore[arg-type]
+    commands.bench(**(chosen | more))  # type: ignore[arg-type]
 
 
 def test_a_plan_is_said_and_nothing_is_trained(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
     planned(cache.path)
     said = capsys.readouterr().out
-    assert "2 trainings: 1 models x 1 variants x 2 seeds, preset fast" in said
+    assert "2 trainings: 1 model x 1 variant x 2 seeds, preset fast" in said
     assert "cae: 2 runs of at most 2 epochs on" in said and "all of them:" in said
     assert not Path("runs").exists()
 
@@ -637,20 +637,20 @@ def test_a_plan_is_said_and_nothing_is_trained(cache: Cache, capsys: pytest.Capt
 def test_a_plan_names_what_cannot_be_trained_and_goes_on(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
     planned(cache.path, models="cae,vae", settings=[*TINY[1:], "size=128"])
     said = capsys.readouterr().out
-    assert "cae: can't be trained, and will stand as failed: " in said and "holds films of 64 px" in said
-    assert "all of them: 0 s at most" in said
+    assert "cae: can't be trained, and will be shown as failed: " in said and "holds films of 64 px" in said
+    assert "all of them: at most 0 s" in said
 
 
 def test_seeds_are_numbers_and_models_may_be_all(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
     planned(cache.path, seeds="1,01,2")
-    assert "2 trainings: 1 models x 1 variants x 2 seeds" in capsys.readouterr().out
-    assert module.every_model("fast") == (*module.PAPERS, "classifier", "contrast_density")
-    assert module.every_model("paper") == (*module.PAPERS, "contrast_density")  # which has nothing to set
+    assert "2 trainings: 1 model x 1 variant x 2 seeds" in capsys.readouterr().out
+    assert every_model("fast") == (*PAPER_MODELS, "classifier", "contrast_density")
+    assert every_model("paper") == (*PAPER_MODELS, "contrast_density")  # which has nothing to set
     with pytest.raises(InputError, match="no model has a preset 'best'"):
-        module.every_model("best")
+        every_model("best")
     planned(cache.path, models="all,cae", seeds="0", settings=["epochs=1"], preset="fast")
     said = capsys.readouterr().out
-    assert "7 trainings: 7 models" in said and "alphagan: 1 runs" in said
+    assert "7 trainings: 7 models" in said and "alphagan: 1 run of" in said
 
 
 def test_a_bench_takes_the_cores_that_it_may(
@@ -658,7 +658,7 @@ def test_a_bench_takes_the_cores_that_it_may(
 ) -> None:
     given: list[object] = []
     monkeypatch.setattr(os, "sched_getaffinity", lambda number: {1, 3, 5}, raising=False)
-    monkeypatch.setattr(module, "run_bench", lambda bench, **more: given.append((more["jobs"], more["threads"])))
+    monkeypatch.setattr(running, "run_bench", lambda bench, **more: given.append((more["jobs"], more["threads"])))
     with pytest.raises(InputError, match="none of its 2 cells could be trained"):
         planned(cache.path, dry_run=False, jobs=0)
     assert given == [(2, 1)]
@@ -674,7 +674,7 @@ def test_a_bench_without_a_cell_is_an_error(cache: Cache, capsys: pytest.Capture
 def test_data_formats_are_printed_sign_for_sign(
     whole: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(module.FORMATS, "json", lambda table: '{"films": "Hand\u00a0films"}\n')
+    monkeypatch.setitem(results.FORMATS, "json", lambda table: '{"films": "Hand\u00a0films"}\n')
     planned(
         whole.grid.cache, models="cae,contrast_density", dry_run=False, table=True, format_="json", out=whole.path,
         precision="auto",

@@ -98,7 +98,7 @@ def test_one_is_scored_mapped_and_reported_as_any_run_is(
     page = (made / "report.html").read_text()
     assert "ensemble of 2 runs" in page and "One training with one seed" not in page
     assert all(str(member) in page for member in members)
-    counts = Run(run.path).config["films"]
+    counts = Run(run.path).config.films
     assert f"{counts['train']} to train on, {counts['val']} to validate with" in page
 
 

@@ -24,11 +24,17 @@ from anomaly.pipeline.evaluate import score_films
 from anomaly.data.batch import as_batch
 from anomaly.data.dataset import load_films
 from anomaly.evaluation.predict import View
-from anomaly.experiments import tune as tuning
-from anomaly.experiments.tune import Outcome, Training, summary, tune
+from anomaly.experiments import search, search_report, trial_queue, trial_worker
+from anomaly.experiments.search import tune
+from anomaly.experiments.search_progress import seconds_left
+from anomaly.experiments.search_report import summary
+from anomaly.experiments.study import Outcome, Search, SearchOptions
+from anomaly.experiments.trial_queue import TrialQueue
+from anomaly.experiments.trial_worker import TrialWorker, kept_loss, run_worker
 from anomaly.models import TOOLS, ZOO, find_model
 from anomaly.models.base import Detector
-from anomaly.models.search_space import Choice, Range
+from anomaly.models.search_space import Choice, Range, Space
+from anomaly.pipeline.evaluate import score_films
 from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.open_run import open_model, run_view
 from anomaly.pipeline.plan import Plan, prepare, resolve, settings_of
@@ -47,15 +53,23 @@ SPACE = {"learning_rate": Range(1e-4, 1e-2, log=True), "augmentation": Choice(("
 
 
 def plan(cache: Cache, *settings: str, epochs: int = 2, **more: Any) -> Plan:
-    told = ("width=2", f"epochs={epochs}", "batch_size=12", *settings)
-    return Plan("cae", cache.path, "full-he", settings=told, device="cpu", **more)
+    fixed = ("width=2", f"epochs={epochs}", "batch_size=12", *settings)
+    return Plan("cae", cache.path, "full-he", settings=fixed, device="cpu", **more)
 
 
-def searched(cache: Cache, *settings: str, epochs: int = 2, **more: Any) -> Outcome:
-    return tune(find_model("cae"), plan(cache, *settings, epochs=epochs), **{"space": SPACE} | more)
+Fit = Callable[..., Run]
 
 
-UNJUDGED = {"least_epochs": 2}
+def searched(
+    cache: Cache, *settings: str, epochs: int = 2, space: Space = SPACE, fit: Fit = fit, seed: int = 0, **options: Any
+) -> Outcome:
+    """Search settings of a small CAE, with `fit` in place of the training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial_worker, "fit", fit)
+        return tune(plan(cache, *settings, epochs=epochs, seed=seed), SearchOptions(**options), space=space)
+
+
+UNPRUNED = {"least_epochs": 2}
 """Every trial comes to its end."""
 
 
@@ -73,13 +87,13 @@ def stored(outcome: Outcome) -> list[optuna.trial.FrozenTrial]:
 
 def valley(prepared: Any, run: Run, *, workers: int, on_epoch: Callable[[EpochReport], None]) -> Run:
     """The loss is least at a learning rate of .001, and falls with the epochs."""
-    told = prepared.config.settings.training
-    off = (math.log10(told["learning_rate"]) + 3) ** 2
+    training = prepared.config.settings.training
+    off = (math.log10(training["learning_rate"]) + 3) ** 2
     lines: list[dict[str, float]] = []
-    for epoch in range(1, told["epochs"] + 1):
+    for epoch in range(1, training["epochs"] + 1):
         lines.append({"epoch": epoch, "seconds": 0.1, "validation": off + 1 / epoch})
         figures = {name: value for name, value in lines[-1].items() if name != "epoch"}
-        on_epoch(EpochReport(epoch, told["epochs"], figures, epoch, 0.0, []))
+        on_epoch(EpochReport(epoch, training["epochs"], figures, epoch, 0.0, []))
     run.write("history.csv", history_csv(lines))
     run.write("calibration.json", "{}")
     return run
@@ -100,16 +114,8 @@ def dies_once(prepared: Any, run: Run, *, workers: int, on_epoch: Callable[[Epoc
     return valley(prepared, run, workers=workers, on_epoch=deadly)
 
 
-def dies(prepared: Any, run: Run, *, workers: int, on_epoch: Callable[[EpochReport], None]) -> Run:
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError
-
-
 def never(prepared: Any, run: Run, *, workers: int, on_epoch: Callable[[EpochReport], None]) -> Run:
     raise AssertionError("nothing was to be trained")
-
-
-VALLEY = Training(fit=valley)
 
 
 # --- studies ---
@@ -130,8 +136,8 @@ def test_the_least_loss_wins_and_its_run_is_one_like_any_other(
         run = Run(outcome.folder / f"trials/{trial.number}")
         assert run.finished == (trial.state == "complete")
         assert not (run.path / "checkpoint.safetensors").exists()
-        told = run.config.settings.training
-        assert {key: told[key] for key in SPACE} == trial.parameters == frozen.params
+        training = run.config.settings.training
+        assert {key: training[key] for key in SPACE} == trial.parameters == frozen.params
     open_model(Run(outcome.folder / f"trials/{best.number}"), torch.device("cpu"))
 
     said = json.loads((outcome.folder / "best.json").read_text())
@@ -153,12 +159,12 @@ def test_the_least_loss_wins_and_its_run_is_one_like_any_other(
     assert min(float(line["validation"]) for line in run.history()) == best.value
 
     capsys.readouterr()
-    same = searched(cache, trials=3, training=Training(fit=never))
+    same = searched(cache, trials=3, fit=never)
     assert same.folder == outcome.folder and same.trials == outcome.trials and "tuning" not in capsys.readouterr().err
 
 
 def test_hyperband_stops_what_falls_behind_and_tpe_finds_the_valley(cache: Cache) -> None:
-    outcome = searched(cache, trials=24, epochs=9, training=VALLEY)
+    outcome = searched(cache, trials=24, epochs=9, fit=valley)
     cut = [t for t in outcome.trials if t.state == "pruned"]
     assert len(outcome.trials) == 24 and 5 <= len(cut) < 24 and all(1 <= t.epochs < 9 for t in cut)
     for trial in cut:
@@ -166,18 +172,18 @@ def test_hyperband_stops_what_falls_behind_and_tpe_finds_the_valley(cache: Cache
     assert outcome.best and 7e-4 < outcome.best.parameters["learning_rate"] < 1.4e-3
     assert outcome.importance["learning_rate"] > 0.8
     table = [line for line in summary(outcome) if line.startswith("| ")]
-    assert len(table) == 2 + tuning.SHOWN and table[2].startswith(f"| {outcome.best.number} ")
+    assert len(table) == 2 + search_report.SHOWN and table[2].startswith(f"| {outcome.best.number} ")
 
 
 def test_more_trials_go_on_and_a_study_in_two_goes_draws_what_one_draws(cache: Cache) -> None:
-    whole = searched(cache, trials=12, training=VALLEY, out=Path("whole"), name="same")
-    searched(cache, trials=11, training=VALLEY, out=Path("parts"), name="same")
-    parts = searched(cache, trials=12, training=VALLEY, out=Path("parts"))
+    whole = searched(cache, trials=12, fit=valley, folder=Path("whole"), name="same")
+    searched(cache, trials=11, fit=valley, folder=Path("parts"), name="same")
+    parts = searched(cache, trials=12, fit=valley, folder=Path("parts"))
     assert [t.parameters for t in parts.trials] == [t.parameters for t in whole.trials]
     assert [t.state for t in parts.trials] == [t.state for t in whole.trials]
-    seeds = [searched(cache, trials=2, training=VALLEY, out=Path(f"seed{n}"), space=SPACE) for n in (1, 2)]
+    seeds = [searched(cache, trials=2, fit=valley, folder=Path(f"seed{n}"), space=SPACE) for n in (1, 2)]
     assert seeds[0].trials[0].parameters == seeds[1].trials[0].parameters
-    other = tune(find_model("cae"), plan(cache, seed=5), trials=2, space=SPACE, training=VALLEY)
+    other = searched(cache, seed=5, trials=2, fit=valley)
     assert other.trials[0].parameters != seeds[0].trials[0].parameters
 
 
@@ -194,7 +200,7 @@ def deadly(prepared, run, *, workers, on_epoch):
         if run.path.name == "1" and report.epoch == 2:
             os.kill(os.getpid(), signal.SIGKILL)
     return fit(prepared, run, workers=workers, on_epoch=see)
-searched(Cache(Path({str(cache.path)!r})), trials=2, epochs=3, least_epochs=3, training=Training(fit=deadly))
+searched(Cache(Path({str(cache.path)!r})), trials=2, epochs=3, least_epochs=3, fit=deadly)
 """
     root = Path(__file__).parent.parent
     killed = subprocess.run([sys.executable, "-c", code], env=on_path(root), capture_output=True)
@@ -211,12 +217,12 @@ searched(Cache(Path({str(cache.path)!r})), trials=2, epochs=3, least_epochs=3, t
 
 
 def test_a_trial_that_nobody_is_at_is_failed_and_queued_again(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
-    first = searched(cache, trials=1, **UNJUDGED, training=VALLEY)
+    first = searched(cache, trials=1, **UNPRUNED, fit=valley)
     study = optuna.load_study(study_name=first.name, storage=f"sqlite:///{first.folder}/study.sqlite3")
     lost = study.ask()
     lost.suggest_float("learning_rate", 1e-4, 1e-2, log=True)
     lost.suggest_categorical("augmentation", ("none", "flips"))
-    outcome = searched(cache, trials=2, **UNJUDGED, training=VALLEY)
+    outcome = searched(cache, trials=2, **UNPRUNED, fit=valley)
     assert [t.state for t in outcome.trials] == ["complete", "failed", "complete"]
     assert outcome.trials[2].parameters == lost.params
     assert "trial 1 was interrupted; its settings are queued again" in capsys.readouterr().err
@@ -229,12 +235,12 @@ def test_an_interruption_gives_its_trial_back_at_once(cache: Cache) -> None:
         return valley(prepared, run, **how)
 
     with pytest.raises(KeyboardInterrupt):
-        searched(cache, trials=2, **UNJUDGED, training=Training(fit=interrupted))
+        searched(cache, trials=2, **UNPRUNED, fit=interrupted)
     names = [
         t.state.name for t in optuna.load_study(study_name=None, storage="sqlite:///tune/cae-1/study.sqlite3").trials
     ]
     assert names == ["COMPLETE", "FAIL", "WAITING"]
-    outcome = searched(cache, trials=2, **UNJUDGED, training=VALLEY)
+    outcome = searched(cache, trials=2, **UNPRUNED, fit=valley)
     assert [t.state for t in outcome.trials] == ["complete", "failed", "complete"]
     assert outcome.trials[1].parameters == outcome.trials[2].parameters
 
@@ -242,9 +248,9 @@ def test_an_interruption_gives_its_trial_back_at_once(cache: Cache) -> None:
 def test_a_trial_of_another_machine_is_left_alone_while_its_heart_beats(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "LOST_SECONDS", 3.0)
+    monkeypatch.setattr(trial_queue, "LOST_SECONDS", 3.0)
     where = f"sqlite:///{Path.cwd()}/shared.db"
-    shared: dict[str, Any] = {"training": VALLEY, "storage": where, "name": "shared", **UNJUDGED}
+    shared: dict[str, Any] = {"fit": valley, "storage": where, "name": "shared", **UNPRUNED}
     searched(cache, trials=1, **shared)
     study = optuna.load_study(study_name="shared", storage=where)
     theirs = study.ask()
@@ -271,47 +277,43 @@ def test_a_trial_that_was_taken_away_is_dropped(cache: Cache) -> None:
             study.tell(0, state=optuna.trial.TrialState.FAIL)
         return valley(prepared, run, **how)
 
-    outcome = searched(cache, trials=2, **UNJUDGED, training=Training(fit=slept))
+    outcome = searched(cache, trials=2, **UNPRUNED, fit=slept)
     assert [t.state for t in outcome.trials] == ["failed", "complete", "complete"]
     assert not (outcome.folder / "trials/0").exists()
 
 
 def test_no_more_trials_than_asked_for(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two machines that both see room for one more both begin one: the later one steps back, and keeps its settings."""
-    workers: list[Any] = []
-    work = tuning._Worker.work
-    monkeypatch.setattr(tuning._Worker, "work", lambda self: (workers.append(self), work(self))[1])
-    searched(cache, trials=2, **UNJUDGED, training=VALLEY)
-    assert workers[0]._ask(2) is None
-    outcome = searched(cache, trials=3, **UNJUDGED, training=VALLEY)
+    queues: list[TrialQueue] = []
+    work = TrialWorker.work
+    monkeypatch.setattr(TrialWorker, "work", lambda self: (queues.append(self.queue), work(self))[1])
+    searched(cache, trials=2, **UNPRUNED, fit=valley)
+    assert queues[0].draw(2) is None
+    outcome = searched(cache, trials=3, **UNPRUNED, fit=valley)
     assert [t.state for t in outcome.trials] == ["complete", "complete", "failed", "complete"]
     assert outcome.trials[3].parameters == outcome.trials[2].parameters
 
 
+def worker_that_may_die(search: Search, threads: int) -> None:
+    trial_worker.fit = dies_once
+    run_worker(search, threads)
+
+
 def test_two_jobs_share_a_study_and_a_death_loses_no_trial(
-    cache: Cache, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    own = tmp_path / "own"
-    own.mkdir()
-    (own / "films.h5").symlink_to(cache.path)
-    moved = replace(plan(cache, epochs=3), cache=own / "films.h5")
-    threads = os.environ.get("OMP_NUM_THREADS")
-    outcome = tune(
-        find_model("cae"), moved, trials=8, jobs=2, space=SPACE, least_epochs=3, training=Training(fit=dies_once)
-    )
-    assert (own / "died").exists() and "a worker died by signal 9" in capfd.readouterr().err
+    films = tmp_path / "films" / "films.h5"
+    films.parent.mkdir()
+    films.symlink_to(cache.path)
+    moved = replace(plan(cache, epochs=3), cache=films)
+    monkeypatch.setattr(search, "run_worker", worker_that_may_die)
+    outcome = tune(moved, SearchOptions(trials=8, jobs=2, least_epochs=3), space=SPACE)
+    assert (films.parent / "died").exists() and "a worker died by signal 9" in capfd.readouterr().err
     assert sum(t.state == "complete" for t in outcome.trials) == 8
     (dead,) = [t for t in outcome.trials if t.state == "failed"]
     assert sum(t.parameters == dead.parameters for t in outcome.trials) == 2
     assert len({t.user_attrs["worker"] for t in stored(outcome)}) >= 2
-    assert os.environ.get("OMP_NUM_THREADS") == threads
     assert len({json.dumps(t.parameters) for t in outcome.trials}) == 8  # no two workers drew the same
-
-
-def test_workers_that_die_and_die_end_the_search(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "MOST_DEATHS", 1)
-    with pytest.raises(InputError, match=r"1 workers died one after another, the last by signal 9; if memory is short"):
-        searched(cache, trials=1, jobs=2, training=Training(fit=dies))
 
 
 # --- outcomes of single trials ---
@@ -322,7 +324,7 @@ def test_a_training_that_diverges_is_an_outcome(cache: Cache) -> None:
     outcome = searched(cache, "batch_norm=false", trials=1, space=space)
     assert [(t.state, t.note) for t in outcome.trials] == [("pruned", "diverged")]
     assert outcome.best is None and outcome.command() is None and not (outcome.folder / "best.json").exists()
-    assert any("no trial has come to its end" in line for line in summary(outcome))
+    assert any("no trial is complete" in line for line in summary(outcome))
 
 
 def test_settings_that_need_too_much_memory_are_not_tried_for_ever(cache: Cache) -> None:
@@ -331,7 +333,7 @@ def test_settings_that_need_too_much_memory_are_not_tried_for_ever(cache: Cache)
             raise torch.OutOfMemoryError("CUDA out of memory")
         return valley(prepared, run, **how)
 
-    outcome = searched(cache, trials=2, **UNJUDGED, training=Training(fit=short))
+    outcome = searched(cache, trials=2, **UNPRUNED, fit=short)
     assert [(t.state, t.note) for t in outcome.trials] == [("pruned", "not enough memory"), ("complete", "")]
 
 
@@ -340,8 +342,8 @@ def test_a_fault_of_ours_ends_the_search_and_the_trial_stays_queued(cache: Cache
         raise ZeroDivisionError("ours")
 
     with pytest.raises(ZeroDivisionError, match="ours"):
-        searched(cache, trials=1, training=Training(fit=broken))
-    outcome = searched(cache, trials=1, training=VALLEY)
+        searched(cache, trials=1, fit=broken)
+    outcome = searched(cache, trials=1, fit=valley)
     assert [t.state for t in outcome.trials] == ["failed", "complete"]
 
 
@@ -349,37 +351,37 @@ def test_a_fault_of_ours_ends_the_search_and_the_trial_stays_queued(cache: Cache
 
 
 def test_other_settings_are_refused_by_name(cache: Cache, films: Path, tmp_path: Path) -> None:
-    told: dict[str, Any] = {"trials": 1, "training": VALLEY, "name": "mine"}
-    searched(cache, **told)
+    options: dict[str, Any] = {"trials": 1, "fit": valley, "name": "mine"}
+    searched(cache, **options)
     other = {**SPACE, "learning_rate": Range(1e-4, 1e-1, log=True)}
     build(open_source(films), Recipe(name="hand", size=32), tmp_path / "other.h5", variants=("full-he",), workers=1)
     trials: list[tuple[str, Callable[[], object]]] = [
-        (r"settings\.training\.epochs: 2 -> 3", lambda: searched(cache, epochs=3, **told)),
-        (r"space\.learning_rate\.high: 0\.01 -> 0\.1", lambda: searched(cache, **told | {"space": other})),
-        (r"objective: loss -> auc by ssim", lambda: searched(cache, **told, objective="auc", by="ssim")),
-        (r"settings\.model\.topk: 200\S* -> 50", lambda: searched(cache, "topk=50", **told)),
-        (r"least_epochs: 1 -> 2", lambda: searched(cache, **told, least_epochs=2)),
-        (r"cache\.content_hash: ", lambda: searched(Cache(tmp_path / "other.h5"), **told)),
-        (r"storage: own -> given", lambda: searched(cache, **told, storage=str(tmp_path / "journal"))),
+        (r"settings\.training\.epochs: 2 -> 3", lambda: searched(cache, epochs=3, **options)),
+        (r"space\.learning_rate\.high: 0\.01 -> 0\.1", lambda: searched(cache, **options | {"space": other})),
+        (r"objective: loss -> auc by ssim", lambda: searched(cache, **options, objective="auc", by="ssim")),
+        (r"settings\.model\.topk: 200\S* -> 50", lambda: searched(cache, "topk=50", **options)),
+        (r"least_epochs: 1 -> 2", lambda: searched(cache, **options, least_epochs=2)),
+        (r"cache\.content_hash: ", lambda: searched(Cache(tmp_path / "other.h5"), **options)),
+        (r"storage: own -> given", lambda: searched(cache, **options, storage=str(tmp_path / "journal"))),
     ]
     for what, call in trials:
         with pytest.raises(InputError, match=rf"tune/mine was started with other settings: .*{what}") as refusal:
             call()
         assert "\n" not in str(refusal.value)
-    assert searched(cache, **told | {"name": None}, epochs=3).folder == Path("tune/cae-1")
+    assert searched(cache, **options | {"name": None}, epochs=3).folder == Path("tune/cae-1")
 
 
 @pytest.mark.parametrize("kind", ["sqlite:///{}/shared.db", "{}/shared.journal"])
 def test_machines_share_a_study_by_its_storage(cache: Cache, tmp_path: Path, kind: str) -> None:
-    shared: dict[str, Any] = {"storage": kind.format(tmp_path), "name": "ours", "training": VALLEY}
-    searched(cache, trials=2, out=Path("here"), **shared)
-    there = searched(cache, trials=4, out=Path("there"), **shared)
+    shared: dict[str, Any] = {"storage": kind.format(tmp_path), "name": "ours", "fit": valley}
+    searched(cache, trials=2, folder=Path("here"), **shared)
+    there = searched(cache, trials=4, folder=Path("there"), **shared)
     assert [t.state in ("complete", "pruned") for t in there.trials] == [True] * 4
     assert len({json.dumps(t.parameters) for t in there.trials}) == 4
     assert {p.name for p in Path("here/trials").iterdir()} == {"0", "1"}
     assert {p.name for p in Path("there/trials").iterdir()} == {"2", "3"}
     with pytest.raises(InputError, match=r"other settings: .*epochs: 2 -> 3"):
-        searched(cache, epochs=3, trials=2, out=Path("elsewhere"), **shared)
+        searched(cache, epochs=3, trials=2, folder=Path("elsewhere"), **shared)
 
 
 def test_storages_that_cannot_be_taken(cache: Cache, tmp_path: Path) -> None:
@@ -398,11 +400,11 @@ def test_storages_that_cannot_be_taken(cache: Cache, tmp_path: Path) -> None:
     Path("full").mkdir()
     Path("full/file").touch()
     with pytest.raises(InputError, match="full exists and is no study"):
-        searched(cache, out=Path("full"))
+        searched(cache, folder=Path("full"))
     Path("full/study.json").write_text("[")
     with pytest.raises(InputError, match=r"full/study\.json is damaged"):
-        searched(cache, out=Path("full"))
-    odd = searched(cache, out=Path("a b %41 #?"), name="odd", trials=1, training=VALLEY)
+        searched(cache, folder=Path("full"))
+    odd = searched(cache, folder=Path("a b %41 #?"), name="odd", trials=1, fit=valley)
     assert (odd.folder / "study.sqlite3").is_file()
 
 
@@ -417,31 +419,33 @@ def test_the_roc_auc_is_that_of_the_validation_split(cache: Cache) -> None:
     rows = (split == "val").nonzero()[0]
     model, device = open_model(run, torch.device("cpu")), torch.device("cpu")
     view = View(opened, run.config.variant, rows, run.config.size)
-    told = {"main": "mse_topk", "command": "", "on_films": lambda count: None}
-    score_films(run, model, view, device, Path("val"), split=split[rows], how="mean", **told)  # type: ignore[arg-type]
+    scoring = {"main": "mse_topk", "command": "", "on_films": lambda count: None}
+    score_films(run, model, view, device, Path("val"), split=split[rows], how="mean", **scoring)  # type: ignore[arg-type]
     figures = json.loads(Path("val/metrics.json").read_text())
     assert figures["film"]["mse_topk"]["roc_auc"] == pytest.approx(outcome.trials[0].value)
     assert "validation ROC-AUC by mse_topk" in summary(outcome)[0]
 
 
 def test_the_greatest_roc_auc_wins(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "_roc_auc", lambda run, by, device: [0.4, 0.9, 0.7][int(run.path.name)])
-    outcome = searched(cache, trials=3, objective="auc", training=VALLEY)
+    monkeypatch.setattr(trial_worker, "validation_roc_auc", lambda run, by, device: [0.4, 0.9, 0.7][int(run.path.name)])
+    outcome = searched(cache, trials=3, objective="auc", fit=valley)
     assert outcome.best and outcome.best.number == 1 and [t.number for t in outcome.ranked()] == [1, 2, 0]
     assert all(t.state == "complete" for t in outcome.trials), "a loss on the way says nothing of a ROC-AUC"
 
 
 def test_what_has_no_roc_auc_is_refused(cache: Cache) -> None:
-    def normal_only(told: Plan) -> Any:
-        prepared = prepare(told)
+    def normal_only(plan: Plan) -> Any:
+        prepared = prepare(plan)
         label = cache.index["label"].copy()
         label[prepared.split == "val"] = 0
-        there = SimpleNamespace(index={"label": label}, path=cache.path, content_hash="")
-        return SimpleNamespace(config=prepared.config, cache=there, split=prepared.split)
+        films = SimpleNamespace(index={"label": label}, path=cache.path, content_hash="")
+        return SimpleNamespace(plan=plan, config=prepared.config, cache=films, split=prepared.split)
 
-    with pytest.raises(InputError, match=r"validation split of .* has \d+ normal, 0 abnormal films"):
-        searched(cache, objective="auc", training=Training(prepare=normal_only))
-    with pytest.raises(InputError, match="no score 'mes' of cae; there are: mse, "):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "prepare", normal_only)
+        with pytest.raises(InputError, match=r"validation split of .* has \d+ normal and 0 abnormal films"):
+            searched(cache, objective="auc")
+    with pytest.raises(InputError, match="no score 'mes' of cae; there are: atypicality, mse, "):
         searched(cache, objective="auc", by="mes")
     with pytest.raises(InputError, match="--by goes with --objective auc"):
         searched(cache, by="mse")
@@ -451,8 +455,8 @@ def test_what_has_no_roc_auc_is_refused(cache: Cache) -> None:
 
 
 def test_with_keep_last_the_last_epoch_counts(cache: Cache) -> None:
-    assert tuning._worth([{"validation": 2.0}, {"validation": 1.0}, {"validation": 3.0}], keeps_best=True) == 1.0
-    assert tuning._worth([{"validation": 2.0}, {"validation": 1.0}, {"validation": 3.0}], keeps_best=False) == 3.0
+    assert kept_loss([{"validation": 2.0}, {"validation": 1.0}, {"validation": 3.0}], keeps_best=True) == 1.0
+    assert kept_loss([{"validation": 2.0}, {"validation": 1.0}, {"validation": 3.0}], keeps_best=False) == 3.0
 
 
 # --- spaces ---
@@ -499,10 +503,10 @@ def test_a_space_leaves_the_validation_loss_the_same_yardstick(name: str, cache:
 
 
 def test_what_cannot_be_searched_is_refused(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = replace(plan(cache), model="contrast_density", settings=())
-    there = "alphagan, bigan, cae, classifier, dcgan, "
-    with pytest.raises(InputError, match=rf"^contrast_density has nothing to search; there are: {there}.*vae"):
-        tune(find_model("contrast_density"), told)
+    fixed = replace(plan(cache), model="contrast_density", settings=())
+    models = "alphagan, bigan, cae, classifier, dcgan, "
+    with pytest.raises(InputError, match=rf"^contrast_density has nothing to search; there are: {models}.*vae"):
+        tune(fixed, SearchOptions())
     with pytest.raises(InputError, match="fixed by --set"):
         searched(cache, "learning_rate=.1", "augmentation=none")
     with pytest.raises(InputError, match="greater than 0"):
@@ -520,7 +524,7 @@ def test_what_cannot_be_searched_is_refused(cache: Cache, monkeypatch: pytest.Mo
 
 
 def test_settings_that_the_user_fixes_are_not_searched(cache: Cache) -> None:
-    outcome = searched(cache, "augmentation=none", trials=1, training=VALLEY)
+    outcome = searched(cache, "augmentation=none", trials=1, fit=valley)
     assert set(outcome.trials[0].parameters) == {"learning_rate"}
 
 
@@ -553,15 +557,15 @@ def test_the_time_left_is_that_of_the_trials_so_far() -> None:
         )
 
     task: Any = SimpleNamespace(trials=5, epochs=10)
-    assert tuning._seconds_left([trial("RUNNING", 3, None)], task, now) is None
-    assert tuning._seconds_left([trial("RUNNING", 3, None, 1)], task, now) == 5 * 30 - 3
+    assert seconds_left([trial("RUNNING", 3, None)], task, now) is None
+    assert seconds_left([trial("RUNNING", 3, None, 1)], task, now) == 5 * 30 - 3
     known = [trial("COMPLETE", 60, 40), trial("PRUNED", 40, 30), trial("FAIL", 90, 0)]
-    assert tuning._seconds_left([*known, trial("RUNNING", 5, None)], task, now) == 3 * 15 - 5
-    assert tuning._seconds_left([*known, *[trial("RUNNING", 20, None)] * 3], task, now) == 0
+    assert seconds_left([*known, trial("RUNNING", 5, None)], task, now) == 3 * 15 - 5
+    assert seconds_left([*known, *[trial("RUNNING", 20, None)] * 3], task, now) == 0
 
 
 def test_a_study_whose_trials_are_read_by_a_person(cache: Cache) -> None:
-    outcome = searched(cache, trials=2, training=VALLEY)
+    outcome = searched(cache, trials=2, fit=valley)
     with (outcome.folder / "trials.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [float(line["learning_rate"]) for line in lines] == [t.parameters["learning_rate"] for t in outcome.trials]

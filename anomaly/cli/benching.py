@@ -4,7 +4,7 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from anomaly.cli.declare import command
 from anomaly.cli.films import phantom, preprocess
@@ -14,7 +14,9 @@ from preprocessing import InputError
 from preprocessing.wording import counted
 
 if TYPE_CHECKING:
-    from anomaly.experiments.bench import Bench, Grid
+    from anomaly.experiments.bench import Bench
+    from anomaly.experiments.bench_progress import BenchProgress
+    from anomaly.experiments.grid import Grid
 
 PAPER_SEEDS = "42,4242,424242,42424242"  # the original's
 MOST_BUILT_IN = 300
@@ -24,7 +26,8 @@ MOST_BUILT_IN = 300
 @command(BenchOptions)
 def bench(options: BenchOptions) -> None:
     """Train models x variants x seeds and compare them in one table. The same command resumes an interrupted bench."""
-    from anomaly.experiments.bench import FORMATS, Bench, take_folder
+    from anomaly.experiments.bench import Bench, bench_folder
+    from anomaly.experiments.results import FILES, FORMATS, bench_table, write_results
     from preprocessing.schema import Cache
 
     if options.format not in FORMATS:
@@ -34,20 +37,19 @@ def bench(options: BenchOptions) -> None:
     # What a program is to read stands alone on the standard output.
     with redirect_stdout(sys.stderr) if options.table and options.format != "terminal" else nullcontext():
         grid = _grid(options)
-        shape = f"{counted(len(grid.models), 'model')} x {counted(len(grid.variants), 'variant')} x "
-        say(
-            f"{counted(len(grid.cells()), 'training')}: {shape}{counted(len(grid.seeds), 'seed')}, preset {grid.preset}"
-        )
+        sides = {"model": grid.models, "variant": grid.variants, "seed": grid.seeds}
+        shape = " x ".join(counted(len(values), name) for name, values in sides.items())
+        say(f"{counted(len(grid.cells()), 'training')}: {shape}, preset {grid.preset}")
         if Cache(grid.cache).synthetic:
             say(SYNTHETIC)
         if options.dry_run or options.preset == "paper":
             _estimates(grid)
         if options.dry_run:
             return
-        opened = Bench(take_folder(options.out, grid), grid)
+        opened = Bench(bench_folder(options.out, grid), grid)
         _run(opened, options)
-        table = opened.table(paper=options.paper)
-        opened.write(table)
+        table = bench_table(opened, paper=options.paper)
+        write_results(opened, table)
         for cell in opened.cells:
             if reason := opened.failure(cell):
                 warn(f"{cell.name} failed: {reason}")
@@ -56,20 +58,19 @@ def bench(options: BenchOptions) -> None:
             say(line)
     elif options.table:
         hand_over(FORMATS[options.format](table))
-    files = ("index.html", "table.md", "table.tex", "table.csv", "results.json")
-    print(", ".join(str(opened.path / name) for name in files), file=sys.stderr)
+    print(", ".join(str(opened.path / name) for name in ("index.html", *FILES)), file=sys.stderr)
     if table.synthetic and options.format == "terminal":
         say(SYNTHETIC)
     if not any(opened.done(cell) for cell in opened.cells):
         raise InputError(
-            f"{opened.path}: none of its {len(opened.cells)} cells could be trained, for the reasons above"
+            f"{opened.path}: none of its {counted(len(opened.cells), 'cell')} could be trained, for the reasons above"
         )
 
 
 def _grid(options: BenchOptions) -> "Grid":
     """Return what is to be trained; films are prepared first where they are not."""
     from anomaly.evaluation.paper import PAPER_VARIANTS
-    from anomaly.experiments.bench import FLOOR, PAPERS, Grid, every_model
+    from anomaly.experiments.grid import PAPER_MODELS, TRAINING_FREE, Grid, every_model
     from preprocessing.schema import Cache
 
     protocol = options.preset == "paper"
@@ -79,15 +80,14 @@ def _grid(options: BenchOptions) -> "Grid":
         )
     path = options.cache or _bench_cache(options, options.size or (512 if protocol else 64))
     variants = Cache(path).variants
-    named = words_of(options.models) or (*PAPERS, *(() if protocol else (FLOOR, "classifier")))
+    named = words_of(options.models) or (*PAPER_MODELS, *(() if protocol else (TRAINING_FREE, "classifier")))
     seeds = words_of(options.seeds) or words_of(PAPER_SEEDS if protocol else "0")
     if not all(text.isdecimal() for text in seeds):
         raise InputError(f"--seeds {options.seeds!r} is no comma list of whole numbers")
+    rows = [row for name in named for row in (every_model(options.preset) if name == "all" else (name,))]
     grid = Grid(
         path,
-        tuple(
-            dict.fromkeys(row for name in named for row in (every_model(options.preset) if name == "all" else (name,)))
-        ),
+        tuple(dict.fromkeys(rows)),
         words_of(options.variants) or tuple(name for name in PAPER_VARIANTS if name in variants) or tuple(variants),
         tuple(dict.fromkeys(map(int, seeds))),
         options.preset,
@@ -102,21 +102,25 @@ def _grid(options: BenchOptions) -> "Grid":
 
 def _run(bench: "Bench", options: BenchOptions) -> None:
     """Train and score what is left to do."""
-    from anomaly.experiments.bench import default_jobs, run_bench, run_on_cluster
+    from anomaly.experiments.run_bench import run_bench, run_on_cluster
+    from anomaly.experiments.supervisor import available_cores
+    from anomaly.training.device import choose_device
 
-    most, threads = default_jobs(bench)
+    cores = available_cores()
+    most = min(cores, len(bench.cells)) if choose_device(options.device).type == "cpu" else 1
+    threads = cores // most  # whatever --jobs: another number of them rounds otherwise
     jobs = options.jobs or most
-    bench.forgive()
-    left = len(bench.open())
+    bench.clear_failures()
+    left = len(bench.remaining())
     where = f"on the cluster {options.cluster}" if options.cluster else f"{jobs} at a time"
     say(f"{bench.path}: {left} of {len(bench.cells)} to do, {where}")
     done = len(bench.cells) - left
     with progress("bench", len(bench.cells), "cells", start=done) as advance:
 
-        def on_change(standing: Any) -> None:
+        def on_change(state: "BenchProgress") -> None:
             nonlocal done
-            now = standing.done + standing.failed
-            advance(now - done, standing.note())
+            now = state.done + state.failed
+            advance(now - done, state.note())
             done = now
 
         if options.cluster:
@@ -144,15 +148,15 @@ def _bench_cache(options: BenchOptions, size: int) -> Path:
 
 def _estimates(grid: "Grid") -> None:
     """Say what a grid trains and, from a step of each model, how long that takes at most."""
-    from anomaly.experiments.bench import estimate
+    from anomaly.experiments.estimate import estimate
 
     estimates, refused = estimate(grid)
-    for one in estimates:
+    for row in estimates:
         say(
-            f"{one.row}: {counted(one.runs, 'run')} of at most {counted(one.epochs, 'epoch')} on "
-            f"{counted(one.films, 'film')} of {one.size} px ({one.preset}), {clock(one.seconds)} each at most"
+            f"{row.row}: {counted(row.runs, 'run')} of at most {counted(row.epochs, 'epoch')} on "
+            f"{counted(row.films, 'film')} of {row.size} px ({row.preset}), at most {clock(row.seconds)} each"
         )
-    for row, reason in refused.items():
-        say(f"{row}: can't be trained, and will stand as failed: {reason}")
-    total = sum(one.runs * one.seconds for one in estimates)
-    say(f"all of them: {clock(total)} at most, one after the other, on this machine")
+    for name, reason in refused.items():
+        say(f"{name}: can't be trained, and will be shown as failed: {reason}")
+    total = sum(row.runs * row.seconds for row in estimates)
+    say(f"all of them: at most {clock(total)}, one after the other, on this machine")

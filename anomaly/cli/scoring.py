@@ -167,9 +167,10 @@ def report(options: ReportOptions) -> None:
     chosen = options.path or newest()
     if (chosen / "bench.json").is_file():
         from anomaly.experiments.bench import reopen
+        from anomaly.experiments.results import bench_table, shows_paper, write_results
 
         bench = reopen(chosen, options.cache)
-        bench.write(bench.table(paper=bench.has_paper()))
+        write_results(bench, bench_table(bench, paper=shows_paper(bench)))
         say(f"{chosen / 'index.html'}: the page to open")
         return
     run = Run(chosen)

@@ -114,8 +114,10 @@ def tune(options: TuneOptions) -> None:
     """Search the settings of a model by Hyperband, on the validation split. The same command resumes the search."""
     from anomaly.models import find_model
 
-    model = find_model(options.model)  # a wrong name is answered before the cache is looked for
-    from anomaly.experiments import tune as tuning
+    find_model(options.model)  # a wrong name is answered before the cache is looked for
+    from anomaly.experiments import search
+    from anomaly.experiments.search_report import summary
+    from anomaly.experiments.study import SearchOptions
     from preprocessing.schema import newest_cache
 
     plan = Plan(
@@ -129,19 +131,18 @@ def tune(options: TuneOptions) -> None:
         options.device,
         options.precision,
     )
-    outcome = tuning.tune(
-        model,
-        plan,
-        trials=options.trials,
-        jobs=options.jobs,
-        objective=options.objective,
-        by=options.by,
-        least_epochs=options.least_epochs,
-        out=options.out,
-        name=options.study,
-        storage=options.storage,
+    how = SearchOptions(
+        options.trials,
+        options.jobs,
+        options.objective,
+        options.by,
+        options.least_epochs,
+        options.out,
+        options.study,
+        options.storage,
     )
-    for line in tuning.summary(outcome):
+    outcome = search.tune(plan, how)
+    for line in summary(outcome):
         say(line)
     if outcome.synthetic:
         say(SYNTHETIC)
