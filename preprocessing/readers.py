@@ -61,6 +61,8 @@ MAX_BYTES = 2**28
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", ".nii", ".nii.gz"})
 """Lower-case endings by which films are found in folders."""
 
+_MAX_DIRECTORIES = 1000
+_SUB_DIRECTORIES = 330  # the tag's number; a directory is what TIFF keeps of a page
 _PNG_END = b"IEND\xae\x42\x60\x82"
 _MASK_FORMATS = ("PNG", "TIFF", "NIfTI")
 _ORIENTATION = 274  # the tag's number, in TIFF and EXIF alike
@@ -367,17 +369,70 @@ def _exif_orientation(image: Image.Image) -> int:
 def _open_tiff(data: bytes) -> _Header:
     import tifffile
 
-    tiff: Any = tifffile.TiffFile(io.BytesIO(data))
-    pages = [page for page in tiff.pages if not (page.is_reduced or page.is_mask)]
-    if len(pages) != 1:
-        raise InputError(f"{len(pages)} pages; a film has one: split the file" if pages else "no page: truncated file")
-    page = pages[0]
+    _check_directories(data)
+    # ScanImage's layout would be taken for granted as far as the file reaches, one page after the other.
+    tiff: Any = tifffile.TiffFile(io.BytesIO(data), is_scanimage=False)
+    page, count = None, 0
+    for other in tiff.pages:  # never all of them in memory
+        if not (other.is_reduced or other.is_mask):
+            page, count = page or other, count + 1
+    if page is None:
+        raise InputError("no page: truncated file")
+    if count > 1:
+        raise InputError(f"{count} pages; a film has one: split the file")
     if page.imagedepth != 1 or page.dtype is None:
         raise InputError(f"{page.imagedepth} planes of {page.bitspersample} bits; save it as 8 or 16 bits a pixel")
     if any(start + size > len(data) for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)):
         raise InputError("truncated file")
     small = page.dtype.kind in "biu" and page.dtype.itemsize == 1
     return _Header(page.imagelength, page.imagewidth, 8 if small else 16, lambda: _decode_tiff(data, page))
+
+
+def _check_directories(data: bytes) -> None:
+    """Refuse a TIFF whose directories form a cycle, are too many, or claim the same bytes over and over.
+
+    tifffile follows the chain of pages wherever it leads. A chain that breaks off is left to tifffile to judge.
+    """
+    order = "<" if data.startswith(b"II") else ">"
+    big = data[2:4] in (b"+\0", b"\0+")
+    number, counter, start, inline = ("Q", "Q", 8, 8) if big else ("I", "H", 4, 4)
+    entry = struct.Struct(f"{order}HH{number}{inline}s")
+    head, link = struct.Struct(order + counter), struct.Struct(order + number)
+    sizes = {1: 1, 2: 1, 6: 1, 7: 1, 3: 2, 8: 2, 4: 4, 9: 4, 11: 4, 13: 4, 5: 8, 10: 8, 12: 8, 16: 8, 17: 8, 18: 8}
+
+    waiting = [(link.unpack_from(data, start)[0], True)] if len(data) >= start + link.size else []
+    seen: set[int] = set()
+    claimed = 0
+    while waiting:
+        offset, in_chain = waiting.pop()
+        if not 0 < offset <= len(data) - head.size:
+            continue
+        if offset in seen:
+            raise InputError(f"its pages form a cycle: the one at byte {offset} comes up again; save the file anew")
+        seen.add(offset)
+        if len(seen) > _MAX_DIRECTORIES:
+            raise InputError(f"more than {_MAX_DIRECTORIES} pages; a film has one: split the file")
+        (tags,) = head.unpack_from(data, offset)
+        first, end = offset + head.size, offset + head.size + tags * entry.size
+        if tags > 4096 or end > len(data):
+            continue
+        claimed += end - offset
+        for code, kind, count, value in entry.iter_unpack(data[first:end]):
+            length = count * sizes.get(kind, 0)
+            outside = length > inline
+            place = link.unpack(value)[0] if outside else 0
+            if place + length > len(data):
+                continue  # tifffile leaves such a tag out
+            claimed += length if outside else 0
+            # An honest file claims each byte once, save a few values that tags or pages share.
+            if claimed > 4 * len(data) + 2**20:
+                raise InputError("its pages claim the same bytes again and again; save the file anew")
+            if code == _SUB_DIRECTORIES and kind in (4, 13, 16, 18):
+                stored = data[place : place + length] if outside else value
+                below = f"{order}{min(count, _MAX_DIRECTORIES + 1)}{'I' if sizes[kind] == 4 else 'Q'}"
+                waiting += [(other, False) for other in struct.unpack_from(below, stored)]
+        if in_chain and end + link.size <= len(data):
+            waiting.append((link.unpack_from(data, end)[0], True))
 
 
 def _decode_tiff(data: bytes, page: Any) -> NDArray[Any]:
