@@ -105,7 +105,7 @@ def test_same_seed_same_film_and_other_seed_another() -> None:
     plan = FilmPlan(5, 1, 1, "oblique", "fracture", "medium")
     first, again, other = (draw_film(plan, seed=seed, size=SMALL) for seed in (0, 0, 1))
     assert first.pixels.tobytes() == again.pixels.tobytes()
-    assert first.truth() == again.truth()
+    assert first.ground_truth() == again.ground_truth()
     assert first.pixels.shape != other.pixels.shape or (first.pixels != other.pixels).any()
 
 
@@ -258,7 +258,7 @@ def test_set_is_written_in_muras_layout_with_its_truth(tmp_path: Path) -> None:
         assert (cv2.imread(str(path), cv2.IMREAD_UNCHANGED) == film.pixels).all()
         assert (cv2.imread(str(path.with_name(f"image{plan.image}_hand.png")), -1) == 255 * film.hand).all()
         truth = json.loads(path.with_suffix(".json").read_text())
-        assert truth == json.loads(json.dumps(film.truth()))
+        assert truth == json.loads(json.dumps(film.ground_truth()))
         assert set(truth) == {"finding", "difficulty", "carrier", "boxes", "inverted", "view", "seed"}
         anomaly = path.with_name(f"image{plan.image}_anomaly.png")
         assert anomaly.exists() == bool(plan.finding)

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from preprocessing.phantom.hand import Array, Ball, Hand, LongBone, Shape, ShortBone
+from preprocessing.phantom.hand import Array, Ball, Chain, Hand, LongBone, Shape, ShortBone
 
 _CARPALS = {  # z and outline (x, y), mm
     "scaphoid": (-3, "6,-3 9,-7 14,-8 19,-5 24,1 25,6 21,7.5 16,5.5 11,5 7.5,2"),
@@ -111,38 +111,94 @@ def pose_hand(anatomy: Anatomy, view: str, rng: np.random.Generator) -> Hand:
     flex = bend + rng.normal(0, 3, (5, 3))
 
     bones: list[LongBone | ShortBone] = []
-    fingers: list[tuple[tuple[Ball, Ball], ...]] = []
+    fingers: list[Chain] = []
     bases, heads, webs = {}, {}, {}
     for finger, ray in _RAYS.items():
         bases[finger] = np.array(ray.base) * (anatomy.breadth, 1, 1)
         heads[finger] = bases[finger] + ray.lengths[0] * anatomy.lengths[finger - 1, 0] * direction(ray.aside, -3)
         name = f"metacarpal {finger}"
         bones.append(_long_bone(name, bases[finger], heads[finger], _METACARPAL, anatomy, ray.width))
-        chain, webs[finger] = _pose_finger(finger, heads[finger], spread, fan, wobble, flex, anatomy, bones)
+        angles = _Angles(0.65 * ray.aside + spread * ray.spread, wobble[finger - 1], flex[finger - 1], fan)
+        phalanges, chain, webs[finger] = _pose_finger(finger, heads[finger], angles, anatomy)
+        bones += phalanges
         fingers.append(chain)
+    thumb, chain, cmc, mcp = _pose_thumb(anatomy, aside, wobble[0], flex[0])
+    fingers.append(chain)
+    bones += [*thumb, *_small_bones(anatomy, mcp), *_forearm(anatomy)]
+    return Hand(tuple(bones), tuple(fingers), _palm(anatomy, bases, heads, webs, cmc, mcp))
 
+
+@dataclass(frozen=True)
+class _Angles:
+    """How one finger is held, degrees."""
+
+    aside: float  # its angle towards the thumb
+    wobble: Array  # (3,) what each phalanx adds to that
+    flex: Array  # (3,) of each joint
+    fan: float  # how far the fingers are fanned
+
+
+def _pose_finger(finger: int, head: Array, angles: _Angles, anatomy: Anatomy) -> tuple[list[LongBone], Chain, Array]:
+    """A finger's phalanges beyond `head` (3,), its flesh, and the point (3,) up to which the web reaches."""
+    ray = _RAYS[finger]
+    bones = []
+    joints, aside, down = [head], angles.aside, -3.0
+    web = head
+    for number, part in enumerate(_PHALANGES):
+        aside += angles.wobble[number]
+        down += max(angles.flex[number] * part.bend + angles.fan * (3.5 - finger) * 0.5, -4)
+        axis = direction(aside, down)
+        start = joints[-1] + part.gap * axis
+        length = ray.lengths[number + 1] * anatomy.lengths[finger - 1, number + 1]
+        joints.append(start + length * axis)
+        bones.append(_long_bone(f"{part.name} {finger}", start, joints[-1], part, anatomy, ray.width))
+        web = start + 0.42 * length * axis if number == 0 else web
+    joints[-1] = joints[-1] + 2.6 * anatomy.flesh * axis
+    radii = ray.width * anatomy.flesh * np.array([10.6, 9.3, 7.9, 5.9])
+    return bones, tuple(pairwise(zip(joints, radii, strict=True))), web
+
+
+def _pose_thumb(
+    anatomy: Anatomy, aside: float, wobble: Array, flex: Array
+) -> tuple[list[LongBone], Chain, Array, Array]:
+    """The thumb's bones and flesh, and its first two joints (3,): the carpometacarpal, the metacarpophalangeal."""
+    bones = []
     start = np.array([28.5 * anatomy.breadth, 19.2, -7])
-    joints, down = [start], 18 + 0.3 * flex[0, 0]
+    joints, down = [start], 18 + 0.3 * flex[0]
     for number, part in enumerate(_THUMB):
-        way = direction(aside, down)
-        start = joints[-1] + part.gap * way
-        joints.append(start + (45, 31, 22)[number] * anatomy.lengths[0, number] * way)
+        axis = direction(aside, down)
+        start = joints[-1] + part.gap * axis
+        joints.append(start + (45, 31, 22)[number] * anatomy.lengths[0, number] * axis)
         bones.append(_long_bone(f"{part.name} 1", start, joints[-1], part, anatomy))
-        aside += (-10, -4, 0)[number] + wobble[0, number]
-        down += 0.4 * flex[0, number]
+        aside += (-10, -4, 0)[number] + wobble[number]
+        down += 0.4 * flex[number]
     cmc, mcp = joints[:2]
-    bones += _small_bones(anatomy, mcp)
-    joints[-1] = joints[-1] + 2.8 * anatomy.flesh * way
-    fingers.append(tuple(pairwise(zip(joints, anatomy.flesh * np.array([12.5, 11.3, 9.8, 6.9]), strict=True))))
+    joints[-1] = joints[-1] + 2.8 * anatomy.flesh * axis
+    radii = anatomy.flesh * np.array([12.5, 11.3, 9.8, 6.9])
+    return bones, tuple(pairwise(zip(joints, radii, strict=True))), cmc, mcp
 
-    wide, flesh = anatomy.breadth, anatomy.flesh
+
+def _forearm(anatomy: Anatomy) -> tuple[LongBone, LongBone]:
+    """Radius and ulna."""
+    wide = anatomy.breadth
     knots = "0,12.6 3,14 9,13.6 20,10.4 32,8.2 55,6.9 190,8"
     shape = Shape(slant=-0.22, cup=1.6, bow=1.0, flat=0.62)
-    bones.append(_forearm_bone("radius", (8.2 * wide, 10.5), -8.6, knots, shape, anatomy))
+    radius = _forearm_bone("radius", (8.2 * wide, 10.5), -8.6, knots, shape, anatomy)
     knots = "0,6 3,7.4 8,7.2 18,5.4 35,5.2 190,6.6"
     shape = Shape(slant=0.22, bow=-0.8, flat=0.8)
-    bones.append(_forearm_bone("ulna", (-15.2 * wide, -12.5), -10.2 + anatomy.ulna, knots, shape, anatomy))
+    return radius, _forearm_bone("ulna", (-15.2 * wide, -12.5), -10.2 + anatomy.ulna, knots, shape, anatomy)
 
+
+def _palm(
+    anatomy: Anatomy,
+    bases: dict[int, Array],
+    heads: dict[int, Array],
+    webs: dict[int, Array],
+    cmc: Array,
+    mcp: Array,
+) -> tuple[tuple[Ball, ...], ...]:
+    """The flesh around the metacarpals; points (3,) by finger, and the thumb's two joints (3,)."""
+    wide, flesh = anatomy.breadth, anatomy.flesh
     wrist: list[Ball] = [(np.array([x * wide, -8.0, 0.0]), 17.5 * flesh) for x in (-9.5, 10.5)]
     elbow: list[Ball] = [(np.array([x * wide, -190.0, 0.0]), 27.0 * flesh) for x in (-13.0, 14.0)]
     knuckles: list[Ball] = [(heads[f], 10.5 * flesh * min(_RAYS[f].width, 1)) for f in heads]
@@ -150,7 +206,7 @@ def pose_hand(anatomy: Anatomy, view: str, rng: np.random.Generator) -> Hand:
         (np.array([-21.0 * wide, 34, -6]), 13.0 * flesh),
         (np.array([-18.0 * wide, 6, -4]), 11.0 * flesh),
     ]
-    palm: list[list[Ball]] = [
+    groups: list[list[Ball]] = [
         [*knuckles, (bases[2], 11.0), (bases[5], 12.0), *wrist],
         [*wrist, *elbow],
         [*heel, (heads[5], 9.0)],
@@ -163,36 +219,8 @@ def pose_hand(anatomy: Anatomy, view: str, rng: np.random.Generator) -> Hand:
         ],
         [(mcp, 8.5 * flesh), ((cmc + mcp) / 2, 9.0), (0.35 * bases[2] + 0.65 * heads[2], 7.5), (bases[2], 8.0)],
     ]
-    palm += [[(heads[a], 8.0), (heads[b], 8.0), (webs[a], 5.6), (webs[b], 5.6)] for a, b in pairwise(heads)]
-    return Hand(tuple(bones), tuple(fingers), tuple(tuple(group) for group in palm))
-
-
-def _pose_finger(
-    finger: int,
-    head: Array,
-    spread: float,
-    fan: float,
-    wobble: Array,
-    flex: Array,
-    anatomy: Anatomy,
-    bones: list[LongBone | ShortBone],
-) -> tuple[tuple[tuple[Ball, Ball], ...], Array]:
-    """Add a finger's phalanges to the bones; returns its flesh and the point (3,) up to which the web reaches."""
-    ray = _RAYS[finger]
-    joints, aside, down = [head], 0.65 * ray.aside + spread * ray.spread, -3.0
-    web = head
-    for number, part in enumerate(_PHALANGES):
-        aside += wobble[finger - 1, number]
-        down += max(flex[finger - 1, number] * part.bend + fan * (3.5 - finger) * 0.5, -4)
-        way = direction(aside, down)
-        start = joints[-1] + part.gap * way
-        length = ray.lengths[number + 1] * anatomy.lengths[finger - 1, number + 1]
-        joints.append(start + length * way)
-        bones.append(_long_bone(f"{part.name} {finger}", start, joints[-1], part, anatomy, ray.width))
-        web = start + 0.42 * length * way if number == 0 else web
-    joints[-1] = joints[-1] + 2.6 * anatomy.flesh * way
-    radii = ray.width * anatomy.flesh * np.array([10.6, 9.3, 7.9, 5.9])
-    return tuple(pairwise(zip(joints, radii, strict=True))), web
+    groups += [[(heads[a], 8.0), (heads[b], 8.0), (webs[a], 5.6), (webs[b], 5.6)] for a, b in pairwise(heads)]
+    return tuple(tuple(group) for group in groups)
 
 
 def _long_bone(name: str, start: Array, end: Array, part: _Part, anatomy: Anatomy, factor: float = 1.0) -> LongBone:

@@ -20,7 +20,7 @@ def add_finding(hand: Hand, plan: FilmPlan, seed: int) -> Hand:
         if value not in allowed:
             raise InputError(f"no {name} {value!r}; there are: {', '.join(allowed)}")
     rng = np.random.default_rng([seed, plan.patient, plan.study, 0, 6])
-    return _FINDINGS[plan.finding](hand, DIFFICULTIES.index(plan.difficulty), rng)
+    return _ADD[plan.finding](hand, DIFFICULTIES.index(plan.difficulty), rng)
 
 
 def _break(hand: Hand, grade: int, rng: np.random.Generator) -> Hand:
@@ -95,15 +95,15 @@ def _amputate(hand: Hand, grade: int, rng: np.random.Generator) -> Hand:
     digit = int(rng.integers(2, 6))
     if grade == 2:
         bone = _long_bone_of(hand, f"distal {digit}")
-        left = np.clip(rng.uniform(0.34, 0.46) * 16 - np.linspace(0, 16, 256), 0, 1)
-        return _with_bone(hand, replace(bone, outer=bone.outer * left, inner=bone.inner * left))
-    gone = {f"distal {digit}"} | ({f"middle {digit}"} if grade == 0 else set())
+        remaining = np.clip(rng.uniform(0.34, 0.46) * 16 - np.linspace(0, 16, 256), 0, 1)
+        return _with_bone(hand, replace(bone, outer=bone.outer * remaining, inner=bone.inner * remaining))
+    removed = {f"distal {digit}"} | ({f"middle {digit}"} if grade == 0 else set())
     chain = hand.fingers[digit - 2]
     (joint, radius), (beyond, _) = chain[1 + grade]
     stump = (*chain[: 1 + grade], ((joint, radius), (joint + 0.12 * (beyond - joint), 0.93 * radius)))
     return replace(
         hand,
-        bones=tuple(bone for bone in hand.bones if bone.name not in gone),
+        bones=tuple(bone for bone in hand.bones if bone.name not in removed),
         fingers=tuple(stump if c is chain else c for c in hand.fingers),
     )
 
@@ -176,8 +176,8 @@ def _with_bone(hand: Hand, bone: LongBone | ShortBone) -> Hand:
     return replace(hand, bones=tuple(bone if old.name == bone.name else old for old in hand.bones))
 
 
-# Each adds its finding in three grades: obvious to a lay eye, seen with care, barely there.
-_FINDINGS: dict[str, Callable[[Hand, int, np.random.Generator], Hand]] = {
+# By the names of `FINDINGS`; grades are places in `DIFFICULTIES`.
+_ADD: dict[str, Callable[[Hand, int, np.random.Generator], Hand]] = {
     "fracture": _break,
     "hardware": _fix,
     "lytic": _erode,

@@ -81,6 +81,7 @@ class ShortBone:
 
 
 Ball = tuple[Array, float]  # center (3,) and radius, mm
+Chain = tuple[tuple[Ball, Ball], ...]  # tapering capsules, each between two balls
 Rod = tuple[Array, Array, float, float]  # start, end (3,), width, thickness, mm
 
 
@@ -89,7 +90,7 @@ class Hand:
     """A posed hand."""
 
     bones: tuple[LongBone | ShortBone, ...]
-    fingers: tuple[tuple[tuple[Ball, Ball], ...], ...]  # index to little finger, thumb: chains of tapering capsules
+    fingers: tuple[Chain, ...]  # index to little finger, thumb
     palm: tuple[tuple[Ball, ...], ...]  # groups, whose hulls are the rest of the outline: palm, forearm, and so on
     metal: tuple[Rod, ...] = ()
 

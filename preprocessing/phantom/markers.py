@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import cv2
@@ -12,7 +13,22 @@ from numpy.typing import NDArray
 from preprocessing.phantom.hand import Array
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1, pixels, the last ones excluded
-Marker = tuple[str, Box, Array, Array, float]  # side, box, plate (H, W), letter (H, W), the plate's level
+
+
+@dataclass(frozen=True)
+class Marker:
+    """A letter on its plate, where it lies on the film."""
+
+    side: str
+    box: Box
+    plate: Array  # (H, W) float32, how much of a pixel it covers, 0..1; zeros without a plate
+    letter: Array  # (H, W) float32, alike
+    level: float  # the plate's grey, 0..1
+
+    def over(self, film: Array) -> Array:
+        """The film (H, W), 0..1, with the marker on it."""
+        film = film * (1 - 0.75 * self.plate) + 0.75 * self.plate * self.level
+        return np.asarray(film + self.letter * (0.97 - film))
 
 
 def place_markers(
@@ -20,8 +36,8 @@ def place_markers(
 ) -> list[Marker]:
     """Side markers where the hand is not; none where there is no room."""
     height, width = hand.shape
-    laid: list[Marker] = []
-    taken = cv2.dilate(hand.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    markers: list[Marker] = []
+    occupied = cv2.dilate(hand.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     for side in sides:
         tall = unit * rng.uniform(26, 46)
         wide = tall * rng.uniform(0.75, 1.1)
@@ -42,7 +58,7 @@ def place_markers(
             if x0 < 0 or y0 < 0 or x1 >= width or y1 >= height:
                 continue
             spot = (slice(y0, y1 + 1), slice(x0, x1 + 1))
-            if taken[spot].any() or float(depth[spot].min()) < 2 * unit:
+            if occupied[spot].any() or float(depth[spot].min()) < 2 * unit:
                 continue
             plate, letter = np.zeros(hand.shape, np.uint8), np.zeros(hand.shape, np.uint8)
             cv2.fillConvexPoly(plate, _fixed_point(corners + np.array([x, y])), 255, cv2.LINE_AA, 4)
@@ -53,11 +69,12 @@ def place_markers(
                     bar = np.stack([a + across, b + across, b - across, a - across])
                     cv2.fillConvexPoly(letter, _fixed_point(bar), 255, cv2.LINE_AA, 4)
                     cv2.circle(letter, _fixed_point(b).tolist(), round(8 * stroke * tall), 255, -1, cv2.LINE_AA, 4)
-            taken[spot] = True
+            occupied[spot] = True
             box = (x0, y0, x1 + 1, y1 + 1)
-            laid.append((side, box, plate / np.float32(255) * plated, letter / np.float32(255), float(level)))
+            cover = plate / np.float32(255) * plated
+            markers.append(Marker(side, box, cover, letter / np.float32(255), float(level)))
             break
-    return laid
+    return markers
 
 
 def _letter(side: str, initials: bool) -> list[Array]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from preprocessing import InputError
+from preprocessing.wording import counted
 
 FINDINGS = ("fracture", "hardware", "lytic", "sclerotic", "swelling", "missing", "fused")
 
@@ -43,7 +44,7 @@ class FilmPlan:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The POSIX paths of the truth beside the film, and last the film: where that exists, all do."""
+        """The POSIX paths of the ground truth beside the film, and last the film: if that exists, all do."""
         stem = self.path.removesuffix(".png")
         anomaly = (f"{stem}_anomaly.png",) if self.finding else ()
         return (f"{stem}.json", f"{stem}_hand.png", *anomaly, self.path)
@@ -103,6 +104,6 @@ def check_settings(*, seed: int, patients: int, size: int) -> None:
     if seed < 0:
         raise InputError(f"seed {seed}: synthetic films need a seed of 0 or more")
     if patients < 4:
-        raise InputError(f"{patients} patients: synthetic films need at least 4")
+        raise InputError(f"{counted(patients, 'patient')}: synthetic films need at least 4")
     if not 64 <= size <= 2048:
         raise InputError(f"size {size}: synthetic films have a longer side of 64 to 2048 pixels")

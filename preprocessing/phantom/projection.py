@@ -35,7 +35,7 @@ class Pose:
         return np.asarray(self.scale * rolled + self.offset)
 
     def fitted(self, hand: Hand, area: Area, fill: float, slack: tuple[float, float]) -> Pose:
-        """The pose that fits wrist to fingertips into `fill` of an area; `slack` 0..1 shares out what room is left."""
+        """The pose that fits wrist to fingertips into `fill` of an area; `slack` 0..1 says where in the rest."""
         balls = [ball for chain in hand.fingers for pair in chain for ball in pair] + list(hand.palm[0])
         balls += [(center - (0, 24.0, 0), radius) for center, radius in hand.palm[0][-2:]]  # a stub of forearm
         points = self.film(np.array([center for center, _ in balls]))  # (N, 2) in mm as yet
@@ -68,10 +68,10 @@ def draw_bones(bones: Sequence[LongBone | ShortBone], pose: Pose, grain: Array) 
             continue
         window, patch = placed
         if isinstance(bone, LongBone) and bone.joins:
-            there = np.zeros_like(grain)
-            for neighbour in filter(None, (patches[name] for name in bone.joins)):
-                there[neighbour[0]] += neighbour[1]
-            patch = np.maximum(bone.density * patch - there[window], 0)
+            joined = np.zeros_like(grain)
+            for neighbor in filter(None, (patches[name] for name in bone.joins)):
+                joined[neighbor[0]] += neighbor[1]
+            patch = np.maximum(bone.density * patch - joined[window], 0)
         total[window] += patch
     return total
 
@@ -237,9 +237,9 @@ def window_around(points: Array, reach: float, shape: tuple[int, int]) -> Window
 
 def along_line(ends: Array, window: Window) -> tuple[Array, Array, float]:
     """Pixels along and across the line between two points (2, 2), over a window, and its length."""
-    way = ends[1] - ends[0]
-    length = max(float(np.hypot(*way)), 1e-3)
-    ux, uy = (way / length).astype(np.float32)
+    line = ends[1] - ends[0]
+    length = max(float(np.hypot(*line)), 1e-3)
+    ux, uy = (line / length).astype(np.float32)
     x = np.arange(window[1].start, window[1].stop, dtype=np.float32)[None, :] - np.float32(ends[0, 0])
     y = np.arange(window[0].start, window[0].stop, dtype=np.float32)[:, None] - np.float32(ends[0, 1])
     return x * ux + y * uy, y * ux - x * uy, length

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from preprocessing.phantom.anatomy import Anatomy, pose_hand
 from preprocessing.phantom.findings import add_finding
 from preprocessing.phantom.hand import Array, Hand
-from preprocessing.phantom.markers import Box, place_markers
+from preprocessing.phantom.markers import Box, Marker, place_markers
 from preprocessing.phantom.plan import DEFAULT, SIZE, FilmPlan, check_settings
 from preprocessing.phantom.projection import Area, Pose, draw_bones, draw_flesh, draw_metal
 
@@ -24,7 +24,7 @@ _SOFT, _BONE, _METAL = 0.021, 0.062, 0.45
 
 @dataclass(frozen=True)
 class Phantom:
-    """One film and its truth."""
+    """One film and its ground truth."""
 
     pixels: NDArray[np.uint8]  # (H, W), the longer side `size`
     carrier: NDArray[np.float32]  # (4, 2) corners (x, y), clockwise from the upright top left; may leave the frame
@@ -35,8 +35,8 @@ class Phantom:
     inverted: bool
     seed: tuple[int, int, int, int]  # of the set, patient, study, image
 
-    def truth(self) -> dict[str, Any]:
-        """What lies beside the film as JSON."""
+    def ground_truth(self) -> dict[str, Any]:
+        """The content of the JSON file beside the film."""
         return {
             "finding": self.plan.finding,
             "difficulty": self.plan.difficulty,
@@ -81,6 +81,33 @@ class Carrier:
         return float(low[0]), float(low[1]), float(high[0]), float(high[1])
 
 
+@dataclass(frozen=True)
+class _PlacedHand:
+    """A hand where it lies on the film; `side` is "left" or "right"."""
+
+    hand: Hand
+    pose: Pose
+    side: str
+
+
+@dataclass(frozen=True)
+class _Textures:
+    """Fields of noise, (H, W) and of unit variance: the grain of bone, and clouds and streaks in soft tissue."""
+
+    grain: Array
+    cloud: Array
+    streak: Array
+
+    @classmethod
+    def filtered(cls, noise: Array, unit: float) -> _Textures:
+        """Filter white noise (3 or more, H, W); `unit` is pixels of this film to one of a film of 512."""
+        return cls(
+            grain=_band(noise[0], 0.75 * unit, 2.4 * unit, stretch=1.8),
+            cloud=_band(noise[1], 9 * unit, 30 * unit),
+            streak=_band(noise[2], 1.8 * unit, 6 * unit, stretch=3),
+        )
+
+
 def draw_film(plan: FilmPlan, *, seed: int = 0, size: int = SIZE) -> Phantom:
     """Draw one film, of which the longer side is `size` pixels (64 to 2048).
 
@@ -93,60 +120,50 @@ def draw_film(plan: FilmPlan, *, seed: int = 0, size: int = SIZE) -> Phantom:
     """
     check_settings(seed=seed, patients=DEFAULT, size=size)
     key = (seed, plan.patient, plan.study, plan.image)
-    rng = np.random.default_rng([*key, 2])  # the last number tells the streams apart; where things lie
+    # The last number tells the streams apart.
+    placement = np.random.default_rng([*key, 2])
     anatomy = Anatomy.draw(np.random.default_rng([seed, plan.patient, 0, 0, 3]))
     tone = np.random.default_rng([*key, 4])  # how the film looks
     dust = np.random.default_rng([*key, 5])  # fields, whose number of draws depends on the size
 
-    pair = rng.random() < 0.06
-    shape = _frame(size, pair, rng)
-    carrier = _place_carrier(shape, rng)
-    hands, poses, sides = _place_hands(anatomy, plan.view, pair, carrier.room(shape), rng)
-
+    pair = placement.random() < 0.06
+    shape = _frame(size, pair, placement)
+    carrier = _place_carrier(shape, placement)
+    hands = _place_hands(anatomy, plan.view, pair, carrier.room(shape), placement)
     unit = size / 512
     noise = dust.standard_normal((5, *shape), dtype=np.float32)
-    grain = _band(noise[0], 0.75 * unit, 2.4 * unit, stretch=1.8)
-    cloud = _band(noise[1], 9 * unit, 30 * unit)
-    streak = _band(noise[2], 1.8 * unit, 6 * unit, stretch=3)
+    textures = _Textures.filtered(noise, unit)
     depth = carrier.depth(shape)
     lit = np.clip(depth + 0.5, 0, 1)
 
-    weighed = [_attenuation(hand, pose, grain, cloud, streak) for hand, pose in zip(hands, poses, strict=True)]
-    others = np.sum([rays for rays, _ in weighed[1:]], axis=0, dtype=np.float32)
-    rays, mask = weighed[0]
-    develop = _developer(rays + others, depth, unit, tone)
-    drawn, anomaly = develop(rays + others), np.zeros(shape, bool)
-    free = np.logical_or.reduce([mask for _, mask in weighed])
+    (rays, mask), *others = [_attenuation(hand, textures) for hand in hands]
+    background = np.sum([rays for rays, _ in others], axis=0, dtype=np.float32)
+    develop = _developer(rays + background, depth, unit, tone)
+    exposed, anomaly = develop(rays + background), np.zeros(shape, bool)
+    occupied = np.logical_or.reduce([mask, *(mask for _, mask in others)])
     if plan.finding:
-        sick = add_finding(hands[0], plan, seed)
-        rays, mask = _attenuation(sick, poses[0], grain, cloud, streak)
-        healthy, drawn = drawn, develop(rays + others)
-        change, least = np.abs(np.clip(drawn, 0, 1) - np.clip(healthy, 0, 1)), 2 / 255  # grey levels
-        if plan.finding == "missing":  # mm of bone: where there is none, the truth is where it would be
-            change = draw_bones(hands[0].bones, poses[0], grain) - draw_bones(sick.bones, poses[0], grain)
-            least = 0.4
-        change = lit * change
-        most = float(change.max())
-        anomaly = change > min(max(least, 0.06 * most), 0.3 * most)
-        anomaly = cv2.morphologyEx(anomaly.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0
+        sick = replace(hands[0], hand=add_finding(hands[0].hand, plan, seed))
+        rays, mask = _attenuation(sick, textures)
+        healthy, exposed = exposed, develop(rays + background)
+        if plan.finding == "missing":  # the ground truth is where the bone would be
+            bones = [draw_bones(hand.hand.bones, hand.pose, textures.grain) for hand in (hands[0], sick)]
+            anomaly = _changed(lit * (bones[0] - bones[1]), least=0.4)  # mm
+        else:
+            anomaly = _changed(lit * np.abs(np.clip(exposed, 0, 1) - np.clip(healthy, 0, 1)), least=2 / 255)
 
-    inside = depth > 0
-    visible = [mask & inside for mask in (mask, *(other for _, other in weighed[1:]))]
-    boxes = [(f"{side} hand", _bounding_box(mask)) for side, mask in zip(sides, visible, strict=True)]
-    markers = place_markers(sides, free, depth, unit, rng)
-
-    film = drawn + _grain(drawn, noise[3:], unit, tone)
+    visible = [mask & (depth > 0) for mask in (mask, *(mask for _, mask in others))]
+    sides = [hand.side for hand in hands]
+    markers = place_markers(sides, occupied, depth, unit, placement)
+    film = exposed + _noise(exposed, noise[3:], unit, tone)
     film = film * lit + (1 - lit) * (tone.uniform(0, 0.03) + 0.004 * noise[3])
-    for _, _, plate, letter, level in markers:
-        film = film * (1 - 0.75 * plate) + 0.75 * plate * level
-        film = film + letter * (0.97 - film)
-    boxes += [(f"{side} marker", box) for side, box, *_ in markers]
     inverted = bool(tone.random() < 0.08)
-    pixels = np.rint(255 * np.clip(film, 0, 1)).astype(np.uint8)
     return Phantom(
-        pixels=255 - pixels if inverted else pixels,
+        pixels=_as_pixels(film, markers, inverted=inverted),
         carrier=carrier.corners,
-        boxes=tuple(boxes),
+        boxes=(
+            *((f"{side} hand", _bounding_box(mask)) for side, mask in zip(sides, visible, strict=True)),
+            *((f"{marker.side} marker", marker.box) for marker in markers),
+        ),
         hand=np.logical_or.reduce(visible),
         anomaly=anomaly,
         plan=plan,
@@ -176,12 +193,10 @@ def _place_carrier(shape: tuple[int, int], rng: np.random.Generator) -> Carrier:
     return Carrier(whole / 2 + 0.015 * wander * whole, whole * (0.43 + 0.06 * u), tilt)
 
 
-def _place_hands(
-    anatomy: Anatomy, view: str, pair: bool, room: Area, rng: np.random.Generator
-) -> tuple[list[Hand], list[Pose], list[str]]:
-    """The patient's hand or both of them, posed and put into the room there is; the examined one comes first."""
+def _place_hands(anatomy: Anatomy, view: str, pair: bool, room: Area, rng: np.random.Generator) -> list[_PlacedHand]:
+    """The patient's hand or both hands, posed and fitted into the room; the one examined comes first."""
     width = (room[2] - room[0]) / (2 if pair else 1)
-    hands, poses, sides = [], [], []
+    hands = []
     fill = rng.uniform(0.84, 0.99)
     turned = rng.random() < 0.5
     for number in range(2 if pair else 1):
@@ -194,26 +209,33 @@ def _place_hands(
         pose = Pose(turn=turn, mirror=-1.0 if right else 1.0, roll=float(np.clip(roll, -32, 32)))
         left = room[0] + (width if pair and right else 0)  # each lies on its own side
         slack = (rng.uniform(0.15, 0.85), rng.uniform(0.25, 0.9))
-        hands.append(hand)
-        poses.append(pose.fitted(hand, (left, room[1], left + width, room[3]), fill, slack))
-        sides.append("right" if right else "left")
-    return hands, poses, sides
+        pose = pose.fitted(hand, (left, room[1], left + width, room[3]), fill, slack)
+        hands.append(_PlacedHand(hand, pose, "right" if right else "left"))
+    return hands
 
 
-def _attenuation(hand: Hand, pose: Pose, grain: Array, cloud: Array, streak: Array) -> tuple[Array, NDArray[np.bool_]]:
+def _attenuation(placed: _PlacedHand, textures: _Textures) -> tuple[Array, NDArray[np.bool_]]:
     """Attenuation along each ray and the hand's mask, both (H, W)."""
+    hand, pose, grain = placed.hand, placed.pose, textures.grain
     flesh = draw_flesh(hand, pose, (grain.shape[0], grain.shape[1]))
     up = pose.film(np.array([[0.0, 0, 0], [0.0, 1, 0]]))
-    way = (up[1] - up[0]) / pose.scale**2
+    axis = (up[1] - up[0]) / pose.scale**2
     y = np.arange(grain.shape[0], dtype=np.float32)[:, None] - np.float32(up[0, 1])
     x = np.arange(grain.shape[1], dtype=np.float32)[None, :] - np.float32(up[0, 0])
-    mm = x * np.float32(way[0]) + y * np.float32(way[1])  # towards the fingertips
-    muscle = 1 + 0.35 / (1 + np.exp((mm - 5) / 22))  # the wrist and forearm are deeper than their outline tells
-    rays = _SOFT * flesh * muscle * (1 + 0.035 * cloud + 0.02 * streak)
+    mm = x * np.float32(axis[0]) + y * np.float32(axis[1])  # towards the fingertips
+    muscle = 1 + 0.35 / (1 + np.exp((mm - 5) / 22))  # the wrist and forearm are deeper than their outline suggests
+    rays = _SOFT * flesh * muscle * (1 + 0.035 * textures.cloud + 0.02 * textures.streak)
     rays += _BONE * draw_bones(hand.bones, pose, grain)
     if hand.metal:
         rays += _METAL * draw_metal(hand, pose, (grain.shape[0], grain.shape[1]))
     return rays, flesh > 1.2
+
+
+def _changed(change: Array, *, least: float) -> NDArray[np.bool_]:
+    """The pixels (H, W) that a finding changed: by `least`, or by a share of its largest change."""
+    most = float(change.max())
+    mask = change > min(max(least, 0.06 * most), 0.3 * most)
+    return np.asarray(cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0)
 
 
 def _developer(healthy: Array, depth: Array, unit: float, tone: np.random.Generator) -> Callable[[Array], Array]:
@@ -250,7 +272,7 @@ def _developer(healthy: Array, depth: Array, unit: float, tone: np.random.Genera
     return develop
 
 
-def _grain(film: Array, noise: Array, unit: float, tone: np.random.Generator) -> Array:
+def _noise(film: Array, noise: Array, unit: float, tone: np.random.Generator) -> Array:
     """Quantum noise, finer and coarser, (H, W)."""
     fine, coarse = noise[0], cv2.GaussianBlur(noise[1], (0, 0), max(1.1 * unit, 0.4))
     level = tone.uniform(0.004, 0.02)
@@ -264,6 +286,14 @@ def _band(noise: Array, low: float, high: float, stretch: float = 1.0) -> Array:
     near = cv2.GaussianBlur(noise, (0, 0), max(low, 0.3), sigmaY=max(low, 0.3) * stretch)
     band = near - cv2.GaussianBlur(noise, (0, 0), max(high, 0.6), sigmaY=max(high, 0.6) * stretch)
     return np.asarray(band / max(float(band.std()), 1e-6))
+
+
+def _as_pixels(film: Array, markers: list[Marker], *, inverted: bool) -> NDArray[np.uint8]:
+    """The film (H, W), 0..1, with markers on it, as 8-bit pixels."""
+    for marker in markers:
+        film = marker.over(film)
+    pixels = np.asarray(np.rint(255 * np.clip(film, 0, 1)), np.uint8)
+    return 255 - pixels if inverted else pixels
 
 
 def _bounding_box(mask: NDArray[np.bool_]) -> Box:

@@ -36,7 +36,7 @@ def write_phantoms(
     size: int = SIZE,
     on_film: Callable[[int, int], None] | None = None,
 ) -> Summary:
-    """Write the films of `plan_films` with their truth to `out`; `on_film(done, total)` follows each.
+    """Write the films of `plan_films` with their ground truth to `out`; `on_film(done, total)` follows each.
 
     A complete set with the same settings is left as it is; one that was interrupted is completed. Anything else in
     `out` raises InputError, as do settings out of bounds (`seed` >= 0, `patients` >= 4, `size` 64..2048) and a folder
@@ -75,31 +75,27 @@ def _is_complete(out: Path, plans: Sequence[FilmPlan], settings: dict[str, int],
         return False
     if not out.is_dir():
         raise InputError(f"{out}: is a file; name a new or empty folder for the synthetic films")
-    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
-    if not found:
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
+    if not files:
         return False
     planned = {file for plan in plans for file in plan.files}
-    strange = (
-        found
-        - planned
-        - {_NOTE, _PROGRESS}
-        - {_draft_of(Path(file)).as_posix() for file in (*planned, _NOTE, _PROGRESS)}
-    )
-    written = _read(out / _NOTE) if _NOTE in found else None
-    if not strange and written == note and planned <= found:
+    drafts = {_draft_of(Path(file)).as_posix() for file in (*planned, _NOTE, _PROGRESS)}
+    foreign = files - planned - {_NOTE, _PROGRESS} - drafts
+    written = _read(out / _NOTE) if _NOTE in files else None
+    if not foreign and written == note and planned <= files:
         (out / _PROGRESS).unlink(missing_ok=True)
         return True
-    if not strange and written is None and _PROGRESS in found and _read(out / _PROGRESS) == json.dumps(settings):
+    if not foreign and written is None and _PROGRESS in files and _read(out / _PROGRESS) == json.dumps(settings):
         return False
     asked = ", ".join(f"{name} {value}" for name, value in settings.items())
-    what = f"something else, e.g. {min(strange)}" if strange else "other or damaged synthetic films"
+    what = f"something else, e.g. {min(foreign)}" if foreign else "other or damaged synthetic films"
     raise InputError(
         f"{out}: holds {what}, not the synthetic films asked for ({asked}); name a new folder or remove this one"
     )
 
 
 def _read(path: Path) -> str:
-    """A small text file; bytes that are no text never equal one of ours."""
+    """A small text file; bytes that are not text never equal what this module writes."""
     return path.read_text(encoding="utf-8", errors="replace")
 
 
@@ -117,7 +113,7 @@ def _note(settings: dict[str, int], summary: Summary) -> str:
 
 
 def _write_film(out: Path, film: Phantom) -> None:
-    """Write the truth, then the film."""
+    """Write the ground truth, then the film."""
     parts = {
         "": film.pixels,
         "_hand": film.hand.astype(np.uint8) * 255,
@@ -126,7 +122,7 @@ def _write_film(out: Path, film: Phantom) -> None:
     (out / film.plan.path).parent.mkdir(parents=True, exist_ok=True)
     for file in film.plan.files:
         if file.endswith(".json"):
-            _write_whole(out / file, (json.dumps(film.truth()) + "\n").encode())
+            _write_whole(out / file, (json.dumps(film.ground_truth()) + "\n").encode())
             continue
         kind = next(kind for kind in ("_hand", "_anomaly", "") if file.endswith(f"{kind}.png"))
         done, png = cv2.imencode(".png", parts[kind])
