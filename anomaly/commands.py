@@ -71,9 +71,9 @@ def preprocess(
     cluster: str | None = None,
 ) -> "BuildReport":
     """Prepare a source into a cache."""
-    from preprocessing.annotations import annotate, films
     from preprocessing.recipe import VARIANTS, Recipe
     from preprocessing.sources import open_source
+    from preprocessing.sources.annotations import annotate, films
 
     if out and out.is_dir():
         raise InputError(f"{out}: is a folder; name a file")

@@ -36,12 +36,12 @@ from anomaly.nn.losses import soft_dice
 from anomaly.runs import Run
 from anomaly.train import TrainConfig, Trainer
 from preprocessing import InputError
-from preprocessing.annotations import annotate
 from preprocessing.build import build
 from preprocessing.readers import Film
 from preprocessing.recipe import Recipe
 from preprocessing.schema import BOX_CLASSES, Cache
 from preprocessing.sources import open_source
+from preprocessing.sources.annotations import annotate
 
 CPU = torch.device("cpu")
 SIZE = 96
