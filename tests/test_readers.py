@@ -717,7 +717,7 @@ def test_a_tiff_whose_pages_form_a_cycle_is_refused_in_little_memory(data: Calla
         (lambda: tiff_of([*range(1, 5000), -1]), "more than 1000 pages; a film has one"),
         (lambda: tiff_of([-1, *[-1] * 1200], below={0: [*range(1, 1201)]}), "more than 1000 pages; a film has one"),
         (lambda: tiff_of([*range(1, 150), -1]), "150 pages; a film has one: split the file"),
-        (same_bytes_claimed_over_and_over, "claim the same bytes again and again"),
+        (same_bytes_claimed_over_and_over, "claim the same bytes over and over"),
         (scanimage, "6 pages; a film has one: split the file"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Synthetic X-ray films of hands, with exact ground truth, in MURA's tree: data to start with where there is none.
+"""Synthetic X-ray films of hands, with exact ground truth, in MURA's tree: data to start with.
 
 A hand is a skeleton in millimetres and three dimensions: x towards the thumb, y towards the fingertips, z towards the
 back of the hand. It is posed, turned, projected, and weighed along every ray: bone is a tube of cortex around spongy

@@ -34,7 +34,7 @@ class Marker:
 def place_markers(
     sides: Sequence[str], hand: NDArray[np.bool_], depth: Array, unit: float, rng: np.random.Generator
 ) -> list[Marker]:
-    """Side markers where the hand is not; none where there is no room."""
+    """Side markers beside the hands; without room for one, none."""
     height, width = hand.shape
     markers: list[Marker] = []
     occupied = cv2.dilate(hand.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0

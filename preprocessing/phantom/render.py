@@ -29,7 +29,7 @@ class Phantom:
     pixels: NDArray[np.uint8]  # (H, W), the longer side `size`
     carrier: NDArray[np.float32]  # (4, 2) corners (x, y), clockwise from the upright top left; may leave the frame
     boxes: tuple[tuple[str, Box], ...]  # class ("left hand", "right marker", ...), box
-    hand: NDArray[np.bool_]  # (H, W) soft tissue and bones, of both hands where there are two
+    hand: NDArray[np.bool_]  # (H, W) soft tissue and bones, of both hands if there are two
     anomaly: NDArray[np.bool_]  # (H, W) what the finding changed; empty for a normal film
     plan: FilmPlan
     inverted: bool
@@ -120,7 +120,7 @@ def draw_film(plan: FilmPlan, *, seed: int = 0, size: int = SIZE) -> Phantom:
     """
     check_settings(seed=seed, patients=DEFAULT, size=size)
     key = (seed, plan.patient, plan.study, plan.image)
-    # The last number tells the streams apart.
+    # The last number distinguishes the streams.
     placement = np.random.default_rng([*key, 2])
     anatomy = Anatomy.draw(np.random.default_rng([seed, plan.patient, 0, 0, 3]))
     tone = np.random.default_rng([*key, 4])  # how the film looks

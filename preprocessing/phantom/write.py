@@ -100,7 +100,7 @@ def _read(path: Path) -> str:
 
 
 def _note(settings: dict[str, int], summary: Summary) -> str:
-    """The text of SYNTHETIC.txt, which also tells one set from another."""
+    """The text of SYNTHETIC.txt, by which sets are distinguished."""
     counts = ", ".join(f"{value} {name}" for name, value in asdict(summary).items())
     return (
         "SYNTHETIC FILMS: drawn by a program, of nobody. They show that the path works, and nothing about real films.\n"
@@ -125,8 +125,8 @@ def _write_film(out: Path, film: Phantom) -> None:
             _write_whole(out / file, (json.dumps(film.ground_truth()) + "\n").encode())
             continue
         kind = next(kind for kind in ("_hand", "_anomaly", "") if file.endswith(f"{kind}.png"))
-        done, png = cv2.imencode(".png", parts[kind])
-        assert done
+        encoded, png = cv2.imencode(".png", parts[kind])
+        assert encoded
         _write_whole(out / file, png.tobytes())
 
 

@@ -29,7 +29,7 @@ def open_dicom(data: bytes, *, window: bool) -> Header:
         raise InputError(f"a DICOM file without integer pixels (modality {dataset.get('Modality', 'unknown')})")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames != 1:
-        raise InputError(f"{frames} frames; a film has one: export the frame that is meant")
+        raise InputError(f"{frames} frames; a film has one: export a single frame")
     bits = int(dataset.BitsStored)
     if not 1 <= bits <= 16 or int(dataset.BitsAllocated) > 16:
         raise InputError(f"{counted(bits, 'bit')} a pixel; films have 1 to 16")

@@ -8,7 +8,7 @@ How stored numbers become the levels of a `Film`, whatever the format:
   film gives zeros, NaN or infinity is refused. Floats have no range of their own that could be kept.
 - Where the file says that low is white (DICOM MONOCHROME1, TIFF MinIsWhite), levels are inverted: highest - level.
 - Colour becomes luminance, (299 R + 587 G + 114 B) / 1000, at the depth of its planes: equal planes give that plane.
-- Alpha is composited over black, so a cut-out hand stands on 0; a single transparent colour (PNG tRNS) is ignored.
+- Alpha is composited over black, so a cut-out hand lies on 0; a single transparent colour (PNG tRNS) is ignored.
 - The orientation tag of JPEG, PNG and TIFF is applied: the film is as every viewer shows it, and boxes and masks given
   with it refer to that view.
 

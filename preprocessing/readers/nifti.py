@@ -27,7 +27,7 @@ def open_nifti(data: bytes) -> Header:
     shape = header.get_data_shape()
     axes = [axis for axis, size in enumerate(shape) if size != 1]
     if len(axes) != 2 or axes[-1] > 2:
-        raise InputError(f"shape {shape}; a film is one 2-D image or one slice: save the slice that is meant")
+        raise InputError(f"shape {shape}; a film is one 2-D image or one slice: save a single slice")
     transposed, _, _ = _display(header.get_best_affine(), axes)
     width, height = (int(shape[axis]) for axis in (axes[::-1] if transposed else axes))
     kind = header.get_data_dtype()
@@ -37,7 +37,7 @@ def open_nifti(data: bytes) -> Header:
     def decode() -> NDArray[Any]:
         if size > MAX_BYTES:
             raise InputError(f"it unpacks to {size} bytes; the limit is {MAX_BYTES}")
-        # One byte more, so that a sound file is read to its end, where its checksum stands.
+        # One byte more, so that a sound file is read to its end, where its checksum is.
         raw = gzip.GzipFile(fileobj=io.BytesIO(data)).read(size + 1) if packed else data
         proxy = image_class.from_bytes(raw).dataobj
         values = proxy.get_unscaled() if _unscaled(header) else np.asarray(proxy)

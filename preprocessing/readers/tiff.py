@@ -64,7 +64,7 @@ def _check_directories(data: bytes) -> None:
         if not 0 < offset <= len(data) - head.size:
             continue
         if offset in seen:
-            raise InputError(f"its pages form a cycle: the one at byte {offset} comes up again; save the file anew")
+            raise InputError(f"its pages form a cycle: the one at byte {offset} is reached twice; save the file again")
         seen.add(offset)
         if len(seen) > _MAX_DIRECTORIES:
             raise InputError(f"more than {_MAX_DIRECTORIES} pages; a film has one: split the file")
@@ -82,7 +82,7 @@ def _check_directories(data: bytes) -> None:
             claimed += length if outside else 0
             # An honest file claims each byte once, save a few values that tags or pages share.
             if claimed > 4 * len(data) + 2**20:
-                raise InputError("its pages claim the same bytes again and again; save the file anew")
+                raise InputError("its pages claim the same bytes over and over; save the file again")
             if code == _SUB_DIRECTORIES and kind in (4, 13, 16, 18):
                 stored = data[place : place + length] if outside else value
                 below = f"{order}{min(count, _MAX_DIRECTORIES + 1)}{'I' if sizes[kind] == 4 else 'Q'}"

@@ -9,7 +9,7 @@ manifest  a `.csv` file, or a folder with `manifest.csv` at its top. Columns, by
           Paths are relative to the manifest's folder and stay in it. Other columns are ignored.
 mura      `patient<digits>/study<digits>_positive|_negative/image<digits>.<suffix>` at any depth, as in MURA. The label
           is the study folder's. Under `train/` and `valid/` films have the splits "train" and "test" (MURA's own test
-          films are not public and `valid` stands in for them), or "val" for `valid` beside a `test` folder. Beside
+          films are not public, and `valid` takes their place), or "val" for `valid` beside a `test` folder. Beside
           `image1.png` may lie `image1.json` ("finding", "difficulty") and `image1_anomaly.png` (pixel truth).
 classes   folders named normal, negative, good or healthy, and beside them abnormal, positive or any other name, which
           is then the finding; all of them at the top, or all under train, val (valid, validation) and test.
@@ -49,7 +49,7 @@ def open_source(path: Path, *, unlabelled: int = 0) -> Source:
 
     unlabelled  the label of films about which the source says nothing: 0 normal, -1 not known.
 
-    Raises `InputError` where there is no film, and for contradictions: a patient in two splits, a study with two
+    Raises `InputError` if there is no film, and for contradictions: a patient in two splits, a study with two
     labels, a line of a manifest that makes no sense.
     """
     source = _list_films(path, unlabelled)
@@ -62,7 +62,7 @@ def open_films(paths: list[Path]) -> Source:
 
     Patients, studies, boxes and masks are kept where they are known; labels are -1 and splits empty. Paths are relative
     to the folder that all of `paths` have in common; so are patients and studies where they come from more than one
-    tree. Raises `InputError` where there is no film; contradictions in labels and splits do not matter here.
+    tree. Raises `InputError` if there is no film; contradictions in labels and splits do not matter here.
     """
     if not paths:
         raise InputError("no films named; give files or folders")
@@ -202,7 +202,7 @@ def _existing(path: Path) -> Path:
 
 
 def _is_film(name: str, store: Store) -> bool:
-    """Go by the suffix; DICOM files often have none, or end in a number, and are known by their first bytes."""
+    """Decide by the suffix; DICOM files often have none, or a number, and are recognized by their first bytes."""
     suffix = film_suffix(name)
     if suffix in SUFFIXES:
         return True

@@ -41,7 +41,7 @@ class Record:
     boxes: tuple[tuple[str, float, float, float, float], ...] = ()
 
     def files(self) -> Iterator[str]:
-        """Give the paths of the film and its masks."""
+        """Yield the paths of the film and its masks."""
         yield from (path for path in (self.path, self.mask, self.anomaly_mask) if path is not None)
 
 
@@ -50,9 +50,9 @@ class Source:
     """Films in a fixed order, with the bytes behind them; can be pickled and read from any process.
 
     name       short and safe for file names.
-    root       the folder, or the archive; for a manifest the folder it stands in.
+    root       the folder, or the archive; for a manifest the folder it is in.
     synthetic  a file `SYNTHETIC.txt` in the source (for a MURA tree also beside it) says that the films are drawn.
-    ignored    visible files that are neither films nor anything else that was looked for.
+    ignored    number of visible files that are neither films nor anything that belongs to them.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Source:
         return self.store.read(relative)
 
     def part(self, records: Sequence[Record]) -> Source:
-        """Return a source of some of the records, and nothing of the others: light to send to another process."""
+        """Return a source of these records alone, so that little is sent to another process."""
         paths = {path for record in records for path in record.files()}
         return replace(self, records=list(records), store=self.store.part(paths))
 

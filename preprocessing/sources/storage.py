@@ -65,7 +65,7 @@ class Folder(Store):
         self.sizes = {}
 
     def walk(self) -> int:
-        """List every visible file; returns how many links and special files were passed over."""
+        """List every visible file; return the number of links and special files skipped."""
         passed, folders = 0, [self.root]
         above = len(self.root.as_posix().rstrip("/")) + 1
         while folders:
