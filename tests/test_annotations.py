@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocessing import InputError
-from preprocessing.annotations import MAX_SIDECAR_BYTES, Box, What, annotate, films
 from preprocessing.phantom import write_phantoms
 from preprocessing.readers import read_film, read_mask
 from preprocessing.schema import BOX_CLASSES, MAX_BOXES
 from preprocessing.sources import Source, open_source
+from preprocessing.sources.annotations import MAX_SIDECAR_BYTES, Box, What, annotate, films
 
 HAND: Box = ("right hand", 3.0, 4.0, 30.0, 40.5)
 MARKER: Box = ("left marker", 0.0, 1.0, 5.0, 6.0)
@@ -302,7 +302,7 @@ REFUSED: dict[str, tuple[str, str | bytes, str]] = {
     "json cut off": ("a.json", '{"boxes": [', "a.json: not the JSON"),
     "json no text": ("a.json", b"\xff\xfe\xff", "a.json: not the JSON"),
     "json deep": ("a.json", "[" * 100_000, "a.json: not the JSON"),
-    "json no list": ("a.json", '{"boxes": 3}', 'a.json: "boxes" is to be a list'),
+    "json no list": ("a.json", '{"boxes": 3}', 'a.json: "boxes" must be a list'),
     "json list of numbers": ("a.json", '{"boxes": [[1, 2, 3, 4]]}', "a.json, box 1: write {"),
     "json three": ("a.json", '{"boxes": [{"class": "rh", "box": [1, 2, 3]}]}', "a.json, box 1: write {"),
     "json text": ("a.json", '{"boxes": [{"class": "rh", "box": [1, 2, 3, "4"]}]}', "a.json, box 1: write {"),
@@ -324,7 +324,7 @@ REFUSED: dict[str, tuple[str, str | bytes, str]] = {
     ),
     "voc no class": ("a.xml", "<annotation><object><bndbox><xmin>1</xmin></bndbox></object></annotation>", "no ymin"),
     "voc no box": ("a.xml", "<annotation><object><name>rh</name></object></annotation>", "object 1: no xmin in its"),
-    "voc words": ("a.xml", voc(("rh", "one", 0, 1, 1)), "a.xml, object 1: xmin 'one' is no number"),  # type: ignore[arg-type]
+    "voc words": ("a.xml", voc(("rh", "one", 0, 1, 1)), "a.xml, object 1: xmin 'one' is not a number"),  # type: ignore[arg-type]
     "voc beyond": (
         "a.xml",
         voc(HAND, size="<size><width>29</width><height>99</height></size>"),
@@ -335,13 +335,13 @@ REFUSED: dict[str, tuple[str, str | bytes, str]] = {
         voc(HAND, size="<size><width>0</width><height>40</height></size>"),
         "object 1: box ends at 30 40.5, beyond the `size`",
     ),
-    "voc size": ("a.xml", voc(HAND, size="<size><width>wide</width></size>"), "a.xml: size 'wide' is no number"),
-    "xml empty": ("a.xml", "", "a.xml: no readable XML"),
-    "xml cut off": ("a.xml", voc(HAND)[:-20], "a.xml: no readable XML"),
-    "xml encoding": ("a.xml", '<?xml version="1.0" encoding="none"?><annotation/>', "a.xml: no readable XML"),
-    "xml two bytes": ("a.xml", '<?xml version="1.0" encoding="shift_jis"?><annotation/>', "a.xml: no readable XML"),
-    "xml undeclared": ("a.xml", "<annotation>&lol;</annotation>", "a.xml: no readable XML"),
-    "xml of another sort": ("a.xml", "<svg/>", "a.xml: no Pascal VOC file, its root is <svg>"),
+    "voc size": ("a.xml", voc(HAND, size="<size><width>wide</width></size>"), "a.xml: size 'wide' is not a number"),
+    "xml empty": ("a.xml", "", "a.xml: not readable XML"),
+    "xml cut off": ("a.xml", voc(HAND)[:-20], "a.xml: not readable XML"),
+    "xml encoding": ("a.xml", '<?xml version="1.0" encoding="none"?><annotation/>', "a.xml: not readable XML"),
+    "xml two bytes": ("a.xml", '<?xml version="1.0" encoding="shift_jis"?><annotation/>', "a.xml: not readable XML"),
+    "xml undeclared": ("a.xml", "<annotation>&lol;</annotation>", "a.xml: not readable XML"),
+    "xml of another sort": ("a.xml", "<svg/>", "a.xml: not a Pascal VOC file, its root is <svg>"),
     "doctype": ("a.xml", "<!DOCTYPE annotation><annotation/>", "a.xml: has a DOCTYPE"),
     "entities": ("a.xml", DOCTYPE + "<annotation>&b;</annotation>", "a.xml: has a DOCTYPE"),
     "entities in utf-16": (
@@ -360,14 +360,14 @@ REFUSED: dict[str, tuple[str, str | bytes, str]] = {
     "table twice": ("boxes.csv", table(heading="path,class,x0,y0,x1,y1,X0"), "line 1: 2 columns 'x0'"),
     "table cells": ("boxes.csv", table(("a.png", "rh", 0, 0, 1)), "line 2: 5 cells, the heading has 6"),
     "table class": ("boxes.csv", table(("a.png", *HAND), ("a.png", "", 0, 0, 1, 1)), "line 3: class ''; there are: "),
-    "table words": ("boxes.csv", table(("a.png", "rh", 0, 0, "", 1)), "line 2: x1 '' is no number"),
+    "table words": ("boxes.csv", table(("a.png", "rh", 0, 0, "", 1)), "line 2: x1 '' is not a number"),
     "table no film": ("boxes.csv", table(("c.png", *HAND)), "line 2: path 'c.png': no such file in the source"),
     "table climbs": ("boxes.csv", table(("sub/../a.png", *HAND)), "line 2: path 'sub/../a.png' leads out"),
     "table absolute": ("boxes.csv", table(("/a.png", *HAND)), "line 2: path '/a.png' leads out"),
     "table quotes": ("boxes.csv", table() + '"a.png" b,rh,0,0,1,1\n', "line 2: "),
-    "table no text": ("boxes.csv", b"path\xff", "boxes.csv: no UTF-8 text at byte 4"),
-    "nothing": ("a.txt", "", ": none of 2 films has boxes; looked for NAME.json, NAME.xml"),
-    "nothing in them": ("a.xml", voc(), ": none of 2 films has boxes; looked for"),
+    "table no text": ("boxes.csv", b"path\xff", "boxes.csv: not UTF-8 text at byte 4"),
+    "nothing": ("a.txt", "", ": no boxes beside 2 films; looked for NAME.json, NAME.xml"),
+    "nothing in them": ("a.xml", voc(), ": no boxes beside 2 films; looked for"),
 }
 
 
@@ -381,7 +381,7 @@ def test_refused(case: str, packed: bool, tmp_path: Path) -> None:
 
 def test_no_masks_at_all(tmp_path: Path) -> None:
     plant(tmp_path, {"a.png": "", "masks/b.png": "", "masks/a.jpg": ""})
-    assert refused(tmp_path, "masks").startswith(f"{tmp_path}: none of 1 films has masks; looked for NAME_mask.png")
+    assert refused(tmp_path, "masks").startswith(f"{tmp_path}: no masks beside 1 film; looked for NAME_mask.png")
 
 
 @pytest.mark.parametrize(
@@ -399,7 +399,7 @@ def test_what_two_films_could_claim_is_refused(what: What, names: list[str], tmp
     plant(tmp_path, {name: text.get(name.rpartition(".")[2], "") for name in names})
     one, two, file = names
     message = refused(tmp_path, what)
-    assert message.startswith(f"{file}: of ") and one in message and two in message
+    assert message.startswith(f"{file}: belongs to ") and one in message and two in message
 
 
 def test_links_out_of_the_source_are_never_read(tmp_path: Path) -> None:

@@ -40,12 +40,12 @@ from anomaly.runs import Run
 from anomaly.training.config import TrainConfig
 from anomaly.training.trainer import Trainer
 from preprocessing import InputError
-from preprocessing.annotations import annotate
 from preprocessing.build import build
 from preprocessing.readers import Film
 from preprocessing.recipe import Recipe
 from preprocessing.schema import BOX_CLASSES, Cache
 from preprocessing.sources import open_source
+from preprocessing.sources.annotations import annotate
 
 CPU = torch.device("cpu")
 SIZE = 96

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from preprocessing import InputError, phantom
+from preprocessing import InputError
 from preprocessing.phantom import (
     DEFAULT,
     DIFFICULTIES,
@@ -23,6 +23,8 @@ from preprocessing.phantom import (
     plan_films,
     write_phantoms,
 )
+from preprocessing.phantom.anatomy import Anatomy, pose_hand
+from preprocessing.phantom.findings import add_finding
 
 SMALL = 96
 
@@ -92,7 +94,7 @@ def test_studies_and_views_know_nothing_of_the_label() -> None:
     """Nothing drawn before the labels changes with the share of abnormal patients."""
     default = [(plan.patient, plan.study, plan.image, plan.view) for plan in plan_films(seed=1)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phantom, "ABNORMAL", 0.6)
+        patch.setattr("preprocessing.phantom.plan.ABNORMAL", 0.6)
         assert [(plan.patient, plan.study, plan.image, plan.view) for plan in plan_films(seed=1)] == default
 
 
@@ -103,7 +105,7 @@ def test_same_seed_same_film_and_other_seed_another() -> None:
     plan = FilmPlan(5, 1, 1, "oblique", "fracture", "medium")
     first, again, other = (draw_film(plan, seed=seed, size=SMALL) for seed in (0, 0, 1))
     assert first.pixels.tobytes() == again.pixels.tobytes()
-    assert first.truth() == again.truth()
+    assert first.ground_truth() == again.ground_truth()
     assert first.pixels.shape != other.pixels.shape or (first.pixels != other.pixels).any()
 
 
@@ -202,9 +204,9 @@ def test_all_films_of_a_study_show_the_same_bone() -> None:
     for image in range(1, 5):
         plan = FilmPlan(4, 1, image, "frontal", "missing", "medium")
         rng = np.random.default_rng([0, 4, 1, image, 2])
-        anatomy = phantom._Anatomy.draw(np.random.default_rng([0, 4, 0, 0, 3]))
-        hand = phantom._pose_hand(anatomy, "frontal", rng)
-        sick = phantom._add_finding(hand, plan, 0)
+        anatomy = Anatomy.draw(np.random.default_rng([0, 4, 0, 0, 3]))
+        hand = pose_hand(anatomy, "frontal", rng)
+        sick = add_finding(hand, plan, 0)
         names |= {bone.name for bone in hand.bones} - {bone.name for bone in sick.bones}
     assert len(names) == 1
 
@@ -256,7 +258,7 @@ def test_set_is_written_in_muras_layout_with_its_truth(tmp_path: Path) -> None:
         assert (cv2.imread(str(path), cv2.IMREAD_UNCHANGED) == film.pixels).all()
         assert (cv2.imread(str(path.with_name(f"image{plan.image}_hand.png")), -1) == 255 * film.hand).all()
         truth = json.loads(path.with_suffix(".json").read_text())
-        assert truth == json.loads(json.dumps(film.truth()))
+        assert truth == json.loads(json.dumps(film.ground_truth()))
         assert set(truth) == {"finding", "difficulty", "carrier", "boxes", "inverted", "view", "seed"}
         anomaly = path.with_name(f"image{plan.image}_anomaly.png")
         assert anomaly.exists() == bool(plan.finding)

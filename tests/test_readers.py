@@ -4,6 +4,7 @@ import gzip
 import io
 import struct
 import threading
+import tracemalloc
 import warnings
 import zlib
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from preprocessing import InputError, readers
+from preprocessing import InputError
 from preprocessing.readers import MAX_PIXELS, Film, peek_depth, read_film, read_mask
 
 quickly = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -426,7 +427,7 @@ def hide_codecs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_deflated_dicom_is_unpacked_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     data = dicom(np.zeros((600, 600), np.uint16), syntax=DeflatedExplicitVRLittleEndian)
-    monkeypatch.setattr(readers, "MAX_BYTES", 100_000)
+    monkeypatch.setattr("preprocessing.readers.dicom.MAX_BYTES", 100_000)
     assert len(data) < 100_000
     with pytest.raises(InputError, match="unpacks to more than 100000 bytes"):
         read_film("bomb.dcm", data)
@@ -499,8 +500,8 @@ def bad_floats(value: float) -> bytes:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (lambda: bad_floats(np.nan), "1 pixels are NaN or infinite"),
-        (lambda: bad_floats(np.inf), "1 pixels are NaN or infinite"),
+        (lambda: bad_floats(np.nan), "NaN or infinity in 1 pixel;"),
+        (lambda: bad_floats(np.inf), "NaN or infinity in 1 pixel;"),
         (lambda: nifti(np.zeros((20, 20, 5), np.uint8)), "(20, 20, 5)"),
         (lambda: nifti(np.zeros((20, 20, 1, 3), np.uint8)), "(20, 20, 1, 3)"),
         (lambda: nifti(np.zeros((20, 20), np.complex64)), "complex64"),
@@ -598,8 +599,8 @@ def test_noise_is_no_film(data: bytes) -> None:
     ("data", "reason"),
     [
         (b"", "the file is empty"),
-        (b"this is text", "no PNG, JPEG, TIFF, DICOM or NIfTI file (it begins with b'this is '"),
-        (b"GIF89a" + b"\0" * 500, "no PNG"),
+        (b"this is text", "not a PNG, JPEG, TIFF, DICOM or NIfTI file (it begins with b'this is '"),
+        (b"GIF89a" + b"\0" * 500, "not a PNG"),
         (png(np.zeros((1, 1), np.uint8)), "1 x 1 pixels; a film needs at least 16"),
         (png(np.zeros((200, 15), np.uint8)), "15 x 200 pixels"),
         (tiff(np.zeros((3, 20, 20), np.uint8), photometric="minisblack"), "3 pages"),
@@ -629,8 +630,127 @@ def test_too_many_pixels_are_refused_from_the_header(side: int) -> None:
 
 
 def test_large_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_BYTES", 1000)
+    monkeypatch.setattr("preprocessing.readers.film.MAX_BYTES", 1000)
     assert "limit is 1000" in refused("large.png", png(picture()) + b"\0" * 1000)
+
+
+def tiff_of(following: list[int], *, big: bool = False, below: dict[int, list[int]] | None = None) -> bytes:
+    """A TIFF of equal pages of 24 x 20: page i is followed by page `following[i]`, the last one named -1.
+
+    below  pages that a page names in its SubIFDs tag, two or more of them.
+    """
+    offset, counter, start, inline = ("<Q", "<Q", 16, 8) if big else ("<I", "<H", 8, 4)
+    pixels = picture().tobytes()
+    tags = {256: 20, 257: 24, 258: 8, 259: 1, 262: 1, 273: start, 277: 1, 278: 24, 279: len(pixels)}
+    first = start + len(pixels)
+    directory = struct.calcsize(counter) + (len(tags) + 1) * (8 + 8 * big + 4) + inline
+    places = [first + page * directory for page in range(len(following))]
+    header = struct.pack("<2sHHHQ", b"II", 43, 8, 0, first) if big else struct.pack("<2sHI", b"II", 42, first)
+    data = bytearray(header)
+    data += pixels
+    lists = b""
+    for page, successor in enumerate(following):
+        named = [places[other] for other in (below or {}).get(page, [])]
+        data += struct.pack(counter, len(tags) + 1)
+        for code, value in tags.items():
+            data += struct.pack("<HH", code, 4) + struct.pack(offset, 1) + struct.pack("<I", value).ljust(inline, b"\0")
+        stored = first + len(following) * directory + len(lists) if named else 0
+        # Without pages below, a tag of its own stands there, so that all directories have one length.
+        data += struct.pack("<HH", *((330, 13 + 5 * big) if named else (65000, 4)))
+        data += struct.pack(offset, len(named) or 1)
+        data += struct.pack(offset, stored) + struct.pack(offset, places[successor] if successor >= 0 else 0)
+        lists += b"".join(struct.pack(offset, place) for place in named)
+    return bytes(data + lists)
+
+
+def names_itself() -> bytes:
+    """A page of 16 x 10 pixels that names itself as the next one, in 318 bytes."""
+    levels = bytes(range(0, 256, 16)) * 10
+    tags = [(256, 16), (257, 10), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 10), (279, 160)]
+    directory = struct.pack("<H", 12) + b"".join(struct.pack("<HHII", code, 4, 1, value) for code, value in tags)
+    directory += b"".join(struct.pack("<HHII", 65000 + code, 4, 1, 0) for code in range(3))
+    return struct.pack("<2sHI", b"II", 42, 168) + levels + directory + struct.pack("<I", 168)
+
+
+def same_bytes_claimed_over_and_over() -> bytes:
+    """Pages whose descriptions are all the same large part of the file."""
+    filler = 300_000
+    directories = b""
+    for page in range(400):
+        place = 8 + filler + (page + 1) * 18
+        directories += struct.pack("<HHHIII", 1, 270, 2, filler, 8, place if page < 399 else 0)
+    return struct.pack("<2sHI", b"II", 42, 8 + filler) + b"a" * filler + directories
+
+
+def scanimage() -> bytes:
+    """Pages at equal distances that claim a description of ScanImage, then a megabyte of nothing."""
+    pages = bytearray(tiff_of([*range(1, 6), -1]))
+    description = b"state.config=1\0"
+    end = len(pages)
+    for place in range(len(pages) - 12):
+        if struct.unpack_from("<HHI", pages, place) == (65000, 4, 1):
+            struct.pack_into("<HHII", pages, place, 270, 2, len(description), end)
+        elif struct.unpack_from("<HHI", pages, place) == (273, 4, 1):
+            struct.pack_into("<I", pages, place + 8, place)  # each page's pixels are to come after its directory begins
+    return bytes(pages) + description + bytes(1_000_000)
+
+
+CYCLES = {
+    "one page": names_itself,
+    "one page, BigTIFF": lambda: tiff_of([0], big=True),
+    "three pages": lambda: tiff_of([1, 2, 0]),
+    "three pages after two": lambda: tiff_of([1, 2, 3, 4, 2]),
+    "150 pages": lambda: tiff_of([*range(1, 150), 0]),
+    "SubIFDs": lambda: tiff_of([-1, -1, -1], below={0: [1, 2], 2: [1, 0]}),
+    "SubIFDs, BigTIFF": lambda: tiff_of([-1, -1, -1], big=True, below={0: [1, 2], 1: [1, 2]}),
+}
+
+
+@pytest.mark.parametrize("data", [pytest.param(make, id=name) for name, make in CYCLES.items()])
+def test_a_tiff_whose_pages_form_a_cycle_is_refused_in_little_memory(data: Callable[[], bytes]) -> None:
+    check_refused_in_little_memory(data(), "its pages form a cycle: the one at byte ")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (lambda: tiff_of([*range(1, 5000), -1]), "more than 1000 pages; a film has one"),
+        (lambda: tiff_of([-1, *[-1] * 1200], below={0: [*range(1, 1201)]}), "more than 1000 pages; a film has one"),
+        (lambda: tiff_of([*range(1, 150), -1]), "150 pages; a film has one: split the file"),
+        (same_bytes_claimed_over_and_over, "claim the same bytes over and over"),
+        (scanimage, "6 pages; a film has one: split the file"),
+    ],
+)
+def test_tiffs_of_many_pages_are_refused_in_little_memory(data: Callable[[], bytes], reason: str) -> None:
+    check_refused_in_little_memory(data(), reason)
+
+
+def check_refused_in_little_memory(data: bytes, reason: str) -> None:
+    refused("warm up.tif", tiff_of([1, -1]))
+    for read in (read_film, peek_depth, read_mask):
+        tracemalloc.start()
+        try:
+            with pytest.raises(InputError) as caught:
+                read("film.tif", data)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert str(caught.value).startswith("film.tif: ") and reason in str(caught.value)
+        assert peak < len(data) + 4_000_000
+
+
+def test_a_page_of_its_own_beside_small_copies_masks_and_sub_directories_is_a_film() -> None:
+    levels = picture(np.uint16, shape=(64, 48))
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as writer:
+        writer.write(levels, subifds=2)
+        for step in (2, 4):
+            writer.write(levels[::step, ::step], subfiletype=1)
+        for step in (2, 4):
+            writer.write(levels[::step, ::step], subfiletype=1)
+        writer.write(levels > 0, subfiletype=4)
+    check_film(read_film("pyramid.tif", stream.getvalue()), levels, 16)
+    check_film(read_film("shared.tif", tiff_of([-1, -1, -1], below={0: [1, 2]})), picture(), 8)
 
 
 @pytest.mark.parametrize("data", [b"II*\0\xff\xff\xff\x7f" + bytes(99), b"\xff\xd8\xff" + b"no film" * 30])

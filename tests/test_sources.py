@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocessing import InputError, sources
+from preprocessing import InputError
 from preprocessing.sources import Record, Source, open_films, open_source
+from preprocessing.sources.paths import natural_key, safe_name
 
 FILM = b"film bytes"
 DICOM = b"\0" * 128 + b"DICM" + b"more"
@@ -234,9 +235,9 @@ def test_a_lone_folder_at_the_top_is_entered(tmp_path: Path) -> None:
 def test_nothing_to_read(tmp_path: Path) -> None:
     assert "No such file" in refused(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
-    assert "no film found among 0 files; looked for .dcm" in refused(tmp_path / "empty")
+    assert "no film among 0 files; looked for .dcm" in refused(tmp_path / "empty")
     plant(tmp_path / "text", "a.txt", "b.bmp")
-    assert "no film found among 2 files" in refused(tmp_path / "text")
+    assert "no film among 2 files" in refused(tmp_path / "text")
     assert "neither a folder nor a .zip nor a .csv" in refused(plant(tmp_path, "film.png") / "film.png")
     with pytest.raises(InputError, match="no films named"):
         open_films([])
@@ -278,7 +279,7 @@ def test_manifest_columns(tmp_path: Path) -> None:
     ]
     text = "\r\n".join(lines)
     source = open_source(manifest(tmp_path, b"\xef\xbb\xbf" + text.encode()))
-    assert source.kind == "manifest" and source.name == sources._safe_name(tmp_path.name) and source.synthetic
+    assert source.kind == "manifest" and source.name == safe_name(tmp_path.name) and source.synthetic
     assert source.records == [
         Record("a.png", "p2", "p2/s1", 1, "val", "crack", "hard", (1.0, 2.5, 30.0, 40.0), "m.png", "t.nii"),
         Record("c.odd", "c.odd", "c.odd", -1, "test"),
@@ -317,7 +318,7 @@ def test_manifest_patients_default_to_studies_and_films(tmp_path: Path) -> None:
         ("path,label\nsub\\a.png,0\n", 2, "leads out"),
         ("path,label\nlink.png,0\n", 2, "no such file"),
         ("path,label\na.png,0\nb.png,0\n./a.png,1\n", 4, "a.png was given in line 2 already"),
-        ("path,label\na.png\n", 2, "1 cells, the heading has 2"),
+        ("path,label\na.png\n", 2, "1 cell, the heading has 2"),
         ("path,label\na.png,0,1\n", 2, "3 cells"),
         ('path,label\n"a.png,0\n', 2, "unexpected end of data"),
         ("path,label\n" + "a" * 200_000 + ",0\n", 2, "field"),
@@ -347,8 +348,8 @@ def test_manifest_without_films(tmp_path: Path, text: str) -> None:
 
 def test_manifest_encoding_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(tmp_path, "a.png")
-    assert "no UTF-8 text at byte 11" in refused(manifest(tmp_path, b"path,label\n\xff.png,0\n"))
-    monkeypatch.setattr(sources, "MAX_MANIFEST_BYTES", 20)
+    assert "not UTF-8 text at byte 11" in refused(manifest(tmp_path, b"path,label\n\xff.png,0\n"))
+    monkeypatch.setattr("preprocessing.sources.manifest.MAX_MANIFEST_BYTES", 20)
     assert "manifest.csv: more than 20 bytes" in refused(manifest(tmp_path, "path,label\na.png,normal\n"))
 
 
@@ -427,14 +428,14 @@ def test_archives_refused(tmp_path: Path) -> None:
     whole = pack(plant(tmp_path / "f", "a.png", "b.png"), tmp_path / "whole.zip").read_bytes()
     (tmp_path / "cut.zip").write_bytes(whole[:-30])
     assert "no readable zip archive" in refused(tmp_path / "cut.zip")
-    assert "no film found among 0 files" in refused(write_zip(tmp_path / "mac.zip", "__MACOSX/._a.png"))
+    assert "no film among 0 files" in refused(write_zip(tmp_path / "mac.zip", "__MACOSX/._a.png"))
 
 
 def test_archive_members_are_unpacked_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "a.png").write_bytes(b"\0" * 100_000)
     archive = pack(tmp_path / "f", tmp_path / "bomb.zip")
-    monkeypatch.setattr(sources, "MAX_BYTES", 50_000)
+    monkeypatch.setattr("preprocessing.sources.storage.MAX_BYTES", 50_000)
     with pytest.raises(InputError, match=r"a\.png: 100000 bytes; the limit is 50000"):
         open_source(archive).read("a.png")
 
@@ -497,13 +498,13 @@ def test_listing_hash_knows_fields_and_sizes(tmp_path: Path) -> None:
 
 @given(st.lists(st.text("ab/._0123456789", min_size=1, max_size=8), unique=True))
 def test_natural_order_is_total_and_numeric(names: list[str]) -> None:
-    once = sorted(names, key=sources._natural)
-    assert sorted(reversed(names), key=sources._natural) == once
+    once = sorted(names, key=natural_key)
+    assert sorted(reversed(names), key=natural_key) == once
 
 
 def test_natural_order_of_numbers() -> None:
     names = ["a10.png", "a9.png", "a09.png", "a1/b.png", "a.png", "b" + "9" * 5000, "A1.png"]
-    assert sorted(names, key=sources._natural)[:5] == ["A1.png", "a1/b.png", "a09.png", "a9.png", "a10.png"]
+    assert sorted(names, key=natural_key)[:5] == ["A1.png", "a1/b.png", "a09.png", "a9.png", "a10.png"]
 
 
 @pytest.mark.parametrize(
@@ -517,7 +518,7 @@ def test_natural_order_of_numbers() -> None:
     ],
 )
 def test_names_are_safe_for_files(name: str, safe: str) -> None:
-    assert sources._safe_name(name) == safe
+    assert safe_name(name) == safe
 
 
 # ---- new films
@@ -532,7 +533,7 @@ def test_new_films_of_any_mix(tmp_path: Path) -> None:
     found = by_path(source)
     assert source.root == tmp_path and source.synthetic
     assert {(r.label, r.split, r.finding, r.anomaly_mask) for r in source.records} == {(-1, "", "", None)}
-    assert len(source.records) == 2 + 2 + 3 + 3 and paths(source) == sorted(paths(source), key=sources._natural)
+    assert len(source.records) == 2 + 2 + 3 + 3 and paths(source) == sorted(paths(source), key=natural_key)
     assert found["manifest/sub/b.png"].mask == "manifest/m.png"
     assert found["lone.weird"].patient == found["lone.weird"].study == "lone.weird"
     assert found["c.zip/test/abnormal/3.png"].study == "c.zip/test/abnormal/3.png"

@@ -1,21 +1,21 @@
 """Boxes and masks that lie beside the films of a source, for nets that learn to find hands or to mask them.
 
 NAME is a film's file name without its suffix, its folder the one it lies in; "beside its folder" is where that folder
-itself lies, and for films at the top of the source the top. The first of these that is there holds for a film:
+itself lies, and for films at the top of the source the top. The first of these that exists applies to a film:
 
 boxes
   NAME.json   beside the film, as the built-in films have it: {"boxes": [{"class": "right hand", "box": [x0, y0, x1,
-              y1]}, ...]}. Other keys, and files without "boxes", are left alone.
+              y1]}, ...]}. Other keys, and files without "boxes", are ignored.
   NAME.xml    Pascal VOC, beside the film, else in a folder `annotations` or `Annotations` beside its folder, else in
-              one at the top of the source. Numbers are taken as labelImg writes them, places of edges counted from 0
+              one at the top of the source. Numbers are read as labelImg writes them, positions of edges counted from 0
               (1 where it means 0); VOC's own kit counts pixels from 1 and ends with the last one inside, which is a
               pixel off at left and top. A box beyond the `size` that the file names is refused; `filename` and `path`
               are not looked at, as films get renamed. No DOCTYPE, no entities.
   boxes.csv   at the top of the source. Columns, by name and in any order: path (of the film, from the top), class, x0,
-              y0, x1, y1; a line for each box, so several for a film. Other columns are left alone.
+              y0, x1, y1; a line for each box, so several for a film. Other columns are ignored.
   Boxes reach from x0 to x1 and y0 to y1 in pixels of the film as read, edges counted from 0: a film 100 pixels wide
   from 0 to 100. Classes are "right hand", "left hand", "right marker" and "left marker", or for short rh, lh, rl, ll.
-  A file without a box says nothing about its film: the next is tried.
+  A file without a box says nothing about its film, and the next is tried.
 masks
   manifest    the column `mask` of a manifest.
   _hand       `image<digits>_hand.png` beside `image<digits>.<suffix>`, as the built-in films have it.
@@ -52,7 +52,9 @@ from xml.etree import ElementTree
 from preprocessing import InputError
 from preprocessing.readers import SUFFIXES
 from preprocessing.schema import BOX_CLASSES, MAX_BOXES
-from preprocessing.sources import MAX_MANIFEST_BYTES, Record, Source
+from preprocessing.sources.record import Record, Source
+from preprocessing.sources.storage import MAX_MANIFEST_BYTES
+from preprocessing.wording import counted
 
 What = Literal["boxes", "masks"]
 _Entry = TypeVar("_Entry")
@@ -88,23 +90,24 @@ def annotate(source: Source, what: What) -> Source:
     `len(films(source)) - len(annotate(source, what).records)`. What one call adds, another keeps: for boxes and masks
     call it twice. Files are looked for where the source lies, so not in a `Source.part`.
 
-    Raises `InputError` where no film has any, for a file that two films could claim, and for boxes that cannot be
-    meant: damaged files, other classes, more than
-    `schema.MAX_BOXES` of a film, and boxes that are empty, not finite or begin before 0.
+    Raises `InputError` where no film has any, for a file that two films could claim, for damaged files, and for boxes
+    that make no sense: of other classes, empty, not finite, beginning before 0, or more than `schema.MAX_BOXES` of a
+    film.
     """
     store = copy.copy(source.store)
     store.sizes = dict(store.sizes)
-    found = replace(source, store=store)
-    chosen = films(found)
-    records = _with_boxes(found, chosen) if what == "boxes" else _with_masks(found, chosen)
+    annotated = replace(source, store=store)
+    listed = films(annotated)
+    records = _with_boxes(annotated, listed) if what == "boxes" else _with_masks(annotated, listed)
     if not records:
-        raise InputError(f"{source.root}: none of {len(chosen)} films has {what}; looked for {_LOOKED_FOR[what]}")
+        number = counted(len(listed), "film")
+        raise InputError(f"{source.root}: no {what} beside {number}; looked for {_LOOKED_FOR[what]}")
     store.sizes = {file: store.sizes[file] for record in records for file in record.files()}
-    return replace(found, records=records)
+    return replace(annotated, records=records)
 
 
 def films(source: Source) -> list[Record]:
-    """Give the records that are films, without the masks that a folder lists among them."""
+    """Return the records that are films, without the masks that a folder lists among them."""
     if source.kind == "manifest":
         return list(source.records)
     listed = {record.path for record in source.records}
@@ -120,10 +123,10 @@ class _Beside:
         self._owners: dict[str, str] = {}
 
     def first(self, film: str, places: Iterator[str]) -> str | None:
-        """Give the first of `places` where there is a file; None without."""
+        """Return the first of `places` at which there is a file, or None."""
         file = next((place for place in places if self._store.find(place)), None)
         if file is not None and (owner := self._owners.setdefault(file, film)) != film:
-            raise InputError(f"{file}: of {owner} or of {film}? give the films names of their own, or remove one")
+            raise InputError(f"{file}: belongs to {owner} or to {film}? give the films different names, or remove one")
         return file
 
 
@@ -139,7 +142,7 @@ def _split(path: str) -> tuple[str, str, str]:
 
 
 def _above(folder: str) -> str:
-    """Give the folder in which a folder lies, both with their slash; the top is the end of the way.
+    """Return the folder in which a folder lies, both with their slash; that of the top is the top.
 
     >>> _above("a/b/"), _above("a/"), _above("")
     ('a/', '', '')
@@ -170,7 +173,7 @@ def _with_boxes(source: Source, chosen: list[Record]) -> list[Record]:
 
 
 def _box(name: str, edges: Sequence[float]) -> Box:
-    """Check one box; errors are completed with its place by the caller."""
+    """Check one box; the caller adds its place to errors."""
     name = " ".join(name.split())
     known = _NAMES.get(name.lower())
     if known is None:
@@ -178,8 +181,8 @@ def _box(name: str, edges: Sequence[float]) -> Box:
         raise InputError(f"class {name[:40]!r}; there are: {allowed}")
     x0, y0, x1, y1 = edges
     if not (0 <= x0 < x1 < math.inf and 0 <= y0 < y1 < math.inf):
-        found = " ".join(f"{edge:g}" for edge in edges)
-        raise InputError(f"box {found}; x0 < x1 and y0 < y1 are needed, in pixels from 0")
+        numbers = " ".join(f"{edge:g}" for edge in edges)
+        raise InputError(f"box {numbers}; x0 < x1 and y0 < y1 are needed, in pixels from 0")
     return known, x0, y0, x1, y1
 
 
@@ -198,7 +201,7 @@ def _number(text: str, name: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise InputError(f"{name} {text.strip()[:40]!r} is no number") from None
+        raise InputError(f"{name} {text.strip()[:40]!r} is not a number") from None
 
 
 def _json_places(film: str) -> Iterator[str]:
@@ -211,12 +214,12 @@ def _read_json(file: str, data: bytes) -> tuple[Box, ...]:
     try:
         content = json.loads(data, parse_int=float)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not the JSON that belongs beside a film; mend or remove it") from error
+        raise InputError(f"{file}: not the JSON that belongs beside a film; correct or remove it") from error
     entries = content.get("boxes") if isinstance(content, dict) else None
     if entries is None:
         return ()
     if not isinstance(entries, list):
-        raise InputError(f'{file}: "boxes" is to be a list')
+        raise InputError(f'{file}: "boxes" must be a list')
     return _all(f"{file}, box", entries, _json_box)
 
 
@@ -251,9 +254,9 @@ def _read_voc(file: str, data: bytes) -> tuple[Box, ...]:
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two: encodings it does not know
-        raise InputError(f"{file}: no readable XML ({error}); save it anew") from error
+        raise InputError(f"{file}: not readable XML ({error}); save it again") from error
     if root.tag != "annotation":
-        raise InputError(f"{file}: no Pascal VOC file, its root is <{root.tag[:40]}> where <annotation> is expected")
+        raise InputError(f"{file}: not a Pascal VOC file, its root is <{root.tag[:40]}> where <annotation> is expected")
     # Many programs leave the size empty, or 0.
     sizes = ((root.findtext(f"size/{side}") or "").strip() or "0" for side in ("width", "height"))
     try:
@@ -282,7 +285,7 @@ def _read_table(source: Source) -> dict[str, list[Box]]:
     try:
         text = source.store.read(BOXES, MAX_MANIFEST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{where}: no UTF-8 text at byte {error.start}; save it as UTF-8") from error
+        raise InputError(f"{where}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
     listed = {record.path for record in source.records}
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     table: dict[str, list[Box]] = {}
@@ -308,15 +311,16 @@ def _columns(row: list[str]) -> list[str]:
     times = Counter(columns)
     for needed in ("path", "class", *_EDGES):
         if times[needed] != 1:
-            found = f"{times[needed]} columns" if times[needed] else "no column"
-            raise InputError(f"{found} {needed!r}; there are: {', '.join(columns)} (separated by commas)")
+            number = f"{times[needed]} columns" if times[needed] else "no column"
+            raise InputError(f"{number} {needed!r}; there are: {', '.join(columns)} (separated by commas)")
     return columns
 
 
 def _row(columns: list[str], row: list[str]) -> tuple[str, Box]:
-    """Check one line; errors are completed with its number by the caller."""
+    """Check one line; the caller adds its number to errors."""
     if len(row) != len(columns):
-        raise InputError(f"{len(row)} cells, the heading has {len(columns)}; quote cells that contain a comma")
+        number = counted(len(row), "cell")
+        raise InputError(f"{number}, the heading has {len(columns)}; quote cells that contain a comma")
     cells = {column: cell.strip() for column, cell in zip(columns, row, strict=True)}
     place = PurePosixPath(cells["path"])
     if place.is_absolute() or ".." in place.parts:
@@ -334,7 +338,7 @@ def _with_masks(source: Source, chosen: list[Record]) -> list[Record]:
 
 
 def _mask_places(film: str) -> Iterator[str]:
-    """Give the paths that the mask of a film may have, the best first; its own is never one of them."""
+    """Yield the paths that the mask of a film may have, the best first; never the film's path."""
     return (place for place in _mask_names(*_split(film)) if place != film)
 
 

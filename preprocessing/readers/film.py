@@ -1,0 +1,200 @@
+"""PNG, JPEG, TIFF, DICOM and NIfTI to one grey array at full depth.
+
+How stored numbers become the levels of a `Film`, whatever the format:
+
+- Unsigned integers of up to 16 bits stay as stored. Below 8 bits (1-bit PNG, 4-bit DICOM) they are spread over 0..255.
+- Signed integers of up to 16 bits stay as stored too; if any is negative, all are moved up so that the lowest is 0.
+- Floats, integers of more than 16 bits and scaled NIfTI are stretched linearly, lowest..highest to 0..65535; a flat
+  film gives zeros, NaN or infinity is refused. Floats have no range of their own that could be kept.
+- Where the file says that low is white (DICOM MONOCHROME1, TIFF MinIsWhite), levels are inverted: highest - level.
+- Colour becomes luminance, (299 R + 587 G + 114 B) / 1000, at the depth of its planes: equal planes give that plane.
+- Alpha is composited over black, so a cut-out hand lies on 0; a single transparent colour (PNG tRNS) is ignored.
+- The orientation tag of JPEG, PNG and TIFF is applied: the film is as every viewer shows it, and boxes and masks given
+  with it refer to that view.
+
+DICOM: a rescale (slope, intercept) keeps the order of the levels, so it is not applied, except that a negative slope
+inverts them; a modality table (not linear) is looked up. So a 12-bit film has the levels 0..4095. The display
+window (VOI, the first one) is applied only on demand, as it clips levels for good; what it shows is then spread over
+the film's bits. One frame only. JPEG baseline, JPEG 2000 and RLE are read by what is installed anyway; JPEG lossless
+and JPEG-LS need the extra `xray-anomaly[dicom]`.
+
+NIfTI: one 2-D film or one slice. Its affine says where the axes point, and the film is turned to the view of DICOM
+viewers: columns run to the patient's left (sagittal: to the back), rows to the back (coronal, sagittal: to the feet).
+
+The format is recognized by the first bytes, not by the name: a DICOM file needs no suffix. Sizes are read from headers
+before anything is decoded. Nothing is read in part: a truncated file is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preprocessing import InputError
+from preprocessing.readers.dicom import open_dicom
+from preprocessing.readers.header import MAX_BYTES, MAX_PIXELS, MIN_SIDE, Header, too_many_pixels
+from preprocessing.readers.levels import check_finite, to_levels
+from preprocessing.readers.nifti import open_nifti
+from preprocessing.readers.raster import open_jpeg, open_png
+from preprocessing.readers.tiff import open_tiff
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", ".nii", ".nii.gz"})
+"""Lower-case endings by which films are found in folders."""
+
+_MASK_FORMATS = ("PNG", "TIFF", "NIfTI")
+
+
+@dataclass(frozen=True)
+class Film:
+    """One grey film.
+
+    pixels  (H, W) uint8 where `depth` is 8, otherwise uint16; larger is brighter as displayed.
+    depth   significant bits of the source, 8..16: levels lie in 0..2 ** depth - 1.
+    """
+
+    pixels: NDArray[np.uint8] | NDArray[np.uint16]
+    depth: int
+
+
+def read_film(name: str, data: bytes, *, window: bool = False) -> Film:
+    """Read one film from the bytes of its file; `name` is for messages only.
+
+    window  whether to apply a DICOM film's display window; a film without one stays as it is.
+
+    Raises `InputError` for what is not a film: unknown or damaged format, several frames or slices, no pixels, a side
+    under `MIN_SIDE`, more than `MAX_PIXELS` pixels or `MAX_BYTES` bytes. An all-black or all-white film is a film.
+
+    >>> import cv2
+    >>> ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    >>> film = read_film("ramp.png", cv2.imencode(".png", ramp)[1].tobytes())
+    >>> film.depth, bool((film.pixels == ramp).all())
+    (16, True)
+    """
+    with _refusing(name):
+        header = _open(data, window=window)
+        if min(header.height, header.width) < MIN_SIDE:
+            raise InputError(
+                f"{header.width} x {header.height} pixels; a film needs at least {MIN_SIDE} pixels on its shorter side"
+            )
+        pixels = to_levels(header.decode(), header.depth)
+    return Film(pixels, header.depth)
+
+
+def peek_depth(name: str, data: bytes) -> int:
+    """Return the significant bits of a film, 8..16, from its header alone; raises `InputError` like `read_film`."""
+    with _refusing(name):
+        return _open(data).depth
+
+
+def read_mask(name: str, data: bytes) -> NDArray[np.bool_]:
+    """Read a mask, (H, W) bool, from a PNG, TIFF or NIfTI file: whatever is not zero (not black) is inside.
+
+    Orientation is treated as in `read_film`, so a mask and a film written alike stay aligned. JPEG is refused: its
+    compression smears the edge. Raises `InputError` like `read_film`, except that any size from 1 x 1 will do.
+    """
+    with _refusing(name):
+        if _recognize(data) not in _MASK_FORMATS:
+            raise InputError(f"not a {', '.join(_MASK_FORMATS[:-1])} or {_MASK_FORMATS[-1]} file, which a mask must be")
+        values = _open(data).decode()
+        check_finite(values)
+        return np.ascontiguousarray((values != 0).any(axis=2) if values.ndim == 3 else values != 0)
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into an `InputError` that names the film, and suppress its warnings."""
+    from PIL import Image
+
+    try:
+        with _quiet:
+            yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise InputError(f"{name}: {too_many_pixels('its image')}") from None
+    except Exception as error:  # decoders raise anything on damaged files: struct.error, SyntaxError, IndexError
+        text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "", str(error))  # such an address differs from run to run
+        reason = " ".join(text.split())[:200] or type(error).__name__
+        raise InputError(f"{name}: damaged or unusual file, it does not decode ({reason})") from error
+
+
+class _Quiet:
+    """While films are read no warning is shown or logged, except that Pillow's for an over-large image is an error.
+
+    Filters belong to the whole process, so threads share one set: the first to enter sets it, the last to leave
+    restores it.
+    """
+
+    _LOGGERS = tuple(logging.getLogger(name) for name in ("tifffile", "pydicom", "nibabel.global"))
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        from PIL import Image
+
+        with self._lock:
+            if not self._inside:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                for logger in self._LOGGERS:
+                    logger.addFilter(_suppress)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filters.__exit__(None, None, None)
+                for logger in self._LOGGERS:
+                    logger.removeFilter(_suppress)
+
+
+_quiet = _Quiet()
+
+
+def _suppress(record: logging.LogRecord) -> bool:
+    """A filter that lets no message through."""
+    return False
+
+
+def _open(data: bytes, *, window: bool = False) -> Header:
+    """Read the header and check its size."""
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{len(data)} bytes; the limit is {MAX_BYTES}")
+    openers = {"PNG": open_png, "JPEG": open_jpeg, "TIFF": open_tiff, "NIfTI": open_nifti}
+    openers["DICOM"] = partial(open_dicom, window=window)
+    header = openers[_recognize(data)](data)
+    if header.height * header.width > MAX_PIXELS:
+        raise InputError(too_many_pixels(f"{header.width} x {header.height}"))
+    return header
+
+
+def _recognize(data: bytes) -> str:
+    """Name the format by its signature."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data[128:132] == b"DICM":  # before TIFF: the 128 bytes ahead may be anything, and some hold a TIFF header
+        return "DICOM"
+    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "TIFF"
+    if data.startswith(b"\x1f\x8b") or data[344:348] == b"n+1\0" or data[4:8] == b"n+2\0":
+        return "NIfTI"
+    if not data:
+        raise InputError("the file is empty")
+    raise InputError(f"not a PNG, JPEG, TIFF, DICOM or NIfTI file (it begins with {data[:8]!r})")

@@ -1,0 +1,85 @@
+"""The films of a source, in order, with what it says about them and the bytes behind them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from preprocessing.sources.storage import Store
+
+Kind = Literal["mura", "classes", "manifest", "folder"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One film of a source, and what the source says about it.
+
+    path          relative POSIX path within the source; so are `mask` and `anomaly_mask`.
+    study         unique across patients, such as "patient00001/study1".
+    label         0 normal, 1 abnormal, -1 not known.
+    split         "train", "val", "test", or "" where the source leaves it open.
+    box           (x0, y0, x1, y1) in pixels of the film as read: the region to take, in place of localisation.
+    mask          a given foreground mask, in place of segmentation.
+    anomaly_mask  pixel truth: for measuring, never for training.
+    boxes         class ("right hand", "left marker", ...), x0, y0, x1, y1 in pixels of the film as read: to learn from.
+    """
+
+    path: str
+    patient: str
+    study: str
+    label: int
+    split: str = ""
+    finding: str = ""
+    difficulty: str = ""
+    box: tuple[float, float, float, float] | None = None
+    mask: str | None = None
+    anomaly_mask: str | None = None
+    boxes: tuple[tuple[str, float, float, float, float], ...] = ()
+
+    def files(self) -> Iterator[str]:
+        """Yield the paths of the film and its masks."""
+        yield from (path for path in (self.path, self.mask, self.anomaly_mask) if path is not None)
+
+
+@dataclass
+class Source:
+    """Films in a fixed order, with the bytes behind them; can be pickled and read from any process.
+
+    name       short and safe for file names.
+    root       the folder, or the archive; for a manifest the folder it is in.
+    synthetic  a file `SYNTHETIC.txt` in the source (for a MURA tree also beside it) says that the films are drawn.
+    ignored    number of visible files that are neither films nor anything that belongs to them.
+    """
+
+    name: str
+    kind: Kind
+    root: Path
+    records: list[Record] = field(repr=False)
+    synthetic: bool
+    ignored: int
+    store: Store = field(repr=False)
+
+    def read(self, relative: str) -> bytes:
+        """Read a film or a mask that the records name.
+
+        Raises `InputError` for any other path, a file that is gone, cannot be read or holds more than
+        `readers.MAX_BYTES`.
+        """
+        return self.store.read(relative)
+
+    def part(self, records: Sequence[Record]) -> Source:
+        """Return a source of these records alone, so that little is sent to another process."""
+        paths = {path for record in records for path in record.files()}
+        return replace(self, records=list(records), store=self.store.part(paths))
+
+    def listing_hash(self) -> str:
+        """Hash every field of every record and the size of every file named: 64 hex digits; no film is opened."""
+        digest = hashlib.sha256()
+        for record in self.records:
+            sizes = [self.store.sizes[path] for path in record.files()]
+            digest.update(json.dumps([asdict(record), sizes], sort_keys=True).encode())
+        return digest.hexdigest()

@@ -1,0 +1,193 @@
+"""Where the bytes of a source are: a folder, a zip archive, or several of these."""
+
+from __future__ import annotations
+
+import copy
+import os
+import stat
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from preprocessing import InputError
+from preprocessing.readers import MAX_BYTES, SUFFIXES
+from preprocessing.sources.paths import film_suffix, is_hidden, leads_out
+
+MAX_MANIFEST_BYTES = 2**26
+"""A longer manifest, table of boxes or sidecar is refused."""
+
+
+class Store(ABC):
+    """Where the bytes are; `sizes` holds the bytes of every file that may be read, by relative path."""
+
+    sizes: dict[str, int]
+
+    def part(self, paths: Iterable[str]) -> Store:
+        """Return a store of these files alone: what a worker process is sent stays small."""
+        chosen = copy.copy(self)
+        chosen.sizes = {path: self.sizes[path] for path in paths}
+        return chosen
+
+    @abstractmethod
+    def find(self, relative: str) -> bool:
+        """Whether there is such a file; from then on it can be read."""
+
+    @abstractmethod
+    def stream(self, relative: str) -> IO[bytes]:
+        """Open a file; damage raises OSError, zipfile.BadZipFile and the like."""
+
+    def read(self, relative: str, limit: int = MAX_BYTES) -> bytes:
+        """Read a file whole; `InputError` for one that is not listed, is gone, or has more than `limit` bytes."""
+        if relative not in self.sizes:
+            raise InputError(f"{relative}: not a file of this source")
+        data = self.head(relative, limit + 1)
+        if len(data) > limit:
+            raise InputError(f"{relative}: more than {limit} bytes, the limit")
+        return data
+
+    def head(self, relative: str, size: int) -> bytes:
+        """Read the first `size` bytes."""
+        try:
+            with self.stream(relative) as stream:
+                return stream.read(size)
+        except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"{relative}: cannot be read ({error})") from error
+
+
+class Folder(Store):
+    """Files below a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.sizes = {}
+
+    def walk(self) -> int:
+        """List every visible file; return the number of links and special files skipped."""
+        passed, folders = 0, [self.root]
+        above = len(self.root.as_posix().rstrip("/")) + 1
+        while folders:
+            folder = folders.pop()
+            try:
+                entries = [entry for entry in os.scandir(folder) if not is_hidden(entry.name)]
+            except OSError as error:
+                raise InputError(f"{folder}: cannot be listed ({error.strerror})") from error
+            for entry in entries:
+                place = Path(entry.path)
+                if entry.is_symlink():
+                    wanted = place.is_dir() or (place.is_file() and film_suffix(entry.name) in SUFFIXES)
+                    if wanted and not self._within(place):
+                        raise InputError(f"{place}: a link out of the source; put the films themselves there")
+                    passed += 1
+                elif entry.is_dir():
+                    folders.append(place)
+                elif entry.is_file():
+                    self.sizes[entry.path[above:].replace(os.sep, "/")] = entry.stat().st_size
+                else:
+                    passed += 1
+        return passed
+
+    def find(self, relative: str) -> bool:
+        """Whether there is such a file, not reached by a link that leads out."""
+        place = self.root / relative
+        try:
+            if not (place.is_file() and self._within(place)):
+                return False
+            self.sizes[relative] = place.stat().st_size
+        except (OSError, ValueError):  # a name too long, or with a null character
+            return False
+        return True
+
+    def _within(self, place: Path) -> bool:
+        return place.resolve().is_relative_to(self.root)
+
+    def stream(self, relative: str) -> IO[bytes]:
+        """Open a file; `InputError` for a link that leads out."""
+        place = self.root / relative
+        if not self._within(place):
+            raise InputError(f"{relative}: a link that leads out of the source")
+        return place.open("rb")
+
+
+class Archive(Store):
+    """Files of a zip archive, opened on first use in each process and never unpacked to disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.top = ""
+        self.sizes = {}
+        self.members: dict[str, tuple[str, int]] = {}  # name in the archive and bytes, also of what no record names
+        self._handle: tuple[int, zipfile.ZipFile] | None = None
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                entries = archive.infolist()
+        except (OSError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path}: no readable zip archive ({error})") from error
+        for entry in entries:
+            self._list(entry)
+
+    def _list(self, entry: zipfile.ZipInfo) -> None:
+        relative = PurePosixPath(entry.filename)
+        if leads_out(entry.filename):
+            raise InputError(f"{self.path}: the name {entry.filename!r} leads out of the archive; pack it again")
+        if entry.is_dir() or any(is_hidden(part) for part in relative.parts):
+            return
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise InputError(f"{self.path}: {entry.filename} is a link; pack the films themselves")
+        if entry.flag_bits & 1:
+            raise InputError(f"{self.path}: {entry.filename} is encrypted; pack it without a password")
+        if relative.as_posix() in self.members:
+            raise InputError(f"{self.path}: {entry.filename} is in it twice; pack it again")
+        self.members[relative.as_posix()] = entry.filename, entry.file_size
+        self.sizes[relative.as_posix()] = entry.file_size
+
+    def find(self, relative: str) -> bool:
+        """Whether there is such a file, below the folder that was entered."""
+        if self.top + relative not in self.members:
+            return False
+        _, self.sizes[relative] = self.members[self.top + relative]
+        return True
+
+    def part(self, paths: Iterable[str]) -> Archive:
+        """Return a store of these files alone."""
+        chosen = copy.copy(self)
+        chosen.sizes = {path: self.sizes[path] for path in paths}
+        chosen.members = {self.top + path: self.members[self.top + path] for path in chosen.sizes}
+        return chosen
+
+    def stream(self, relative: str) -> IO[bytes]:
+        """Open a member; `InputError` for one that unpacks to more than `MAX_BYTES`."""
+        # A forked process must not share the file position with its parent.
+        if self._handle is None or self._handle[0] != os.getpid():
+            self._handle = os.getpid(), zipfile.ZipFile(self.path)
+        member, _ = self.members[self.top + relative]
+        if self.sizes[relative] > MAX_BYTES:
+            raise InputError(f"{relative}: {self.sizes[relative]} bytes; the limit is {MAX_BYTES}")
+        return self._handle[1].open(member)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_handle": None}
+
+
+class Parts(Store):
+    """Files of several stores, by new paths."""
+
+    def __init__(self, parts: dict[str, tuple[Store, str]]) -> None:
+        self.parts = parts
+        self.sizes = {path: store.sizes[inner] for path, (store, inner) in parts.items()}
+
+    def find(self, relative: str) -> bool:
+        """Whether it is one of the files chosen."""
+        return relative in self.sizes
+
+    def part(self, paths: Iterable[str]) -> Parts:
+        """Return a store of these files alone."""
+        chosen = {path: self.parts[path] for path in paths}
+        return Parts({path: (store.part([inner]), inner) for path, (store, inner) in chosen.items()})
+
+    def stream(self, relative: str) -> IO[bytes]:
+        """Open a file of the store it is in."""
+        store, inner = self.parts[relative]
+        return store.stream(inner)
