@@ -21,6 +21,7 @@ import pytest
 
 from anomaly import runs
 from anomaly.cli import commands
+from anomaly.evaluation.comparison import Entry, Table
 from anomaly.experiments import cells, results
 from anomaly.experiments import grid as grids
 from anomaly.experiments import run_bench as running

@@ -34,7 +34,6 @@ from anomaly.experiments.trial_worker import TrialWorker, kept_loss, run_worker
 from anomaly.models import TOOLS, ZOO, find_model
 from anomaly.models.base import Detector
 from anomaly.models.search_space import Choice, Range, Space
-from anomaly.pipeline.evaluate import score_films
 from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.open_run import open_model, run_view
 from anomaly.pipeline.plan import Plan, prepare, resolve, settings_of

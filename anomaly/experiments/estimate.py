@@ -1,12 +1,14 @@
 """How long a bench will take on this machine."""
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
 from anomaly.experiments.cells import describe
 from anomaly.experiments.grid import Cell, Grid
-from anomaly.pipeline.plan import prepare, resolve
+from anomaly.pipeline.plan import prepare
+from anomaly.training.config import Precision
 from anomaly.training.device import choose_device
 from anomaly.training.trainer import Trainer
 from preprocessing import InputError

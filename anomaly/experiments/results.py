@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from anomaly import runs
+from anomaly.evaluation.comparison import Scored, Table, build_table
 from anomaly.evaluation.figures import TRIVIAL
 from anomaly.experiments.bench import Bench
 from anomaly.experiments.grid import LABEL_VALUES, Cell
 from anomaly.models import find_detector
 from anomaly.reporting.page import BenchRun, render_bench
-from anomaly.evaluation.comparison import Scored, Table, build_table
 from anomaly.reporting.tables import from_json, to_csv, to_json, to_latex, to_markdown, to_terminal
 from preprocessing.schema import Cache
 

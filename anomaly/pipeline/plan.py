@@ -58,9 +58,9 @@ def resolve(name: str, preset: str, settings: Sequence[str]) -> tuple[Settings, 
         chosen[key] = value
     fields = TrainConfig.model_fields | model.Config.model_fields
     chosen |= {key: None for key, value in chosen.items() if value == "none" and fields[key].default is None}
-    config = {owner: {k: v for k, v in chosen.items() if owners[k] == owner} for owner in ("model", "training")}
+    parts = {owner: {k: v for k, v in chosen.items() if owners[k] == owner} for owner in ("model", "training")}
     try:
-        return model.Config(**config.model), TrainConfig(**config.training)
+        return model.Config(**parts["model"]), TrainConfig(**parts["training"])
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -12,11 +12,11 @@ from anomaly.models import TOOLS, find_model
 from anomaly.pipeline.options import CACHES, PhantomOptions, PreprocessOptions, pairs_of, words_of
 from anomaly.pipeline.selection import Display, advancing
 from preprocessing import InputError
-from preprocessing.sources.annotations import annotate, films
 from preprocessing.build import BuildReport, build, cache_path
 from preprocessing.phantom import DEFAULT, plan_films, write_phantoms
 from preprocessing.recipe import VARIANTS, Recipe
 from preprocessing.sources import Source, open_source
+from preprocessing.sources.annotations import annotate, films
 from preprocessing.wording import counted
 
 PHANTOMS = CACHES / "phantoms"
