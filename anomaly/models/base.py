@@ -164,6 +164,13 @@ class Detector(Model, ABC):
         the order, or chance. Called in evaluation mode, without gradients.
         """
 
+    def preview(self, batch: Batch) -> Prediction:
+        """Return what can be drawn of the films while the model trains, before `fit_reference`: it may have no scores.
+
+        Called in evaluation mode, without gradients; by default there is nothing to draw.
+        """
+        return Prediction({})
+
     def generate(self, count: int) -> Tensor | None:
         """Return films of the same codes every time, (count, 1, S, S) in [0, 1]; None where it generates none."""
         return None

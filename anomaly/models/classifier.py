@@ -274,6 +274,10 @@ class Classifier(Detector):
         # In float32 all that is surer than a logit of 17 is 1: sure films would no longer be ranked.
         return Prediction({"probability": (logit if logit.device.type == "mps" else logit.double()).sigmoid()}, cam)
 
+    def preview(self, batch: Batch) -> Prediction:
+        """Return all of it: nothing is compared with a reference."""
+        return self.predict(batch, maps=True)
+
     def _grad_cam(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the logits and their Grad-CAM (Selvaraju et al. 2017, equations 1 and 2): (N,), (N, 1, S, S).
 

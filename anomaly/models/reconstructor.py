@@ -60,6 +60,11 @@ class Reconstructor(Detector):
         """Return every score of the residual; the map is the squared error under the mask."""
         return self.residual_prediction(batch, self.reconstruct(batch.film), maps=maps)
 
+    def preview(self, batch: Batch) -> Prediction:
+        """Return the reconstruction and the map."""
+        reconstruction = self.reconstruct(batch.film)
+        return Prediction({}, squared_error(batch.film, reconstruction, batch.mask), reconstruction)
+
     def residual_prediction(self, batch: Batch, reconstruction: Tensor, *, maps: bool) -> Prediction:
         """Return the scores named above, for models that have further ones to add."""
         error = squared_error(batch.film, reconstruction, batch.mask)

@@ -15,7 +15,7 @@ from anomaly.console import warn
 from anomaly.data.batch import as_batch, batches
 from anomaly.data.dataset import Films, FilmSet
 from anomaly.distributed import SINGLE_PROCESS, World
-from anomaly.evaluation.calibration import calibrate
+from anomaly.evaluation.calibration import Calibration, calibrate
 from anomaly.localization.base import LocalizationCalibration, LocalizationModel
 from anomaly.localization.evaluate import choose_threshold
 from anomaly.memory import keep_freed_memory
@@ -183,7 +183,7 @@ class _Closing:
         if self.localizes:
             self._draw_detections(None)
         elif self.model.players():
-            write_pictures(cast("Detector", self.model), self.films, self.run, self.device, None)
+            write_pictures(cast("Detector", self.model), self.films, self.run, self.device)
 
     def finish(self) -> None:
         """Calibrate, write the pictures and, last, calibration.json, whose presence says that the run is whole."""
@@ -212,14 +212,16 @@ def finish(model: Detector, films: FilmSet, run: runs.Run, device: torch.device)
     films  the validation films that it may be calibrated on: normal ones, or for labels both.
     """
     calibration = calibrate(model, films, device)
-    write_pictures(model, films, run, device, calibration.map_scale)
+    write_pictures(model, films, run, device, calibration)
     run.write("calibration.json", runs.to_json(calibration.model_dump()))
 
 
 @torch.inference_mode()
-def write_pictures(model: Detector, films: FilmSet, run: runs.Run, device: torch.device, scale: float | None) -> None:
-    """Write what the model draws as it stands: samples.png, and the maps, on `scale` if known, in reconstructions.png
-    or, where it reconstructs nothing, maps.png.
+def write_pictures(
+    model: Detector, films: FilmSet, run: runs.Run, device: torch.device, calibration: Calibration | None = None
+) -> None:
+    """Write what the model draws as it stands: samples.png, and the maps in reconstructions.png or, where it
+    reconstructs nothing, maps.png; while it trains, without a calibration, on a scale of their own.
     """
     model.eval()
     generated = model.generate(DRAWN * DRAWN)
@@ -231,7 +233,9 @@ def write_pictures(model: Detector, films: FilmSet, run: runs.Run, device: torch
     each = PICTURED // len(classes)
     few = films.subset(np.concatenate([places[:: max(1, len(places) // each)][:each] for places in classes]))
     part = few.read()
-    prediction = model.predict(as_batch(part, device), maps=True)
+    batch = as_batch(part, device)
+    prediction = model.preview(batch) if calibration is None else model.predict(batch, maps=True)
+    scale = None if calibration is None else calibration.map_scale
     if prediction.map is not None:
         name = "maps.png" if prediction.reconstruction is None else "reconstructions.png"
         shown = picture(prediction, part, scale, unit=model.map_unit, synthetic=films.cache.synthetic)
