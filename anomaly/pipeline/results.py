@@ -19,8 +19,10 @@ from anomaly.pipeline.gallery import MOST_WRONG, Layers
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.scoring import ScoringResult, cohort_of, score_selection
 from anomaly.pipeline.selection import Display, Selection, recorded_films
+from anomaly.reporting.context import ReportContext
+from anomaly.reporting.galleries import Shown, gallery_rows
 from anomaly.reporting.heatmap import blend, outlined
-from anomaly.reporting.page import ReportContext, Shown, gallery_rows, reliability_png, render_report, render_wrong
+from anomaly.reporting.page import reliability_png, render_report, render_wrong
 from anomaly.runs import to_csv, to_json, write_atomic
 from preprocessing.wording import counted
 
