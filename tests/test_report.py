@@ -306,8 +306,8 @@ def test_a_classifier_has_its_figures_at_both_thresholds(given):
     html = report.render_report(replace(given, evaluation=judged, rule="youden"))
     text = " ".join(Page(html).text.split())
     assert "As a classifier" in text and "As a classifier" not in report.render_report(given)
-    for level in ("film", "study", "patient"):
-        assert f"By {level}: 20, 10 of them abnormal, of 12 patients" in text
+    for units in ("films", "studies", "patients"):
+        assert f"20 {units} of 12 patients, 10 abnormal" in text
     assert text.count("at 0.5 .850 [.750, .900]") == 3  # a row a level
     assert text.count("at 0.3712, chosen on validation .850 [.750, .900]") == 3
     assert text.count(".842 [.742, .892] –") == 3  # kappa that cannot be told, at the chosen threshold alone
@@ -553,6 +553,7 @@ def test_figures_of_another_version_are_refused(run, tmp_path) -> None:
 
 def test_a_run_without_maps_has_a_page_that_says_so(run, tmp_path) -> None:
     mine = opened(run, tmp_path)
-    write_page(replace(mine, calibration=replace(mine.calibration, map_scale=None)))
+    bare = mine.calibration.model_copy(update={"map_scale": None})
+    write_page(replace(mine, calibration=bare))
     html = (mine.run.path / "report.html").read_text()
     assert "This model draws no heatmap" in html and 'data-layer="heatmap"' not in html
