@@ -39,7 +39,6 @@ from anomaly.pipeline.results import write_page, write_results
 from anomaly.pipeline.scoring import ScoringResult, score_selection
 from anomaly.pipeline.selection import Selection
 from anomaly.reporting import page as report
-from anomaly.reporting.charts import Chart, ticks
 from anomaly.reporting.context import ReportContext
 from anomaly.reporting.galleries import Shown, gallery_rows
 from anomaly.reporting.heatmap import blend, png
@@ -288,19 +287,6 @@ def test_many_learning_curves_are_cut_and_counted(monkeypatch, given):
     assert "3 more columns in history.csv" in html
 
 
-def test_training_and_validation_share_a_panel_where_both_were_watched():
-    columns = {"epoch": [0, 1], "net.loss": [2.0, 1.0], "validation": [2.0, 1.5]}
-    watched = {"accuracy": [0.5, 0.6], "validation_accuracy": [0.5, 0.55], "validation_gap": [0.1, 0.2]}
-    across, panels = report._panels(columns | watched)
-    assert across[0] == "epoch"
-    assert {title: list(names) for title, names in panels.items()} == {
-        "net.loss": ["net.loss"],
-        "validation": ["validation"],
-        "accuracy": ["accuracy", "validation_accuracy"],
-        "validation_gap": ["validation_gap"],
-    }
-
-
 def test_a_classifier_has_its_figures_at_both_thresholds(given):
     judged = with_classes(given.evaluation, classes(kappa=None))
     html = report.render_report(replace(given, evaluation=judged, rule="youden"))
@@ -322,17 +308,6 @@ def test_a_class_without_films_has_counts_and_no_shares(given):
     judged = with_classes(given.evaluation, classes(counts=((0, 0), (2, 8)), kappa=None))
     text = " ".join(Page(report.render_report(replace(given, evaluation=judged))).text.split())
     assert "normal 0 – 0 –" in text
-
-
-def test_the_reliability_chart_is_opaque_and_says_what_is_synthetic():
-    assert report.reliability_png({}, synthetic=True) is None
-    pictures = {}
-    for synthetic in (False, True):
-        data = report.reliability_png(classes(), synthetic=synthetic)
-        pictures[synthetic] = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        assert pictures[synthetic].shape[2] == 3 or (pictures[synthetic][..., 3] == 255).all()
-        assert (pictures[synthetic][0, 0, :3] == 255).all()
-    assert pictures[True].shape[0] > pictures[False].shape[0]  # room for the line above
 
 
 def test_the_wrong_films_have_a_page_and_the_first_of_them_a_place_in_the_report(given, rng):
@@ -374,29 +349,6 @@ def test_gallery_rows_are_the_highest_and_the_most_contradicted(rng):
             assert scores[first] > scores[second] if labels[first] == 0 else scores[first] < scores[second]
     assert gallery_rows([0, 0], [1.0, 2.0]) == ([1, 0], [], [0, 1])
     assert gallery_rows([0, 1], [1.0, 2.0])[1] == []  # told apart: nothing is wrong
-
-
-# --- charts ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_chart_escapes_cuts_and_breaks():
-    chart = Chart((0, 1), (0, 10), xlabel=EVIL, ylabel=EVIL)
-    chart.line([0, 0.5, 1, 2], [0, float("nan"), 99, 1], "one", dots=True)
-    chart.text(3, EVIL, "")
-    chart.point(0.5, 5, "one", title=EVIL)
-    markup = str(chart.svg(EVIL))
-    page = Page(markup)
-    assert "<script" not in markup and not any(tag == "img" for tag, _ in page.tags) and page.text.count(EVIL) >= 3
-    line = next(given["d"] for tag, given in page.tags if given.get("class") == "line one")
-    assert line.count("M") == 2 and "nan" not in markup  # broken where it is not finite
-    assert float(line.split(",")[-1]) == pytest.approx(chart.bottom - 0.1 * (chart.bottom - 10), abs=0.1)
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3e-9, 2e-9), (0.0831, 0.0833), (1e7, 9e7), (-1, 0)])
-def test_ticks_are_few_and_inside(low, high):
-    found = ticks(low, high, most=6)
-    assert 2 <= len(found) <= 7 and min(found) >= low - 1e-12 and max(found) <= high + 1e-12
-    assert Chart((1.0, 1.0), (0, 0)).across == (0.5, 1.5)
 
 
 # --- a bench --------------------------------------------------------------------------------------------------------

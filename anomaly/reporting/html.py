@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from anomaly.data.splits import LABELS
 from anomaly.formatting import interval, number, with_interval
+from anomaly.reporting.charts.svg import svg, swatch
 from preprocessing.wording import counted
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -42,6 +43,8 @@ def render(template: str, **values: Any) -> str:
         "label": LABELS.__getitem__,
         "quoted": quote,
         "hashed": _hashed,
+        "svg": svg,
+        "swatch": swatch,
     }
     return pages.get_template(template).render(**values)
 
