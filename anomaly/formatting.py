@@ -32,14 +32,23 @@ def counted(count: int, noun: str) -> str:
 
 
 def with_interval(value: float | None, limits: Sequence[float] | None) -> str:
-    """A figure and its interval.
+    """A figure and its interval; the figure alone where the interval is undefined.
 
     >>> with_interval(0.843, (0.79, 0.884)), with_interval(0.843, None)
     ('.843 [.790, .884]', '.843')
     """
     if limits is None or any(math.isnan(limit) for limit in limits):
         return number(value)
-    return f"{number(value)} [{number(limits[0])}, {number(limits[1])}]"
+    return f"{number(value)} {interval(limits)}"
+
+
+def interval(limits: Sequence[float]) -> str:
+    """An interval in brackets.
+
+    >>> interval((0.79, 0.884))
+    '[.790, .884]'
+    """
+    return f"[{number(limits[0])}, {number(limits[1])}]"
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

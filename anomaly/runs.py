@@ -15,7 +15,7 @@
     studies.csv, patients.csv   the same, films put together
     metrics.json             figures with intervals
     report.html, wrong.html  the page to look at, and the films of which the score is most wrong
-    reliability.png          of a supervised model: how far its probabilities can be taken at their word
+    reliability.png          of a supervised model: calibration of its probabilities (reliability diagram)
     maps/                    by `anomaly heatmap`: pixel heatmaps
     train/, val/, all/, new/   results of other films than the test split
 

@@ -6,7 +6,7 @@ import pytest
 import tifffile
 
 from anomaly.evaluation.heatmap_scale import map_scale, smooth
-from anomaly.reporting.heatmap import CLEAR, REACH, _palette, blend, overlay, to_film_space, write_map, write_png
+from anomaly.reporting.heatmap import CLEAR, REACH, blend, overlay, palette, to_film_space, write_map, write_png
 
 
 def disc(size: int, radius: float) -> np.ndarray:
@@ -88,7 +88,7 @@ def test_heat_is_clear_below_and_dense_above(rng):
 
 def test_colors_rise_in_brightness_so_that_hue_is_not_needed():
     for colors in ("plasma", "viridis", "cividis", "inferno"):
-        light = _palette(colors) @ [0.2126, 0.7152, 0.0722]
+        light = palette(colors) @ [0.2126, 0.7152, 0.0722]
         assert (np.diff(light) > -2).all() and light[-1] > light[0] + 120
     with pytest.raises(ValueError, match="no colors 'jet'; there are: plasma"):
         blend(np.zeros((4, 4)), np.zeros((4, 4)), np.ones((4, 4), bool), 1.0, colors="jet")  # type: ignore[arg-type]

@@ -20,8 +20,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from anomaly.pipeline.evaluate import run_page
+import torch
 
+from anomaly.pipeline.open_run import open_run
+from anomaly.pipeline.results import write_page
 from anomaly.reporting import page as report
 from anomaly.runs import Run
 from tests.test_report import bench_page, classes, context, with_classes
@@ -129,7 +131,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def pages(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Of a run, of its wrong films, of a bench, and one whose every text is an attack."""
     mine = Run(Path(shutil.copytree(run.path, tmp_path_factory.mktemp("pages") / "cae")))
-    run_page(mine)
+    write_page(open_run(mine, torch.device("cpu")))
     found = {name: mine.path / f"{name}.html" for name in ("report", "wrong", "bench", "evil")}
     found["bench"].write_text(bench_page())
     found["evil"].write_text(report.render_report(context()))

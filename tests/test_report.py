@@ -15,10 +15,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from anomaly.pipeline.evaluate import run_page, score_films
-from torch import Tensor
 
 from anomaly.data.batch import Batch
+from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.calibration import read_calibration
 from anomaly.evaluation.cohort import Cohort, ScoredCohort
 from anomaly.evaluation.comparison import ComparisonSettings, Scored, build_table
@@ -29,15 +28,21 @@ from anomaly.evaluation.figures import (
     ClassifierFigures,
     Difference,
     EvaluationSettings,
+    Metrics,
     Reliability,
     Unit,
 )
-from anomaly.evaluation.predict import View
 from anomaly.formatting import with_interval
-from anomaly.models.base import Detector, Settings
+from anomaly.models.base import Detector, Prediction, Settings
+from anomaly.pipeline.open_run import OpenRun, open_run
+from anomaly.pipeline.results import write_page, write_results
+from anomaly.pipeline.scoring import ScoringResult, score_selection
+from anomaly.pipeline.selection import Selection
 from anomaly.reporting import page as report
-from anomaly.reporting.charts import Chart, ticks
+from anomaly.reporting.context import ReportContext
+from anomaly.reporting.galleries import Shown, gallery_rows
 from anomaly.reporting.heatmap import blend, png
+from anomaly.reporting.text import summary
 from anomaly.runs import Run
 from preprocessing import InputError
 from preprocessing.schema import Cache
@@ -59,10 +64,11 @@ def evaluation(*, labels=None, scores=(), main="mse", synthetic=True, classes=No
         difficulty=np.full(60, ""),
         synthetic=synthetic,
     )
+    random = np.random.default_rng(11)
     values = {
-        "mse": truth * 0.02 + np.random.default_rng(11).random(60) * 0.05,
-        "mean_grey": np.random.default_rng(11).random(60),
-        "$_under{score": np.random.default_rng(11).random(60),
+        "mse": truth * 0.02 + random.random(60) * 0.05,
+        "mean_grey": random.random(60),
+        "$_under{score": random.random(60),
     }
     scored = ScoredCohort(cohort, values, EvaluationSettings(resamples=50))
     made = evaluate(scored, main=main, thresholds={"film": {"mse": 0.05}})
@@ -74,10 +80,10 @@ def with_classes(evaluation: Evaluation, classes: dict[Unit, ClassifierFigures])
     return replace(evaluation, figures=evaluation.figures.model_copy(update=update))
 
 
-def context(**changes) -> report.ReportContext:
+def context(**changes) -> ReportContext:
     film = np.random.default_rng(11).random((500, 380))
     heat = blend(film, film * 0.1, film > 0, 0.05)
-    given = report.ReportContext(
+    given = ReportContext(
         title=f"cae {EVIL}",
         model="cae",
         data="drawn films",
@@ -86,8 +92,8 @@ def context(**changes) -> report.ReportContext:
         facts={"seed": "0"},
         history={"epoch": [0, 1, 2], "loss": [3.0, 2.0, 1.5], "val_$x_roc_auc": [None, 0.6, float("nan")]},
         map_scale=0.05,
-        highest=[report.Shown(EVIL, 1, 0.07, film, {"heatmap": heat, EVIL: heat}, {"finding": EVIL, "study": ""})],
-        wrong=[report.Shown("image2.png", 1, 0.01, film)],
+        highest=[Shown(EVIL, 1, 0.07, film, {"heatmap": heat, EVIL: heat}, {"finding": EVIL, "study": ""})],
+        wrong=[Shown("image2.png", 1, 0.01, film)],
         failures=[(EVIL, EVIL)],
         notes=[EVIL],
         pictures={EVIL: png(heat)},
@@ -130,7 +136,7 @@ def classes(**changes) -> dict[Unit, ClassifierFigures]:
 
 
 @pytest.fixture(scope="module")
-def given() -> report.ReportContext:
+def given() -> ReportContext:
     return context()
 
 
@@ -178,7 +184,7 @@ def test_nothing_from_files_becomes_markup(html):
 
 def test_nothing_from_files_becomes_markup_on_the_page_of_wrong_films(given, rng):
     film = rng.random((20, 20))
-    wrong = [report.Shown(EVIL, 0, 0.07, film, {}, {"finding": EVIL, "study": EVIL, "patient": EVIL})]
+    wrong = [Shown(EVIL, 0, 0.07, film, {}, {"finding": EVIL, "study": EVIL, "patient": EVIL})]
     html = report.render_wrong(replace(given, wrong=wrong, map_unit=EVIL))
     page = Page(html)
     assert html.count("<script") == 1 and not any(name.startswith("on") for _, given in page.tags for name in given)
@@ -265,9 +271,9 @@ def test_films_without_labels_make_a_page_too():
         map_scale=None,
     )
     text = Page(report.render_report(given)).text
-    assert "No ROC-AUC: the films are not labelled" in text and "Learning curves" not in text
+    assert "No ROC-AUC: the films are unlabelled" in text and "Learning curves" not in text
     assert "ROC curves by film" not in text and "NOT A MEDICAL DEVICE" in text
-    assert "Nothing is known of how well it tells" in text
+    assert "Its performance is unknown: there are no figures." in text
 
 
 def test_the_same_run_makes_the_same_page(given, html):
@@ -278,20 +284,7 @@ def test_many_learning_curves_are_cut_and_counted(monkeypatch, given):
     monkeypatch.setattr(report, "_PANELS", 2)
     history = {f"column{number}": [1.0, 2.0] for number in range(5)}
     html = report.render_report(replace(given, history=history))
-    assert "3 more columns are in history.csv" in html
-
-
-def test_training_and_validation_share_a_panel_where_both_were_watched():
-    columns = {"epoch": [0, 1], "net.loss": [2.0, 1.0], "validation": [2.0, 1.5]}
-    watched = {"accuracy": [0.5, 0.6], "validation_accuracy": [0.5, 0.55], "validation_gap": [0.1, 0.2]}
-    across, panels = report._panels(columns | watched)
-    assert across[0] == "epoch"
-    assert {title: list(names) for title, names in panels.items()} == {
-        "net.loss": ["net.loss"],
-        "validation": ["validation"],
-        "accuracy": ["accuracy", "validation_accuracy"],
-        "validation_gap": ["validation_gap"],
-    }
+    assert "3 more columns in history.csv" in html
 
 
 def test_a_classifier_has_its_figures_at_both_thresholds(given):
@@ -299,15 +292,15 @@ def test_a_classifier_has_its_figures_at_both_thresholds(given):
     html = report.render_report(replace(given, evaluation=judged, rule="youden"))
     text = " ".join(Page(html).text.split())
     assert "As a classifier" in text and "As a classifier" not in report.render_report(given)
-    for level in ("film", "study", "patient"):
-        assert f"By {level}: 20, 10 of them abnormal, of 12 patients" in text
+    for units in ("films", "studies", "patients"):
+        assert f"20 {units} of 12 patients, 10 abnormal" in text
     assert text.count("at 0.5 .850 [.750, .900]") == 3  # a row a level
     assert text.count("at 0.3712, chosen on validation .850 [.750, .900]") == 3
     assert text.count(".842 [.742, .892] –") == 3  # kappa that cannot be told, at the chosen threshold alone
     assert "accuracy .853 20" in text  # one value and the support, as scikit-learn prints it
     assert "normal 9 .900 1 .100" in text and "abnormal 2 .200 8 .800" in text
     assert "film .123 [.101, .147] .250" in text
-    assert "chosen on labelled validation films (Youden's index)" in text and "found on validation" not in text
+    assert "chosen on labelled validation films (Youden's index)" in text and "chosen on validation normals" not in text
     assert html.count('class="panel"') == report.render_report(given).count('class="panel"') + 2
 
 
@@ -317,26 +310,15 @@ def test_a_class_without_films_has_counts_and_no_shares(given):
     assert "normal 0 – 0 –" in text
 
 
-def test_the_reliability_chart_is_opaque_and_says_what_is_synthetic():
-    assert report.reliability_png({}, synthetic=True) is None
-    pictures = {}
-    for synthetic in (False, True):
-        data = report.reliability_png(classes(), synthetic=synthetic)
-        pictures[synthetic] = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        assert pictures[synthetic].shape[2] == 3 or (pictures[synthetic][..., 3] == 255).all()
-        assert (pictures[synthetic][0, 0, :3] == 255).all()
-    assert pictures[True].shape[0] > pictures[False].shape[0]  # room for the line above
-
-
 def test_the_wrong_films_have_a_page_and_the_first_of_them_a_place_in_the_report(given, rng):
     film = rng.random((20, 20))
     wrong = [
-        report.Shown(f"wrong{i}.png", i % 2, 0.01 * i, film, {}, {"finding": "" if i % 2 == 0 else "fracture"})
+        Shown(f"wrong{i}.png", i % 2, 0.01 * i, film, {}, {"finding": "" if i % 2 == 0 else "fracture"})
         for i in range(20)
     ]
     many = replace(given, wrong=wrong, map_unit="Grad-CAM")
     whole, page = report.render_report(many), report.render_wrong(many)
-    assert "The most wrong (20)" in whole and [f"wrong{i}.png" in whole for i in (5, 6)] == [True, False]
+    assert "All the most wrong films (20)" in whole and [f"wrong{i}.png" in whole for i in (5, 6)] == [True, False]
     text = " ".join(Page(page).text.split())
     assert all(f"wrong{i}.png" in text for i in range(20))
     assert "Normal films that score high (10)" in text and "Abnormal films that score low (10)" in text
@@ -354,7 +336,7 @@ def contradicted(labels, scores, row) -> float:
 
 def test_gallery_rows_are_the_highest_and_the_most_contradicted(rng):
     labels, scores = np.repeat([0, 1, -1], 20), rng.normal(size=60)
-    highest, wrong, lowest = report.gallery_rows(labels, scores, count=8)
+    highest, wrong, lowest = gallery_rows(labels, scores, count=8)
     assert all(scores[first] >= scores[second] for first, second in pairwise(highest))
     assert all(scores[first] <= scores[second] for first, second in pairwise(lowest))
     assert scores[highest[0]] == scores.max() and scores[lowest[0]] == scores.min() and not (labels[wrong] == -1).any()
@@ -365,31 +347,8 @@ def test_gallery_rows_are_the_highest_and_the_most_contradicted(rng):
         assert share[0] >= share[1] > 0
         if share[0] == share[1] and labels[first] == labels[second]:
             assert scores[first] > scores[second] if labels[first] == 0 else scores[first] < scores[second]
-    assert report.gallery_rows([0, 0], [1.0, 2.0]) == ([1, 0], [], [0, 1])
-    assert report.gallery_rows([0, 1], [1.0, 2.0])[1] == []  # told apart: nothing is wrong
-
-
-# --- charts ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_chart_escapes_cuts_and_breaks():
-    chart = Chart((0, 1), (0, 10), xlabel=EVIL, ylabel=EVIL)
-    chart.line([0, 0.5, 1, 2], [0, float("nan"), 99, 1], "one", dots=True)
-    chart.text(3, EVIL, "")
-    chart.point(0.5, 5, "one", title=EVIL)
-    markup = str(chart.svg(EVIL))
-    page = Page(markup)
-    assert "<script" not in markup and not any(tag == "img" for tag, _ in page.tags) and page.text.count(EVIL) >= 3
-    line = next(given["d"] for tag, given in page.tags if given.get("class") == "line one")
-    assert line.count("M") == 2 and "nan" not in markup  # broken where it is not finite
-    assert float(line.split(",")[-1]) == pytest.approx(chart.bottom - 0.1 * (chart.bottom - 10), abs=0.1)
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3e-9, 2e-9), (0.0831, 0.0833), (1e7, 9e7), (-1, 0)])
-def test_ticks_are_few_and_inside(low, high):
-    found = ticks(low, high, most=6)
-    assert 2 <= len(found) <= 7 and min(found) >= low - 1e-12 and max(found) <= high + 1e-12
-    assert Chart((1.0, 1.0), (0, 0)).across == (0.5, 1.5)
+    assert gallery_rows([0, 0], [1.0, 2.0]) == ([1, 0], [], [0, 1])
+    assert gallery_rows([0, 1], [1.0, 2.0])[1] == []  # told apart: nothing is wrong
 
 
 # --- a bench --------------------------------------------------------------------------------------------------------
@@ -448,88 +407,78 @@ class Judge(Detector):
     """Takes the mean level for the probability; not trained."""
 
     Config = Settings
-    supervised = True
+    targets = "labels"
     score_names = ("mse",)  # one that the run's calibration knows
     map_unit = "Grad-CAM"
 
-    check_size = classmethod(lambda kind, config, size: None)
-    players = training_steps = validation_loss = reconstruct = lambda self, *given: None
-
-    def scores(self, batch: Batch) -> dict[str, Tensor]:
-        return {"mse": batch.film.mean(dim=(1, 2, 3))}
-
-    def anomaly_map(self, batch: Batch) -> Tensor:
-        return batch.film * batch.mask
+    def predict(self, batch: Batch, *, maps: bool = False) -> Prediction:
+        return Prediction({"mse": batch.film.mean(dim=(1, 2, 3))}, batch.film * batch.mask if maps else None)
 
 
-def scored(run: Run, model: Detector, cache: Cache, folder: Path, name: str, rows: np.ndarray) -> str:
-    given = {"split": np.full(len(rows), name), "main": "mse", "how": "mean", "command": ""}
-    view, device = View(cache, "full-he", rows, 64), torch.device("cpu")
-    return "\n".join(score_films(run, model, view, device, folder, **given, on_films=lambda count: None))
+def judged(run: Run, cache: Cache, split: str, rows: np.ndarray, model: Detector | None = None) -> ScoringResult:
+    opened = OpenRun(run, model or Judge(), read_calibration(run), torch.device("cpu"))
+    films = FilmSet(cache, "full-he", rows, 64)
+    return score_selection(opened, Selection(films, np.full(len(rows), split), split))
 
 
 def test_scores_of_a_classifier_are_shown_as_such(run: Run, cache: Cache, tmp_path: Path) -> None:
-    labels = cache.index["label"]
-    folder, every = tmp_path / "scores", np.arange(len(cache))
-    out = scored(run, Judge(), cache, folder, "test", every)
-    figures = json.loads((folder / "metrics.json").read_text())
-    assert set(figures["classes"]) == {"film", "study", "patient"}
-    assert out.count("Brier score") == 3 and figures["chosen_on"] == read_calibration(run).films
-    chosen = f"second threshold chosen on {figures['chosen_on']} validation films"
-    assert f"as a classifier by patient (SYNTHETIC films, split test; {chosen})" in out
-    assert "class by class at .500 (SYNTHETIC" in out and ", chosen on validation (SYNTHETIC" in out
-    page, wrong = ((folder / f"{name}.html").read_text() for name in ("report", "wrong"))
+    labels, every = cache.index["label"], np.arange(len(cache))
+    result = judged(run, cache, "test", every)
+    files = dict(write_results(result, tmp_path))
+    figures = Metrics.model_validate_json((tmp_path / "metrics.json").read_text())
+    assert figures == result.figures and set(figures.classes) == set(UNITS)
+    assert figures.chosen_on == read_calibration(run).films
+    text = "\n".join(summary(figures))
+    chosen = f"second threshold chosen on {figures.chosen_on} validation films"
+    assert f"as a classifier by patient (SYNTHETIC films, split test; {chosen})" in text
+    assert "class by class at .500 (SYNTHETIC" in text and ", chosen on validation (SYNTHETIC" in text
+    page, wrong = ((tmp_path / f"{name}.html").read_text() for name in ("report", "wrong"))
     assert "As a classifier" in page and 'href="wrong.html"' in page and 'href="report.html"' in wrong
-    assert "Grad-CAM" in page and "Grad-CAM" in wrong and "squared error; clear" not in page + wrong
-    assert (folder / "reliability.png").stat().st_size > 10_000 and f"{folder / 'wrong.html'}: " in out
+    assert "Grad-CAM" in page and "Grad-CAM" in wrong and "squared error; transparent" not in page + wrong
+    assert (tmp_path / "reliability.png").stat().st_size > 10_000
+    assert {tmp_path / "wrong.html", tmp_path / "reliability.png", tmp_path / "report.html"} <= set(files)
     assert "patient patient" in Page(wrong).text.replace("\n", " ")
 
-    # One class alone: nobody is wrong. What was written before must not lie beside the new figures.
-    out = scored(run, Judge(), cache, folder, "test", every[labels == 0])
-    assert not (folder / "wrong.html").exists() and "wrong.html" not in out
-    assert "wrong.html" not in (folder / "report.html").read_text()
+    # One class alone: no film is ranked wrongly. What was written before must not lie beside the new figures.
+    files = dict(write_results(judged(run, cache, "test", every[labels == 0]), tmp_path))
+    assert tmp_path / "wrong.html" not in files and not (tmp_path / "wrong.html").exists()
+    assert "wrong.html" not in (tmp_path / "report.html").read_text()
 
 
 def test_scores_of_other_detectors_are_no_probabilities(run: Run, cache: Cache, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "reliability.png").write_bytes(b"of an earlier time")
-    monkeypatch.setattr(Judge, "supervised", False)
-    out = scored(run, Judge(), cache, tmp_path, "test", np.arange(len(cache)))
-    assert "classifier" not in out and "classes" not in json.loads((tmp_path / "metrics.json").read_text())
+    monkeypatch.setattr(Judge, "targets", "none")
+    write_results(judged(run, cache, "test", np.arange(len(cache))), tmp_path)
+    assert "classes" not in json.loads((tmp_path / "metrics.json").read_text())
     assert not (tmp_path / "reliability.png").exists() and (tmp_path / "wrong.html").exists()
 
 
-@pytest.mark.parametrize(
-    ("rule", "words"),
-    [
-        ("quantile", "5% of their validation normals reach the threshold"),
-        ("youden", "the threshold was chosen on labelled validation films (Youden's index)"),
-    ],
-)
-def test_new_films_are_told_how_their_threshold_was_found(run, cache, tmp_path, monkeypatch, rule, words) -> None:
-    calibration = replace(read_calibration(run), rule=rule)
-    monkeypatch.setattr("anomaly.pipeline.evaluate.read_calibration", lambda run: calibration)
-    out = scored(run, Judge(), cache, tmp_path, "new", np.arange(4))
-    assert words in out and not (tmp_path / "report.html").exists()
+@pytest.mark.parametrize("split", ["new", "train"])
+def test_films_that_must_not_be_measured_have_no_figures(run: Run, cache: Cache, tmp_path: Path, split: str) -> None:
+    result = judged(run, cache, split, np.arange(4))
+    files = write_results(result, tmp_path)
+    assert result.figures is None and {path.name for path, _ in files} == {"scores.csv", "studies.csv", "patients.csv"}
 
 
-# --- the page anew --------------------------------------------------------------------------------------------------
+# --- the page of a run ----------------------------------------------------------------------------------------------
 
 
-def copied(run: Run, folder: Path) -> Run:
-    return Run(Path(shutil.copytree(run.path, folder / "cae")))
+def opened(run: Run, folder: Path) -> OpenRun:
+    """A copy of the run, open."""
+    return open_run(Run(Path(shutil.copytree(run.path, folder / "cae"))), torch.device("cpu"))
 
 
 def test_a_page_is_made_of_what_was_scored(run, cache, tmp_path, monkeypatch) -> None:
-    mine, told = copied(run, tmp_path), []
-    out = "\n".join(run_page(mine, on_films=told.append))
-    assert sum(told) > 0 and (mine.path / "scores.csv").is_file() and "by patient (SYNTHETIC" in out
-    first = (mine.path / "report.html").read_text()
-    (mine.path / "report.html").unlink()
+    mine = opened(run, tmp_path)
+    folder = mine.run.path
+    write_page(mine)
+    assert (folder / "scores.csv").is_file()
+    first = (folder / "report.html").read_text()
+    (folder / "report.html").unlink()
 
-    monkeypatch.setattr("anomaly.pipeline.evaluate.score", lambda *given: pytest.fail("scored again"))
-    lines = run_page(mine)
-    assert f"{mine.path / 'report.html'}: the page to open" in lines
-    assert (mine.path / "report.html").read_text() == first
+    monkeypatch.setattr("anomaly.pipeline.results.score_selection", lambda *given, **more: pytest.fail("scored again"))
+    assert folder / "report.html" in dict(write_page(mine))
+    assert (folder / "report.html").read_text() == first
     text = " ".join(Page(first).text.split())
     for words in ("Most abnormal", "Most normal", "reconstruction", "marked lesion", "Validation films, their recon"):
         assert words in text
@@ -537,26 +486,26 @@ def test_a_page_is_made_of_what_was_scored(run, cache, tmp_path, monkeypatch) ->
 
 
 def test_scores_of_other_films_are_not_taken_for_these(run, tmp_path) -> None:
-    mine = copied(run, tmp_path)
-    run_page(mine)
-    lines = (mine.path / "scores.csv").read_text().splitlines()
-    (mine.path / "scores.csv").write_text("\n".join(lines[:-1]))
-    told = []
-    run_page(mine, on_films=told.append)
-    assert sum(told) == len(lines) - 1 and (mine.path / "scores.csv").read_text().splitlines() == lines
+    mine = opened(run, tmp_path)
+    write_page(mine)
+    scores = mine.run.path / "scores.csv"
+    lines = scores.read_text().splitlines()
+    scores.write_text("\n".join(lines[:-1]))
+    assert scores in dict(write_page(mine)) and scores.read_text().splitlines() == lines
 
 
-def test_a_run_without_maps_has_a_page_that_says_so(run, tmp_path, monkeypatch) -> None:
-    mine = copied(run, tmp_path)
-    bare = replace(read_calibration(mine), map_scale=None)
-    monkeypatch.setattr("anomaly.pipeline.evaluate.read_calibration", lambda run: bare)
-    run_page(mine)
-    html = (mine.path / "report.html").read_text()
+def test_figures_of_another_version_are_refused(run, tmp_path) -> None:
+    mine = opened(run, tmp_path)
+    write_page(mine)
+    file = mine.run.path / "metrics.json"
+    file.write_text(file.read_text().replace('"roc_auc"', '"auc"'))
+    with pytest.raises(InputError, match=r"metrics\.json"):
+        write_page(mine)
+
+
+def test_a_run_without_maps_has_a_page_that_says_so(run, tmp_path) -> None:
+    mine = opened(run, tmp_path)
+    bare = mine.calibration.model_copy(update={"map_scale": None})
+    write_page(replace(mine, calibration=bare))
+    html = (mine.run.path / "report.html").read_text()
     assert "This model draws no heatmap" in html and 'data-layer="heatmap"' not in html
-
-
-def test_a_net_that_prepares_films_has_no_page(run, tmp_path) -> None:
-    mine = copied(run, tmp_path)
-    mine.config.model = "unet"
-    with pytest.raises(InputError, match="prepares films and has no page; `anomaly score"):
-        run_page(mine)

@@ -21,7 +21,8 @@ from anomaly.localization.evaluate import choose_threshold
 from anomaly.memory import keep_freed_memory
 from anomaly.models.base import Detector, Model
 from anomaly.pipeline.plan import Prepared, prepares_films
-from anomaly.reporting.training_pictures import DRAWN, PICTURED, detections_picture, learning_curve, picture, samples
+from anomaly.reporting.charts.learning import learning_curve_png
+from anomaly.reporting.training_pictures import DRAWN, PICTURED, detections_picture, picture, samples
 from anomaly.training.config import EpochReport, Precision
 from anomaly.training.device import choose_device, make_repeatable
 from anomaly.training.tracking import open_tracker
@@ -159,7 +160,9 @@ def _write_outcome(run: runs.Run, model: Model, trainer: Trainer, *, synthetic: 
     run.write("history.csv", history_csv(trainer.state.history))
     run.write("warnings.json", runs.to_json({"warnings": trainer.state.warnings}))
     if model.players():
-        run.write("learning_curve.png", learning_curve(trainer.state.history, synthetic=synthetic))
+        history = trainer.state.history
+        columns = {name: [row[name] for row in history] for name in history[0]}
+        run.write("learning_curve.png", learning_curve_png(columns, synthetic=synthetic))
 
 
 def write_weights(run: runs.Run, model: Model) -> None:

@@ -19,8 +19,11 @@ from anomaly.pipeline.gallery import MOST_WRONG, Layers
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.scoring import ScoringResult, cohort_of, score_selection
 from anomaly.pipeline.selection import Display, Selection, recorded_films
+from anomaly.reporting.charts.reliability import reliability_png
+from anomaly.reporting.context import ReportContext
+from anomaly.reporting.galleries import Shown, gallery_rows
 from anomaly.reporting.heatmap import blend, outlined
-from anomaly.reporting.page import ReportContext, Shown, gallery_rows, reliability_png, render_report, render_wrong
+from anomaly.reporting.page import render_report, render_wrong
 from anomaly.runs import to_csv, to_json, write_atomic
 from preprocessing.wording import counted
 
@@ -52,7 +55,8 @@ def write_results(result: ScoringResult, folder: Path) -> Written:
     figures = result.evaluation.figures
     write_atomic(folder / "metrics.json", to_json(figures.to_data()))
     written.append((folder / "metrics.json", "every figure"))
-    diagram = reliability_png(figures.classes or {}, synthetic=figures.synthetic)
+    reliabilities = {unit: classifier.reliability for unit, classifier in (figures.classes or {}).items()}
+    diagram = reliability_png(reliabilities, synthetic=figures.synthetic)
     if _replace(folder / "reliability.png", diagram):
         written.append((folder / "reliability.png", "calibration of the probabilities (reliability diagram)"))
     context = _page_context(result.run, result.selection, result.evaluation, result.gallery.layers)

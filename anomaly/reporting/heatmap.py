@@ -69,7 +69,7 @@ def blend(film: NDArray[Any], map: NDArray[Any], mask: Bools, scale: float, *, c
         raise ValueError(f"film {film.shape} and mask {mask.shape} must have one shape")
     level = checked_map(map, mask) / np.float32(scale)  # (H, W)
     alpha = (np.clip((level - CLEAR) / (REACH - CLEAR), 0, 1) * DENSE * mask)[..., None]  # (H, W, 1)
-    heat = _palette(colors)[(np.minimum(level / REACH, 1) * 255).astype(np.uint8)]  # (H, W, 3)
+    heat = palette(colors)[(np.minimum(level / REACH, 1) * 255).astype(np.uint8)]  # (H, W, 3)
     grey = np.clip(film, 0, 1).astype(np.float32)[..., None] * 255
     return np.asarray(np.rint(grey + (heat - grey) * alpha), np.uint8)
 
@@ -162,7 +162,7 @@ def _font(size: int) -> Any:
 
 
 @cache
-def _palette(colors: ColorMap) -> Floats:
+def palette(colors: ColorMap) -> Floats:
     """The (256, 3) RGB colors of a map, 0 to 255."""
     import cv2
 

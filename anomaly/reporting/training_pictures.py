@@ -1,7 +1,4 @@
-"""The pictures a training leaves: learning curve, samples, reconstructions, maps, detections."""
-
-import io
-from collections.abc import Sequence
+"""The pictures a training leaves: samples, reconstructions, maps, detections."""
 
 import numpy as np
 import torch
@@ -22,41 +19,13 @@ DRAWN = 6
 """Generated films a side of samples.png."""
 
 
-def learning_curve(history: Sequence[dict[str, float]], *, synthetic: bool) -> bytes:
-    """Return a PNG of every loss term and the validation loss over the epochs, and below it of what was watched.
-
-    Losses lie on a logarithmic scale where all are above 0; what is a share in every epoch has a panel of its own.
-    """
-    from matplotlib.figure import Figure
-
-    terms = [name for name in history[0] if "." in name or name == "validation"]
-    watched = [name for name in history[0] if name not in (*terms, "epoch", "seconds", "films_per_second")]
-    shares = [name for name in watched if all(0 <= line[name] <= 1 for line in history)]
-    others = [name for name in watched if name not in shares]
-    panels = [panel for panel in (("loss", terms), ("share", shares), ("watched", others)) if panel[1]]
-    figure = Figure(figsize=(9, 1.5 + 2.5 * len(panels)), layout="constrained")
-    epochs, marker = [line["epoch"] for line in history], "." if len(history) < 30 else None
-    for axes, (title, names) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
-        for name in names:
-            axes.plot(epochs, [line[name] for line in history], label=name, marker=marker)
-        positive = all(line[name] > 0 for line in history for name in names)
-        axes.set(ylabel=title, yscale="log" if positive and title == "loss" else "linear")
-        axes.grid(alpha=0.3)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside the lines, which it would hide
-    axes.set(xlabel="epoch")
-    if synthetic:
-        figure.suptitle("SYNTHETIC films")
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=120, metadata={"Software": None})
-    return out.getvalue()
-
-
-def samples(made: NDArray[np.float32], *, synthetic: bool) -> bytes:
+def samples(films: NDArray[np.float32], *, synthetic: bool) -> bytes:
     """Return a PNG of generated films in a square: (DRAWN², S, S) in [0, 1]."""
-    grey = np.rint(np.clip(made, 0, 1) * 255).astype(np.uint8)
+    grey = np.rint(np.clip(films, 0, 1) * 255).astype(np.uint8)
     rows = [np.concatenate(grey[i : i + DRAWN], axis=1) for i in range(0, len(grey), DRAWN)]
     square = np.concatenate(rows, axis=0)[..., None].repeat(3, axis=2)
-    return png(titled(_enlarged(square, made.shape[1]), f"generated films{', of SYNTHETIC ones' if synthetic else ''}"))
+    sheet = _enlarged(square, films.shape[1])
+    return png(titled(sheet, f"generated films{', of SYNTHETIC ones' if synthetic else ''}"))
 
 
 def picture(prediction: Prediction, films: Films, scale: float | None, *, unit: str, synthetic: bool) -> bytes:
