@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from anomaly.data.augment import _augmenters
+from anomaly.data.augment import import_augmenters
 from anomaly.data.batch import Batch
 from anomaly.data.dataset import Films, load_films
 from anomaly.memory import keep_freed_memory
@@ -85,7 +85,7 @@ class OriginalFilms(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __init__(self, files: list[Path], size: int) -> None:
         self.files, self.size = files, size
-        iaa = _augmenters()
+        iaa = import_augmenters()
         scale, turn = {"x": (0.8, 1.2), "y": (0.8, 1.2)}, iaa.Affine(rotate=(-20, 20), fit_output=True)
         some = (iaa.Multiply((0.8, 1.2)), iaa.Affine(scale=scale), turn)
         self.augmentation = iaa.Sequential([iaa.Fliplr(0.5), iaa.Flipud(0.5), *(iaa.Sometimes(0.5, a) for a in some)])
