@@ -55,7 +55,7 @@ SCORE = Parts(
 TRAIN = Parts(
     ("anomaly.pipeline.fit", "anomaly.models.cae"),
     (
-        ("anomaly.pipeline.fit", "prepare", "check the plan"),
+        ("anomaly.pipeline.plan", "prepare", "check the plan"),
         ("anomaly.pipeline.fit", "Trainer", "make model's optimizers, loader"),
         ("anomaly.training.trainer:Trainer", "apply_steps", "the first step"),
     ),
