@@ -37,7 +37,7 @@ class Parts:
     """What a command is taken apart into.
 
     modules   what it imports, beside torch
-    timed     owner, function, and what to call its seconds; `_steps` ends the process after the first
+    timed     owner, function, and the name of its seconds; `_steps` ends the process after the first
     """
 
     modules: tuple[str, ...]
@@ -47,7 +47,7 @@ class Parts:
 SCORE = Parts(
     ("anomaly.pipeline.evaluate", "anomaly.models.cae", "preprocessing.build"),
     (
-        ("anomaly.score", "open_model", "open the model"),
+        ("anomaly.pipeline.open_run", "open_model", "open the model"),
         ("preprocessing.build", "build", "prepare the film"),
         ("anomaly.pipeline.evaluate", "score", "score it"),
     ),
@@ -55,7 +55,7 @@ SCORE = Parts(
 TRAIN = Parts(
     ("anomaly.pipeline.fit", "anomaly.models.cae"),
     (
-        ("anomaly.pipeline.fit", "prepare", "check the plan"),
+        ("anomaly.pipeline.plan", "prepare", "check the plan"),
         ("anomaly.pipeline.fit", "Trainer", "make model's optimizers, loader"),
         ("anomaly.training.trainer:Trainer", "apply_steps", "the first step"),
     ),
@@ -63,8 +63,8 @@ TRAIN = Parts(
 TIMED = """
 import contextlib, importlib, json, os, pkgutil, sys, time
 
-told = json.loads(sys.argv.pop(1))
-parts, since = {}, told["begun"]
+options = json.loads(sys.argv.pop(1))
+parts, since = {}, options["begun"]
 
 def lap(name):
     global since
@@ -72,7 +72,7 @@ def lap(name):
     parts[name], since = now - since, now
 
 def answer():
-    total = time.monotonic() - told["begun"]
+    total = time.monotonic() - options["begun"]
     print(json.dumps(parts | {"the rest": total - sum(parts.values()), "all": total}), file=sys.stderr, flush=True)
     os._exit(0)
 
@@ -98,20 +98,20 @@ def first_of(steps, name):
 lap("start Python")
 import torch
 lap("import torch")
-for module in told["modules"]:
+for module in options["modules"]:
     importlib.import_module(module)
 lap("import the rest")
-for owner, function, name in told["timed"]:
+for owner, function, name in options["timed"]:
     place = pkgutil.resolve_name(owner)
     setattr(place, function, (first_of if function == "_steps" else timed)(getattr(place, function), name))
-from anomaly.cli import main
+from anomaly.cli.app import main
 with contextlib.suppress(SystemExit):
     main()
 answer()
 """
 LOADS_TORCH = """
 import sys
-from anomaly.cli import main
+from anomaly.cli.app import main
 try:
     main()
 finally:

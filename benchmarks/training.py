@@ -6,9 +6,9 @@ the PNG in color and makes it grey, equalizes the histogram, augments by imgaug 
 growing canvas) and resizes to 512 px with padding. Our side reads films prepared once from memory. Both have Adam's
 fused form, the same batches of 8 and all cores. Films: SYNTHETIC.
 
-Each side is a process that trains when it is told to: steps and epochs take turns, and a ratio is the median over
-rounds of both sides' times in a round. Ours keeps freed memory, as `anomaly train` does; so does a third side, plain
-otherwise, which shows what that alone gives.
+Each side is a process that trains on request: steps and epochs take turns, and a ratio is the median over rounds of the
+ratio of both sides' times in a round. Ours keeps freed memory, as `anomaly train` does; so does a third side, plain
+otherwise, which shows the effect of that alone.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from anomaly.data.augment import _augmenters
+from anomaly.data.augment import import_augmenters
 from anomaly.data.batch import Batch
 from anomaly.data.dataset import Films, load_films
 from anomaly.memory import keep_freed_memory
@@ -69,7 +69,7 @@ def trainer(
 
 
 def noise(count: int, size: int) -> Films:
-    """Return films of noise, SYNTHETIC, with a mask: what is in them changes no time."""
+    """Return films of noise, SYNTHETIC, with masks: the content of films does not affect times."""
     film = np.random.default_rng(0).integers(0, 256, (count, size, size), dtype=np.uint8)
     return Films(film, film > 60, np.zeros(count, np.int8))
 
@@ -85,7 +85,7 @@ class OriginalFilms(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __init__(self, files: list[Path], size: int) -> None:
         self.files, self.size = files, size
-        iaa = _augmenters()
+        iaa = import_augmenters()
         scale, turn = {"x": (0.8, 1.2), "y": (0.8, 1.2)}, iaa.Affine(rotate=(-20, 20), fit_output=True)
         some = (iaa.Multiply((0.8, 1.2)), iaa.Affine(scale=scale), turn)
         self.augmentation = iaa.Sequential([iaa.Fliplr(0.5), iaa.Flipud(0.5), *(iaa.Sometimes(0.5, a) for a in some)])
@@ -120,16 +120,16 @@ def our_epoch(made: Trainer, number: int) -> None:
         step(made, batch)
 
 
-def side(name: str, films: Films, files: list[Path], size: int, batch: int, told: Connection) -> None:
-    """Be a process that does a step, or an epoch, as often as it is told to, and tells the seconds that took."""
+def side(name: str, films: Films, files: list[Path], size: int, batch: int, connection: Connection) -> None:
+    """Run in a process: for each request do the steps of all films, or an epoch, and send the seconds that took."""
     plain, threads = name != "ours", cv2.getNumThreads()
     made = trainer("cae", films, size, f"batch_size={batch}", plain=plain, keep=name != "plain")
     if plain:
         cv2.setNumThreads(threads)  # ours has it on one while training
     loader = DataLoader(OriginalFilms(files, size), batch_size=batch, shuffle=True)
     ready = next(made.batches.epoch(0))
-    told.send("bfloat16" if made.autocast else "float32")
-    for word in iter(told.recv, None):
+    connection.send("bfloat16" if made.autocast else "float32")
+    for word in iter(connection.recv, None):
         start = time.perf_counter()
         if word == "step":
             for _ in range(len(films) // batch):
@@ -140,7 +140,7 @@ def side(name: str, films: Films, files: list[Path], size: int, batch: int, told
             our_epoch(made, 1)
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
-        told.send(time.perf_counter() - start)
+        connection.send(time.perf_counter() - start)
 
 
 def main() -> None:
@@ -162,12 +162,12 @@ def main() -> None:
         files = [Path(folder) / "films" / path for path in cache.index["path"][: options.films]]
         for name in ("plain", "plain, memory kept", "ours"):
             sides[name], end = context.Pipe()
-            given = (name, films, files, options.size, options.batch, end)
-            context.Process(target=side, args=given, daemon=True).start()
-            end.close()  # so that one that dies is noticed
-        precision = {name: told.recv() for name, told in sides.items()}
+            arguments = (name, films, files, options.size, options.batch, end)
+            context.Process(target=side, args=arguments, daemon=True).start()
+            end.close()  # so that the death of a process ends recv
+        precision = {name: connection.recv() for name, connection in sides.items()}
 
-        def asked(name: str, word: str) -> float:
+        def request(name: str, word: str) -> float:
             sides[name].send(word)
             seconds: float = sides[name].recv()
             return 1000 * seconds / options.films
@@ -176,11 +176,11 @@ def main() -> None:
         for number in range(options.rounds + 1):
             for word in ("step", "end to end"):
                 for name in sides:
-                    found = asked(name, word)
+                    milliseconds = request(name, word)
                     if number:  # the first round warms up
-                        spent.setdefault((word, name), []).append(found)
-        for told in sides.values():
-            told.send(None)
+                        spent.setdefault((word, name), []).append(milliseconds)
+        for connection in sides.values():
+            connection.send(None)
     figures: dict[str, Any] = {f"{word}, {name}, ms_per_film": spread(each) for (word, name), each in spent.items()}
     for word in ("step", "end to end"):
         for other, key in (("plain", "ratio"), ("plain, memory kept", "ratio to memory kept")):

@@ -1,4 +1,4 @@
-"""Layers that are computed in another way than torch's own give the same numbers."""
+"""Layers that are computed otherwise than by torch's own kernels give the same numbers."""
 
 from collections.abc import Callable
 
@@ -122,7 +122,7 @@ def test_products_on_small_maps_are_convolutions(
     pair = [kind(12, 20, *settings, bias=bias) for kind in (ours, theirs)]
     pair[1].load_state_dict(pair[0].state_dict())
     draw = torch.Generator().manual_seed(0)
-    x, found = torch.randn(shape, generator=draw), []
+    x, results = torch.randn(shape, generator=draw), []
     for layer in pair:
         layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         film = x.clone().requires_grad_()
@@ -130,9 +130,9 @@ def test_products_on_small_maps_are_convolutions(
             out = layer(film).mul_(2)  # in place, as a ReLU would be
         out.float().sin().sum().backward()
         assert (out.dtype == torch.bfloat16) == low
-        found.append([out, film.grad, *(p.grad for p in layer.parameters())])
+        results.append([out, film.grad, *(p.grad for p in layer.parameters())])
     # Sums of up to 768 products in another order: measured .4e-6 and .004 with several instruction sets.
-    for one, other in zip(*found, strict=True):
+    for one, other in zip(*results, strict=True):
         assert (one - other).float().norm() <= (0.02 if low else 1e-5) * other.float().norm()
 
 
@@ -143,15 +143,15 @@ def test_attention_in_bfloat16_is_attention(queries: int, keys: int, loud: float
     """Within bfloat16's own error of float64's."""
     draw = torch.Generator().manual_seed(0)
     shapes = [(2, queries, 4), (2, keys, 4), (2, keys, 32), (2, queries, 32)]
-    *given, change = (torch.randn(shape, generator=draw).to(torch.bfloat16) for shape in shapes)
-    given[0] *= loud
-    found = []
+    *inputs, gradient = (torch.randn(shape, generator=draw).to(torch.bfloat16) for shape in shapes)
+    inputs[0] *= loud
+    results = []
     for dtype in (torch.float64, torch.bfloat16):
-        parts = [part.to(dtype).requires_grad_() for part in given]
+        parts = [part.to(dtype).requires_grad_() for part in inputs]
         out = attend(*parts)
-        out.backward(change.to(dtype))
-        found.append([out, *(part.grad for part in parts)])
-    for exact, ours in zip(*found, strict=True):
+        out.backward(gradient.to(dtype))
+        results.append([out, *(part.grad for part in parts)])
+    for exact, ours in zip(*results, strict=True):
         assert ours.dtype == torch.bfloat16 and ours.isfinite().all()
         assert (ours.double() - exact).norm() <= 0.03 * exact.norm() + 0.03  # a single key has no gradient at all
 

@@ -16,8 +16,8 @@ same draws has a normal interval (as in `bootstrap.paired`). Its p-value is corr
 together, the choice of the best included (`against_best`): were all rows equally good, at most about one column in
 twenty would have a row with p < .05, fewer where patients are few. A row with p >= 1 - level is *tied*: it cannot be
 distinguished from the best. The intervals of the differences are not corrected, and p ignores the spread over seeds.
-`benchmarks/ties.py` counts by simulation; Holm's correction, which takes the best as given, separates one of 24 equal
-rows in 25 to 39 % of columns.
+`benchmarks/multiple_comparisons.py` counts by simulation; Holm's correction, which takes the best as given, separates
+one of 24 equal rows in 25 to 39 % of columns.
 
 **Missing seeds** leave the figures of the others: a cell says how many of its seeds it has, and why some failed.
 Degenerate cases:

@@ -40,8 +40,8 @@ def main() -> None:
             for side, seconds in spent.items():
                 figures[f"{case}, {side}, ms_per_film"] = spread([1000 * s for s in seconds])
             figures[f"{case}, kept"] = spread([a / b for a, b in zip(spent["bare"], spent["epoch"], strict=True)])
-    command = f"python -m benchmarks.feeding --rounds {options.rounds} --workers {options.workers}"
-    record("feeding", command, {**vars(options), "device": DEVICE.type}, figures)
+    command = f"python -m benchmarks.data_loading --rounds {options.rounds} --workers {options.workers}"
+    record("data_loading", command, {**vars(options), "device": DEVICE.type}, figures)
 
 
 if __name__ == "__main__":

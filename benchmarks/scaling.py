@@ -1,4 +1,4 @@
-"""Growth: seconds and peak memory of the commands at 250 to 16,000 films of 128 px; what that says of a million.
+"""Scaling: seconds and peak memory of the commands at 250 to 16,000 films of 128 px; what that says of a million.
 
 The films are 250 built-in ones (SYNTHETIC, 512 px files), repeated by hard links under the names of new patients. Every
 stage is the command itself as a process of its own, at each number of films once; scoring, whose peak differs by 5 %
@@ -93,7 +93,7 @@ def main() -> None:
             shutil.rmtree(here)
             spent = ", ".join(f"{name} {each[-1].seconds:.1f} s" for name, each in stages.items())
             print(f"{count} films: {spent}", flush=True)
-    command = "python -m benchmarks.growth" + "".join(
+    command = "python -m benchmarks.scaling" + "".join(
         f" --{name} {' '.join(map(str, value))}"
         for name, value in (
             ("sizes", sizes),
@@ -107,10 +107,10 @@ def main() -> None:
         if name == "train":
             figures["the epoch alone, s"] = dict(zip(map(str, sizes), epochs, strict=True))
             figures["the epoch alone, exponent"] = exponent(sizes, epochs)
-        record(f"growth, {name}", command, {"films": sizes, "size": options.size}, figures)
+        record(f"scaling, {name}", command, {"films": sizes, "size": options.size}, figures)
     figures = {f"{name}, bytes": dict(zip(map(str, sizes), found, strict=True)) for name, found in disk.items()}
     figures |= {f"{name}, EXTRAPOLATED GB": on_a_line(sizes, found, 1e9) for name, found in disk.items()}
-    record("growth, disk", command, {"films": sizes, "size": options.size}, figures)
+    record("scaling, disk", command, {"films": sizes, "size": options.size}, figures)
 
 
 def repeat(drawn: Path, plans: Sequence[FilmPlan], out: Path, count: int) -> None:

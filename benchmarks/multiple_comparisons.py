@@ -133,7 +133,7 @@ def main() -> None:
         "resamples": RESAMPLES,
         "seed": arguments.seed,
     }
-    record("ties", command_line("ties"), settings, told)
+    record("multiple_comparisons", command_line("multiple_comparisons"), settings, told)
     print("\n".join(markdown(["patients", "rows", "which are", *found], lines)))
 
 

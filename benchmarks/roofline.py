@@ -120,8 +120,8 @@ def main() -> None:
                 "fraction_reached": floor / median,
                 "gflop_per_second": counted.operations / median / 1e9,
             }
-    command = f"python -m benchmarks.ceilings --rounds {options.rounds} --side {options.side}"
-    record("ceilings", command, {**vars(options), "device": DEVICE.type, "threads": torch.get_num_threads()}, figures)
+    command = f"python -m benchmarks.roofline --rounds {options.rounds} --side {options.side}"
+    record("roofline", command, {**vars(options), "device": DEVICE.type, "threads": torch.get_num_threads()}, figures)
 
 
 if __name__ == "__main__":
