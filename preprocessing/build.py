@@ -176,8 +176,8 @@ def build(
     the films before it stay for the next build.
 
     Raises InputError for an empty source, a source of which no film can be prepared, a file in the way, a cache that
-    another process is writing, a cluster that does not answer, or no longer, and a disk that is too full or becomes so:
-    the films done then stay for the next build, unless a compressed file was left damaged.
+    another process is writing, a cluster that does not answer, or no longer, and a disk that fails, is too full or
+    becomes so: the films done then stay for the next build.
     """
     begun = time.monotonic()
     if path.is_dir():
@@ -215,7 +215,7 @@ def build(
             command=command or shlex.join(["anomaly", "preprocess", str(source.root)]),
         )
         job = _Job(source, recipe, variants, header.dtype, dtype is not None, localizer, segmenter)
-        with _disk(path, header, len(source.records), compression):
+        with _disk(path, header, len(source.records)):
             _refuse_full_disk(path, header, len(source.records), compression)
             writer, kept = _write(path, header, job, crew, compression, report)
     return BuildReport(
@@ -685,20 +685,17 @@ def _readable(count: int) -> str:
 
 
 @contextmanager
-def _disk(path: Path, header: Header, total: int, compression: str | None) -> Iterator[None]:
+def _disk(path: Path, header: Header, total: int) -> Iterator[None]:
     """Turn what a disk refuses into one line."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         if disk_full(error):
-            damage = "" if compression is None else ", or begins again if that damaged the compressed file"
             raise InputError(
                 f"{path.parent}: the disk is full; up to {_readable(_missing(path, header, total))} more are needed: "
-                f"free some space and give the same command again, it goes on where it stopped{damage}"
+                "free some space and give the same command again, it goes on where it stopped"
             ) from error
-        if isinstance(error, OSError):
-            raise InputError(f"{path}: cannot be written ({on_one_line(error)}); name another file") from error
-        raise
+        raise InputError(f"{path}: cannot be written ({on_one_line(error)}); name another file") from error
 
 
 @contextmanager

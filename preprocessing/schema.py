@@ -68,13 +68,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Literal, Self
 
 import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from preprocessing import InputError
+from preprocessing.disk import DiskFile
 
 FORMAT = "xray-anomaly cache"
 VERSION = 2
@@ -261,7 +262,8 @@ class Writer:
         self._pending: list[str] = []  # lines not yet in the journal
         self._journal_bytes = 0  # of whole lines
         self._flushed_at = time.monotonic()
-        self._file: Any = None
+        self._file: Any = None  # as HDF5 has it
+        self._disk: DiskFile | None = None  # what HDF5 writes to
         path.parent.mkdir(parents=True, exist_ok=True)
         self._journal = _lock(self.partial.with_name(self.partial.name + ".rows"), path)
         try:
@@ -313,6 +315,7 @@ class Writer:
             line["checksum"] = _checksum(arrays.values())
             for name, array in arrays.items():
                 self._file[name][self._rows + i] = array
+        self._check_written()
         self._rows += len(rows)
         self._films += 1
         self._wrote({"rows": lines, "read": read})
@@ -338,7 +341,7 @@ class Writer:
 
     def flush(self) -> None:
         """Write out everything so far: a killed build goes on from here."""
-        self._file.flush()
+        self._flush_file()
         self._journal.truncate(self._journal_bytes)  # drops the torn line of a write that failed
         data = "".join(self._pending).encode()
         written = self._journal.write(data)
@@ -356,32 +359,17 @@ class Writer:
         if self.done != self.total:
             raise ValueError(f"{self.path}: {self.done} of {self.total} films are dealt with")
         self.flush()
+        self._begin()
         for name in self._arrays:
             self._file[name].resize(self.rows, axis=0)
         self._write_index()
         for i, name in enumerate(("path", "reason")):
             texts = np.array([failure[i] for failure in self._failures], dtype=object)
             self._file.create_dataset(f"failures/{name}", data=texts, dtype=_stored("str"))
-        header = self.header
-        self._file.attrs.update(
-            done=self.done,
-            content=content_hash(lambda name: _loaded(self._file[f"index/{name}"], COLUMNS[name][0])),
-            size=header.size,
-            variants=",".join(header.variants),
-            recipe=header.recipe_json,
-            recipe_digest=header.recipe_digest,
-            nets=header.nets,
-            source=header.source,
-            source_kind=header.source_kind,
-            source_hash=header.source_hash,
-            source_path=header.source_path,
-            synthetic=header.synthetic,
-            command=header.command,
-            complete=True,
-        )
-        self._file.close()
-        self._file = None
-        _sync(self.partial)
+        attributes = self._attributes() | {"content": content_hash(lambda name: _column(self._file, name))}
+        self._file.attrs.update(attributes)
+        self._close_file(sync=True)
+        self._check_stored(attributes)
         self.partial.replace(self.path)
         _sync(self.path.parent)
         Path(self._journal.name).unlink()
@@ -423,14 +411,60 @@ class Writer:
         """Write the index, some rows at a time, from the journal."""
         for name, (dtype, shape) in COLUMNS.items():
             self._file.create_dataset(f"index/{name}", (self.rows, *shape), _stored(dtype))
+        for start, columns in self._index_columns():
+            for name, column in columns.items():
+                self._file[f"index/{name}"][start : start + len(column)] = column
+            self._check_written()
+
+    def _attributes(self) -> dict[str, Any]:
+        """What the finished file says of itself, but for the hash of its content."""
+        header = self.header
+        return {
+            "done": self.done,
+            "size": header.size,
+            "variants": ",".join(header.variants),
+            "recipe": header.recipe_json,
+            "recipe_digest": header.recipe_digest,
+            "nets": header.nets,
+            "source": header.source,
+            "source_kind": header.source_kind,
+            "source_hash": header.source_hash,
+            "source_path": header.source_path,
+            "synthetic": header.synthetic,
+            "command": header.command,
+            "complete": True,
+        }
+
+    def _check_stored(self, attributes: dict[str, Any]) -> None:
+        """Read the finished file anew, and compare it with what was meant to be written; raises OSError."""
+        with h5py.File(self.partial, "r", locking=False, rdcc_nbytes=0) as file:
+            different = [name for name, value in attributes.items() if file.attrs.get(name) != value]
+            failures = zip(*(file[f"failures/{name}"].asstr()[:] for name in ("path", "reason")), strict=True)
+            if list(failures) != self._failures:
+                different.append("failures")
+            for start, columns in self._index_columns():
+                for name, column in columns.items():
+                    stored = file[f"index/{name}"]
+                    part = (stored.asstr() if COLUMNS[name][0] == "str" else stored)[start : start + len(column)]
+                    if part.tobytes() != column.tobytes() if part.dtype != object else part.tolist() != column.tolist():
+                        different.append(f"index/{name}")
+            if content_hash(lambda name: _column(file, name)) != attributes["content"]:
+                different.append("content")
+        if different:
+            text = f"what was written reads back otherwise: {', '.join(dict.fromkeys(different))}"
+            raise OSError(errno.EIO, text, str(self.partial))
+
+    def _index_columns(self) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
+        """Give the index as the journal has it, INDEX_ROWS at a time: the first row's number, and name -> column."""
         rows = (row for line in self._lines() for row in line.get("rows", ()))
         for start in range(0, self.rows, INDEX_ROWS):
-            some = list(itertools.islice(rows, INDEX_ROWS))
+            part = list(itertools.islice(rows, INDEX_ROWS))
+            columns = {}
             for name, (dtype, shape) in COLUMNS.items():
-                column = np.empty((len(some), *shape), "object" if dtype == "str" else dtype)
-                for i, row in enumerate(some):
-                    column[i] = row[name]
-                self._file[f"index/{name}"][start : start + len(some)] = column
+                columns[name] = np.empty((len(part), *shape), "object" if dtype == "str" else dtype)
+                for i, row in enumerate(part):
+                    columns[name][i] = row[name]
+            yield start, columns
 
     def _wrote(self, line: dict[str, Any]) -> None:
         self._pending.append(json.dumps(line) + "\n")
@@ -465,8 +499,17 @@ class Writer:
         return json.loads(json.dumps(mine))  # type: ignore[no-any-return]
 
     def _create(self) -> None:
+        try:
+            self._lay_out()
+        except BaseException:
+            with suppress(OSError):  # the error that led here says more
+                self._delete()  # there is no film in it
+            raise
+
+    def _lay_out(self) -> None:
+        """Make a new partial file with space for a row a film."""
         self._delete()
-        self._file = _writable(self.partial, "w")
+        self._open_file("w")
         for name, (dtype, shape) in self._arrays.items():
             layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             if self.compression is None:
@@ -489,10 +532,11 @@ class Writer:
     def _grow(self) -> None:
         """Make room for more rows than the source has films."""
         self.flush()
+        self._begin()
         self._capacity += max(GROWTH, self.total // 16)
         for name in self._arrays:
             self._file[name].resize(self._capacity, axis=0)
-        self._file.flush()
+        self._flush_file()
 
     def _resume(self, first: bytes, lines: Iterable[bytes]) -> str:
         """Open the partial file and take up its films; why it cannot be used, or an empty text."""
@@ -512,8 +556,8 @@ class Writer:
             if self.compression is not None or grown:
                 self._clear_rest()
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            if disk_full(error):
-                raise
+            if disk_full(error) or (getattr(error, "filename", None) and not isinstance(error, FileNotFoundError)):
+                raise  # the disk fails, the file may be well
             self._forget()
             return f"damaged ({' '.join(str(error).split())})"
         for path in self._changed(self.dealt_with()) if self._changed else ():
@@ -525,7 +569,8 @@ class Writer:
     def _reopen(self) -> bool:
         """Open the partial file for writing, and undo what was done if it was killed while finishing; has it grown?"""
         self._close_file()
-        self._file = _writable(self.partial, "r+")
+        self._open_file("r+")
+        self._file.attrs["complete"] = False
         for name in ("index", "failures"):
             if name in self._file:
                 del self._file[name]
@@ -549,13 +594,12 @@ class Writer:
         if self.rows < self._capacity:
             for name, (dtype, shape) in self._arrays.items():
                 self._file[name][self.rows] = np.zeros(shape, dtype)
-            self._file.flush()
+            self._flush_file()
 
     def _forget(self) -> None:
         """Let go of a partial file that is not to be taken up."""
         with suppress(OSError, RuntimeError):  # it may be damaged
             self._close_file()
-        self._file = None
         self._rows = self._films = 0
         self._failures.clear()
         self.notes.clear()
@@ -574,7 +618,9 @@ class Writer:
                 self._rows += len(line["rows"])
                 self._films += 1
             else:
-                self.notes.append(f"{self.partial}: {self.done} films kept, the rest was not wholly written")
+                self.notes.append(
+                    f"{self.partial}: {self.done} film{'s' * (self.done != 1)} kept, the rest was not wholly written"
+                )
                 return
             self._journal_bytes += len(text)
             if self._on_kept:
@@ -586,15 +632,50 @@ class Writer:
         return row < self._capacity and _checksum(self._file[name][row] for name in self._arrays) == checksum
 
     def _delete(self) -> None:
-        self._close_file()
+        with suppress(OSError):  # of a write that failed to what is not wanted any more
+            self._close_file()
         self.partial.unlink(missing_ok=True)
         self._journal.truncate(0)
         self._journal_bytes = 0
 
-    def _close_file(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    def _open_file(self, mode: Literal["w", "r+"]) -> None:
+        """Open the partial file for writing; what HDF5 keeps of it in memory does not grow with the films."""
+        self._disk = DiskFile(self.partial, create=mode == "w")
+        self._file = h5py.File(self._disk, mode, rdcc_nbytes=0)
+        tables = self._file.id.get_mdc_config()
+        tables.set_initial_size, tables.initial_size, tables.min_size, tables.max_size = True, *3 * (HDF5_BYTES,)
+        self._file.id.set_mdc_config(tables)
+
+    def _flush_file(self) -> None:
+        """Write out what HDF5 still holds; raises OSError where that or an earlier write failed."""
+        self._file.flush()
+        self._check_written()
+        if self._disk is not None and self.compression is None:
+            self._disk.commit()
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._disk is not None:
+            self._disk.begin()
+
+    def _check_written(self) -> None:
+        if self._disk is not None:
+            self._disk.check()
+
+    def _close_file(self, *, sync: bool = False) -> None:
+        """Close the partial file; raises OSError where a write of it failed, the last ones included."""
+        disk, file, self._disk, self._file = self._disk, self._file, None, None
+        if disk is None:
+            return
+        try:
+            if file is not None:
+                file.close()
+            disk.check()
+            if sync:
+                disk.sync()
+        finally:
+            disk.close()
 
     def _release(self) -> None:
         try:
@@ -867,9 +948,8 @@ def replaceable(path: Path) -> bool:
 
 
 def disk_full(error: Exception) -> bool:
-    """Whether an error says that a disk has no room; HDF5 tells of it in the text of various errors."""
-    text = " ".join(str(error).split())
-    return getattr(error, "errno", None) in FULL or any(os.strerror(number) in text for number in FULL)
+    """Whether an error says that a disk has no room."""
+    return getattr(error, "errno", None) in FULL
 
 
 def content_hash(column_of: Callable[[str], NDArray[Any]]) -> str:
@@ -918,21 +998,16 @@ def _padded(row: Row, shape: tuple[int, ...]) -> NDArray[np.float32]:
     return padded
 
 
-def _writable(path: Path, mode: str) -> Any:
-    """Open a file that is to be written; what HDF5 keeps in memory does not grow with their number."""
-    file = h5py.File(path, mode, locking=False, rdcc_nbytes=0)
-    tables = file.id.get_mdc_config()
-    tables.set_initial_size, tables.initial_size, tables.min_size, tables.max_size = True, *3 * (HDF5_BYTES,)
-    file.id.set_mdc_config(tables)
-    return file
-
-
 def _stored(dtype: str) -> Any:
     return h5py.string_dtype() if dtype == "str" else np.dtype(dtype)
 
 
 def _loaded(dataset: Any, dtype: str) -> NDArray[Any]:
     return dataset.asstr()[:] if dtype == "str" else dataset[:]  # type: ignore[no-any-return]
+
+
+def _column(file: Any, name: str) -> NDArray[Any]:
+    return _loaded(file[f"index/{name}"], COLUMNS[name][0])
 
 
 def _storable(text: str) -> str:
