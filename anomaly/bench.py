@@ -51,8 +51,8 @@ from anomaly.score import View, open_model, run_view
 from anomaly.table import Scored, Table, build, from_json, to_csv, to_json, to_latex, to_markdown, to_terminal
 from anomaly.train import EpochReport, Trainer, choose_device
 from preprocessing import InputError
+from preprocessing.cache.schema import Cache
 from preprocessing.cluster import call_up
-from preprocessing.schema import Cache
 
 TRIES = 2
 """Times that a cell may take its process with it, from the same checkpoint, before it counts as failed."""

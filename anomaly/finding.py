@@ -27,8 +27,8 @@ from anomaly.models import TOOLS, find_model
 from anomaly.runs import Run, to_csv, to_json
 from anomaly.score import load_weights, make_repeatable
 from preprocessing import InputError, steps
+from preprocessing.cache.schema import BOX_CLASSES, Cache
 from preprocessing.recipe import Localization, Side
-from preprocessing.schema import BOX_CLASSES, Cache
 
 MATCHED = 0.5
 """IoU from which on a find is right."""

@@ -50,7 +50,7 @@ from anomaly.train import (
     history_csv,
 )
 from preprocessing import InputError
-from preprocessing.schema import Cache, split_variant
+from preprocessing.cache.schema import Cache, split_variant
 
 PICTURED = 6
 """Validation films in reconstructions.png."""

@@ -24,7 +24,7 @@ from anomaly.metrics import POOLINGS, Groups, aggregate
 from anomaly.models import find_detector
 from anomaly.runs import Run
 from preprocessing import InputError
-from preprocessing.schema import STAGES, Cache, stage_of
+from preprocessing.cache.schema import STAGES, Cache, stage_of
 
 M = TypeVar("M", bound=Model)
 LEVELS = ("film", "study", "patient")

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from benchmarks.record import alternate, record, spread
 from preprocessing.build import build
+from preprocessing.cache.schema import Cache
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import Recipe
-from preprocessing.schema import Cache
 from preprocessing.sources import open_source
 
 SIZE = 512

@@ -31,10 +31,7 @@ from joblib.externals.loky import reusable_executor
 from numpy.typing import NDArray
 
 from preprocessing import InputError
-from preprocessing.cluster import call_up, on_one_line
-from preprocessing.readers import peek_depth, read_film, read_mask
-from preprocessing.recipe import RECIPE_VERSION, VARIANTS, Localizer, Prepared, Recipe, Segmenter
-from preprocessing.schema import (
+from preprocessing.cache.schema import (
     BOX_CLASSES,
     MAX_BOXES,
     STAGES,
@@ -46,6 +43,9 @@ from preprocessing.schema import (
     replaceable,
     stage_of,
 )
+from preprocessing.cluster import call_up, on_one_line
+from preprocessing.readers import peek_depth, read_film, read_mask
+from preprocessing.recipe import RECIPE_VERSION, VARIANTS, Localizer, Prepared, Recipe, Segmenter
 from preprocessing.sources import Record, Source
 
 TASK_FILMS = 4  # given to a worker at a time

@@ -34,7 +34,7 @@ from numpy.typing import DTypeLike
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from preprocessing import InputError, steps
-from preprocessing.schema import STAGES, split_variant, stage_of
+from preprocessing.cache.schema import STAGES, split_variant, stage_of
 
 if TYPE_CHECKING:
     from preprocessing.readers import Film

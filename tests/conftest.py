@@ -14,9 +14,9 @@ import torch
 from anomaly.fit import Plan, continue_or_create, fit, prepare
 from anomaly.runs import Run
 from preprocessing.build import build
+from preprocessing.cache.schema import Cache
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import VARIANTS, Recipe
-from preprocessing.schema import Cache
 from preprocessing.sources import open_source
 
 TINY = ("width=4", "epochs=3", "batch_size=8", "augmentation=advanced")

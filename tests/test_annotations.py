@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from preprocessing import InputError
 from preprocessing.annotations import MAX_SIDECAR_BYTES, Box, What, annotate, films
+from preprocessing.cache.schema import BOX_CLASSES, MAX_BOXES
 from preprocessing.phantom import write_phantoms
 from preprocessing.readers import read_film, read_mask
-from preprocessing.schema import BOX_CLASSES, MAX_BOXES
 from preprocessing.sources import Source, open_source
 
 HAND: Box = ("right hand", 3.0, 4.0, 30.0, 40.5)

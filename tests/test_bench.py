@@ -28,10 +28,10 @@ from anomaly.models.cae import CAE
 from anomaly.train import Trainer
 from preprocessing import InputError
 from preprocessing.build import build
+from preprocessing.cache.schema import Cache
 from preprocessing.cluster import Crew
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import Recipe
-from preprocessing.schema import Cache
 from preprocessing.sources import open_source
 
 TINY = ("width=4", "epochs=2", "batch_size=8", "augmentation=none", "patience=0")

@@ -22,8 +22,8 @@ import tifffile
 from preprocessing import InputError
 from preprocessing import build as build_module
 from preprocessing.build import Progress, build, cache_path
+from preprocessing.cache.schema import Cache, Writer
 from preprocessing.recipe import Localization, Recipe
-from preprocessing.schema import Cache, Writer
 from preprocessing.sources import Record, open_source
 
 RECIPE = Recipe(name="hand", size=32, mask="otsu", carrier="none")
@@ -541,7 +541,7 @@ BUILD = """
 import resource, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from preprocessing import schema
+from preprocessing.cache import schema
 from test_build import InputError, Slow, make
 schema.FLUSH_SECONDS = 0.02
 if {limit}:

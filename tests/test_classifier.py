@@ -22,9 +22,9 @@ from anomaly.score import open_model, read_calibration
 from anomaly.train import State, TrainConfig, Trainer, after_plateaus
 from preprocessing import InputError
 from preprocessing.build import build
+from preprocessing.cache.schema import Cache
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import Recipe
-from preprocessing.schema import Cache
 from preprocessing.sources import open_source
 
 CPU = torch.device("cpu")

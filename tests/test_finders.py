@@ -38,9 +38,9 @@ from anomaly.train import TrainConfig, Trainer
 from preprocessing import InputError
 from preprocessing.annotations import annotate
 from preprocessing.build import build
+from preprocessing.cache.schema import BOX_CLASSES, Cache
 from preprocessing.readers import Film
 from preprocessing.recipe import Recipe
-from preprocessing.schema import BOX_CLASSES, Cache
 from preprocessing.sources import open_source
 
 CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from preprocessing import InputError, recipe, steps
+from preprocessing.cache.schema import split_variant
 from preprocessing.readers import Film
 from preprocessing.recipe import STAGES, VARIANTS, Localization, Recipe
-from preprocessing.schema import split_variant
 
 
 def draw(*, angle=8.0, background=60, kind=np.uint8, seed=0):

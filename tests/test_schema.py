@@ -13,8 +13,9 @@ import h5py
 import numpy as np
 import pytest
 
-from preprocessing import InputError, schema
-from preprocessing.schema import COLUMNS, Cache, Header, Row, Writer, newest_cache, replaceable
+from preprocessing import InputError
+from preprocessing.cache import schema
+from preprocessing.cache.schema import COLUMNS, Cache, Header, Row, Writer, newest_cache, replaceable
 
 SIZE = 20  # not a multiple of 8: packed masks end inside a byte
 VARIANTS = ("raw", "crop-he", "full", "full-he", "crop-contrast")
@@ -195,7 +196,8 @@ def test_a_pickled_cache_opens_anew(cache):
 
 def test_several_processes_read_at_once(cache):
     cache.films("raw", slice(None))
-    script = f"from preprocessing.schema import Cache; print(len(Cache({str(cache.path)!r}).films('raw', slice(None))))"
+    read = f"print(len(Cache({str(cache.path)!r}).films('raw', slice(None))))"
+    script = f"from preprocessing.cache.schema import Cache; {read}"
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         assert done.stdout == "5\n"

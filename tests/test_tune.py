@@ -32,8 +32,8 @@ from anomaly.train import EpochReport, history_csv
 from anomaly.tune import Outcome, Training, summary, tune
 from preprocessing import InputError
 from preprocessing.build import build
+from preprocessing.cache.schema import Cache
 from preprocessing.recipe import Recipe
-from preprocessing.schema import Cache
 from preprocessing.sources import open_source
 
 SPACE = {"learning_rate": Range(1e-4, 1e-2, log=True), "augmentation": Choice(("none", "flips"))}

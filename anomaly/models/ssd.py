@@ -18,7 +18,7 @@ from torchvision.ops import box_iou, nms
 
 from anomaly.detector import Batch, Choice, Range, Settings, Step
 from anomaly.finder import HANDS, Finder, Found
-from preprocessing.schema import BOX_CLASSES
+from preprocessing.cache.schema import BOX_CLASSES
 
 SCALES = (0.07, 0.25, 0.5, 0.65, 0.8, 0.95, 1.0)
 """Sides of the default boxes by layer, as shares of the film's. The first two are smaller than torchvision's (.2, .35):

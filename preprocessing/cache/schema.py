@@ -75,7 +75,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from preprocessing import InputError
-from preprocessing.disk import DiskFile
+from preprocessing.cache.disk import DiskFile
 
 FORMAT = "xray-anomaly cache"
 VERSION = 2
