@@ -51,7 +51,7 @@ from anomaly.score import View, open_model, run_view
 from anomaly.table import Scored, Table, build, from_json, to_csv, to_json, to_latex, to_markdown, to_terminal
 from anomaly.train import EpochReport, Trainer, choose_device
 from preprocessing import InputError
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 from preprocessing.cluster import call_up
 
 TRIES = 2

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from anomaly.score import View
     from anomaly.team import Team
     from preprocessing.build import BuildReport
-    from preprocessing.cache.schema import Cache
+    from preprocessing.cache.reader import Cache
     from preprocessing.recipe import Recipe
     from preprocessing.sources import Source
 
@@ -225,7 +225,7 @@ def inspect(cache: Path | None, verify: bool, sheet: Path | None, films: int, so
     """Summarise a cache, check it, draw it."""
     from anomaly.runs import to_json
     from preprocessing import inspect as inspection
-    from preprocessing.cache.schema import Cache, newest_cache
+    from preprocessing.cache.reader import Cache, newest_cache
 
     opened = Cache(cache or newest_cache(CACHES))
     summary = inspection.summarise(opened)
@@ -284,7 +284,7 @@ def train(
     find_model(model)  # a wrong name is answered before the cache is looked for
     from anomaly.fit import Plan
     from anomaly.team import join
-    from preprocessing.cache.schema import newest_cache
+    from preprocessing.cache.reader import newest_cache
 
     path = cache or newest_cache(CACHES)
     chosen = (*settings, *(() if weights is None else (f"weights={weights}",)))
@@ -388,7 +388,7 @@ def tune(
     kind = find_model(model)  # a wrong name is answered before the cache is looked for
     from anomaly import tune as tuning
     from anomaly.fit import Plan
-    from preprocessing.cache.schema import newest_cache
+    from preprocessing.cache.reader import newest_cache
 
     path = cache or newest_cache(CACHES)
     plan = Plan(model, path, variant, preset, tuple(settings), seed, split_seed, device, precision)
@@ -435,7 +435,7 @@ def bench(
     from anomaly.bench import FLOOR, FORMATS, PAPERS, Bench, Grid, every_model, run_bench, run_on_cluster, take_folder
     from anomaly.table import PAPER_VARIANTS
     from anomaly.train import choose_device
-    from preprocessing.cache.schema import Cache
+    from preprocessing.cache.reader import Cache
 
     if format_ not in FORMATS:
         raise InputError(f"no format {format_!r}; there are: {', '.join(FORMATS)}")
@@ -564,7 +564,7 @@ def _view(run: "Run", paths: list[Path], split: str | None, cache: Path | None, 
     from anomaly.data import SPLITS
     from anomaly.score import View, run_view
     from preprocessing.build import made_digest
-    from preprocessing.cache.schema import Cache
+    from preprocessing.cache.reader import Cache
     from preprocessing.recipe import Recipe
     from preprocessing.sources import open_films
 

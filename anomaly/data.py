@@ -22,7 +22,7 @@ from anomaly.augment import Augmentation, AugmentationName, DeviceAugmentation
 from anomaly.detector import Batch
 from anomaly.team import ALONE, Team
 from preprocessing import InputError
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 
 SPLITS = ("train", "val", "test")
 FOREGROUND = "full"

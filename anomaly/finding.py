@@ -27,7 +27,8 @@ from anomaly.models import TOOLS, find_model
 from anomaly.runs import Run, to_csv, to_json
 from anomaly.score import load_weights, make_repeatable
 from preprocessing import InputError, steps
-from preprocessing.cache.schema import BOX_CLASSES, Cache
+from preprocessing.cache.reader import Cache
+from preprocessing.cache.schema import BOX_CLASSES
 from preprocessing.recipe import Localization, Side
 
 MATCHED = 0.5

@@ -50,7 +50,8 @@ from anomaly.train import (
     history_csv,
 )
 from preprocessing import InputError
-from preprocessing.cache.schema import Cache, split_variant
+from preprocessing.cache.reader import Cache
+from preprocessing.cache.schema import split_variant
 
 PICTURED = 6
 """Validation films in reconstructions.png."""

@@ -24,7 +24,8 @@ from anomaly.metrics import POOLINGS, Groups, aggregate
 from anomaly.models import find_detector
 from anomaly.runs import Run
 from preprocessing import InputError
-from preprocessing.cache.schema import STAGES, Cache, stage_of
+from preprocessing.cache.reader import Cache
+from preprocessing.cache.schema import STAGES, stage_of
 
 M = TypeVar("M", bound=Model)
 LEVELS = ("film", "study", "patient")

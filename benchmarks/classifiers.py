@@ -20,7 +20,7 @@ from anomaly.metrics import interval, markdown, number, paired, roc_auc, with_in
 from anomaly.runs import Run
 from anomaly.score import View, open_model, read_calibration, run_view, score
 from benchmarks.record import command_line, record
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 
 CPU = torch.device("cpu")
 LINEAR_SIZE, COMPONENTS = 64, (10, 20, 40, 80, 160)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from benchmarks.record import alternate, record, spread
 from preprocessing.build import build
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import Recipe
 from preprocessing.sources import open_source

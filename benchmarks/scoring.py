@@ -20,7 +20,7 @@ from anomaly.score import View, make_repeatable, maps, score
 from benchmarks.record import alternate, record
 from benchmarks.training import DEVICE
 from preprocessing.build import build
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import Recipe
 from preprocessing.sources import open_source

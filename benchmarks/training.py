@@ -34,7 +34,7 @@ from anomaly.score import make_repeatable
 from anomaly.train import Trainer, choose_precision
 from benchmarks.record import record, spread
 from preprocessing.build import build
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import Recipe
 from preprocessing.sources import open_source

@@ -22,7 +22,7 @@ from anomaly.runs import Run, to_json, write_atomic
 from anomaly.score import View, open_model, run_view, score
 from benchmarks.record import command_line, record
 from preprocessing import InputError
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 
 FLOOR = ("contrast_density", "typicality")
 CPU = torch.device("cpu")

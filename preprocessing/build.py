@@ -31,18 +31,10 @@ from joblib.externals.loky import reusable_executor
 from numpy.typing import NDArray
 
 from preprocessing import InputError
-from preprocessing.cache.schema import (
-    BOX_CLASSES,
-    MAX_BOXES,
-    STAGES,
-    Cache,
-    Header,
-    Row,
-    Writer,
-    disk_full,
-    replaceable,
-    stage_of,
-)
+from preprocessing.cache.disk import disk_full
+from preprocessing.cache.reader import Cache, replaceable
+from preprocessing.cache.schema import BOX_CLASSES, MAX_BOXES, STAGES, Header, Row, stage_of
+from preprocessing.cache.writer import Writer
 from preprocessing.cluster import call_up, on_one_line
 from preprocessing.readers import peek_depth, read_film, read_mask
 from preprocessing.recipe import RECIPE_VERSION, VARIANTS, Localizer, Prepared, Recipe, Segmenter
@@ -240,15 +232,15 @@ def _write(
         report(Progress("check", films, total))
 
     changed = partial(_changed, job.source)
-    with Writer(path, header, total=total, compression=compression, on_kept=check, changed=changed) as writer:
+    with Writer(path, header, total=total, compression=compression, on_checked=check, find_changed=changed) as writer:
         kept = writer.done
         report(Progress("films", kept, total, writer.failed))
         with closing(_outcomes(job, records[kept:], crew, header)) as outcomes:
             for outcome in outcomes:
                 _store(writer, outcome)
                 report(Progress("films", writer.done, total, writer.failed))
-        for other in changed(writer.dealt_with()):
-            writer.cut(next(films for films, record in enumerate(records) if record.path == other))
+        for other in changed(writer.fingerprints()):
+            writer.keep_first(next(films for films, record in enumerate(records) if record.path == other))
             raise InputError(
                 f"{root}: {other} changed while the source was read; when nothing writes there any more give the same "
                 "command again, it prepares that film and those after it anew"
@@ -653,12 +645,12 @@ def _carried(record: Record, prepared: Prepared) -> NDArray[np.float32]:
 
 def _store(writer: Writer, outcome: _Outcome) -> None:
     if not outcome.rows:
-        writer.fail(outcome.path, outcome.reason, read=outcome.read)
+        writer.fail(outcome.path, outcome.reason, fingerprint=outcome.read)
         return
     try:
-        writer.append(*outcome.rows, read=outcome.read)
+        writer.append(*outcome.rows, fingerprint=outcome.read)
     except InputError as error:
-        writer.fail(outcome.path, _reason(outcome.path, error), read=outcome.read)
+        writer.fail(outcome.path, _reason(outcome.path, error), fingerprint=outcome.read)
 
 
 def _refuse_full_disk(path: Path, header: Header, total: int, compression: str | None) -> None:

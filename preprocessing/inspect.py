@@ -19,7 +19,8 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from preprocessing import InputError, steps
-from preprocessing.cache.schema import BOX_CLASSES, Cache, stage_of
+from preprocessing.cache.reader import Cache
+from preprocessing.cache.schema import BOX_CLASSES, stage_of
 from preprocessing.readers import read_film
 from preprocessing.recipe import Recipe
 

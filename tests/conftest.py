@@ -14,7 +14,7 @@ import torch
 from anomaly.fit import Plan, continue_or_create, fit, prepare
 from anomaly.runs import Run
 from preprocessing.build import build
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import VARIANTS, Recipe
 from preprocessing.sources import open_source

@@ -28,7 +28,7 @@ from anomaly.models.cae import CAE
 from anomaly.train import Trainer
 from preprocessing import InputError
 from preprocessing.build import build
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 from preprocessing.cluster import Crew
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import Recipe

@@ -22,7 +22,8 @@ import tifffile
 from preprocessing import InputError
 from preprocessing import build as build_module
 from preprocessing.build import Progress, build, cache_path
-from preprocessing.cache.schema import Cache, Writer
+from preprocessing.cache.reader import Cache
+from preprocessing.cache.writer import Writer
 from preprocessing.recipe import Localization, Recipe
 from preprocessing.sources import Record, open_source
 
@@ -541,9 +542,9 @@ BUILD = """
 import resource, sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
-from preprocessing.cache import schema
+from preprocessing.cache import writer
 from test_build import InputError, Slow, make
-schema.FLUSH_SECONDS = 0.02
+writer.FLUSH_SECONDS = 0.02
 if {limit}:
     resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 if __name__ == "__main__":
@@ -781,10 +782,10 @@ def test_a_disk_that_is_too_small_is_refused_at_once(films, tmp_path, monkeypatc
 def test_a_disk_that_becomes_full_keeps_what_is_done(films, tmp_path, monkeypatch):
     append = Writer.append
 
-    def full(writer, *rows, **read):
+    def full(writer, *rows, **settings):
         if writer.done == 5:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        append(writer, *rows, **read)
+        append(writer, *rows, **settings)
 
     with monkeypatch.context() as patch:
         patch.setattr(Writer, "append", full)

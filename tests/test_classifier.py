@@ -22,7 +22,7 @@ from anomaly.score import open_model, read_calibration
 from anomaly.train import State, TrainConfig, Trainer, after_plateaus
 from preprocessing import InputError
 from preprocessing.build import build
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import Recipe
 from preprocessing.sources import open_source

@@ -25,7 +25,7 @@ from anomaly.data import (
 from anomaly.detector import Batch
 from anomaly.memory import free_memory
 from preprocessing import InputError
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ from anomaly.fit import Plan, combine, continue_or_create, fit, prepare
 from anomaly.runs import Run
 from anomaly.score import View, open_model, score
 from preprocessing import InputError
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 
 from .conftest import TINY
 

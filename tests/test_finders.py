@@ -38,7 +38,8 @@ from anomaly.train import TrainConfig, Trainer
 from preprocessing import InputError
 from preprocessing.annotations import annotate
 from preprocessing.build import build
-from preprocessing.cache.schema import BOX_CLASSES, Cache
+from preprocessing.cache.reader import Cache
+from preprocessing.cache.schema import BOX_CLASSES
 from preprocessing.readers import Film
 from preprocessing.recipe import Recipe
 from preprocessing.sources import open_source

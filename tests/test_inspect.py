@@ -9,7 +9,9 @@ import pytest
 
 from preprocessing import InputError, inspect, steps
 from preprocessing.build import build
-from preprocessing.cache.schema import BOX_CLASSES, Cache, Header, Row, Writer
+from preprocessing.cache.reader import Cache
+from preprocessing.cache.schema import BOX_CLASSES, Header, Row
+from preprocessing.cache.writer import Writer
 from preprocessing.inspect import format, problems_first, sheet, summarise
 from preprocessing.recipe import Localization, Recipe
 from preprocessing.sources import open_source

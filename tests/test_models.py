@@ -16,7 +16,7 @@ from anomaly.models import ZOO, find_model
 from anomaly.runs import Run
 from anomaly.train import TrainConfig, Trainer
 from preprocessing import InputError
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 
 CPU = torch.device("cpu")
 SIZE = 64

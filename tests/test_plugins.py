@@ -11,7 +11,7 @@ import pytest
 import anomaly.models
 from anomaly.models import ZOO, find_model, headline, zoo
 from preprocessing import InputError
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 
 TOY = '''
 """How far a film is from one that is learned."""

@@ -24,7 +24,7 @@ from anomaly.runs import Run
 from anomaly.score import View, read_calibration
 from anomaly.table import Scored, build
 from preprocessing import InputError
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 
 RANDOM = np.random.default_rng(3)
 EVIL = '<script>alert("x")</script>&\'"><img src=x onerror=y>.png'

@@ -15,7 +15,10 @@ import pytest
 
 from preprocessing import InputError
 from preprocessing.cache import schema
-from preprocessing.cache.schema import COLUMNS, Cache, Header, Row, Writer, newest_cache, replaceable
+from preprocessing.cache import writer as writer_module
+from preprocessing.cache.reader import Cache, newest_cache, replaceable
+from preprocessing.cache.schema import COLUMNS, Header, Row
+from preprocessing.cache.writer import Writer
 
 SIZE = 20  # not a multiple of 8: packed masks end inside a byte
 VARIANTS = ("raw", "crop-he", "full", "full-he", "crop-contrast")
@@ -197,7 +200,7 @@ def test_a_pickled_cache_opens_anew(cache):
 def test_several_processes_read_at_once(cache):
     cache.films("raw", slice(None))
     read = f"print(len(Cache({str(cache.path)!r}).films('raw', slice(None))))"
-    script = f"from preprocessing.cache.schema import Cache; {read}"
+    script = f"from preprocessing.cache.reader import Cache; {read}"
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         assert done.stdout == "5\n"
@@ -251,7 +254,7 @@ def test_a_closed_writer_is_taken_up_again(tmp_path):
         writer.append(row(1))
         writer.fail("broken.png", "cut short")
     assert not path.exists()
-    with Writer(path, header(command="anomaly preprocess ./films"), total=6, on_kept=seen.append) as writer:
+    with Writer(path, header(command="anomaly preprocess ./films"), total=6, on_checked=seen.append) as writer:
         assert (writer.done, writer.rows, writer.failures, writer.notes) == (3, 2, [("broken.png", "cut short")], [])
         for i in range(2, 5):
             writer.append(row(i))
@@ -300,8 +303,8 @@ def test_a_damaged_partial_is_discarded(path, damage):
 
 def test_a_partial_whose_films_have_changed_is_discarded(path):
     with Writer(path, header(), total=6) as writer:
-        writer.append(row(0), read="old")
-        writer.fail("broken.png", "cut short", read="older")
+        writer.append(row(0), fingerprint="old")
+        writer.fail("broken.png", "cut short", fingerprint="older")
     asked = []
 
     def changed(films):
@@ -309,7 +312,7 @@ def test_a_partial_whose_films_have_changed_is_discarded(path):
         return [asked[-1][1][0]] if len(asked) == 2 else []
 
     for kept in (2, 0):
-        with Writer(path, header(), total=6, changed=changed) as writer:
+        with Writer(path, header(), total=6, find_changed=changed) as writer:
             assert writer.done == kept
     assert asked == [[("a/ü0.png", "old"), ("broken.png", "older")]] * 2
     assert writer.notes == [f"{writer.partial}: discarded, broken.png has changed since"]
@@ -320,11 +323,11 @@ def test_a_writer_can_be_cut_back_to_its_first_films(path):
         two_hands(writer, 0)
         writer.fail("broken.png", "cut short")
         writer.append(row(1))
-        writer.cut(2)
+        writer.keep_first(2)
     assert not path.exists()
     with Writer(path, header(), total=6) as writer:
         assert (writer.done, writer.rows, writer.failures, writer.notes) == (2, 2, [("broken.png", "cut short")], [])
-        writer.cut(0)
+        writer.keep_first(0)
     with Writer(path, header(), total=6) as writer:
         assert (writer.done, writer.rows, writer.notes) == (0, 0, [])
 
@@ -337,7 +340,7 @@ def two_hands(writer, i):
 @pytest.mark.parametrize("compression", [None, "gzip"])
 @pytest.mark.parametrize("kept", [0, 1, 5, 9])
 def test_films_with_two_hands_take_more_room_than_was_laid_out(tmp_path, monkeypatch, compression, kept):
-    monkeypatch.setattr(schema, "GROWTH", 3)
+    monkeypatch.setattr(writer_module, "EXTRA_ROWS", 3)
     writers = (
         Writer(tmp_path / "t.h5", header(), total=10, compression=compression),
         Writer(tmp_path / "whole.h5", header(), total=10),
@@ -666,9 +669,9 @@ def test_an_index_that_reads_back_otherwise_gives_no_cache(path, monkeypatch, na
     """Whatever the reason is, even one that no write reported."""
     real = Writer._write_index
 
-    def wrong(writer):
-        real(writer)
-        column = writer._file[f"index/{name}"]
+    def wrong(writer, file):
+        real(writer, file)
+        column = file[f"index/{name}"]
         column[1] = column[2]
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match=f"reads back otherwise: index/{name}"):

@@ -16,7 +16,7 @@ from anomaly.fit import normals
 from anomaly.runs import Run
 from anomaly.score import QUANTILE, View, maps, open_model, read_calibration, run_view, score
 from preprocessing import InputError
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from anomaly import team
 from anomaly.runs import Run
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 
 SETTINGS = ("width=4", "batch_norm=false", "epochs=2", "batch_size=8", "augmentation=none", "patience=0")
 PLAIN = ("optimiser=sgd", "learning_rate=0.1")  # Adam makes steps of gradients that are rounding alone

@@ -15,7 +15,7 @@ from anomaly.runs import Run, create
 from anomaly.tracking import KINDS, open_tracker
 from anomaly.train import EpochReport
 from preprocessing import InputError
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 
 from .conftest import TINY
 

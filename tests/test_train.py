@@ -27,7 +27,7 @@ from anomaly.nn.blocks import ToPoint
 from anomaly.runs import Run
 from anomaly.train import EpochReport, TrainConfig, Trainer, _compilable, choose_device, choose_precision, damage
 from preprocessing import InputError
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 
 from .conftest import TINY
 

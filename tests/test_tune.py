@@ -32,7 +32,7 @@ from anomaly.train import EpochReport, history_csv
 from anomaly.tune import Outcome, Training, summary, tune
 from preprocessing import InputError
 from preprocessing.build import build
-from preprocessing.cache.schema import Cache
+from preprocessing.cache.reader import Cache
 from preprocessing.recipe import Recipe
 from preprocessing.sources import open_source
 

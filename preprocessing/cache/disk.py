@@ -3,10 +3,78 @@
 HDF5 drops the error of a write that fails while a file is being closed, and crashes where it writes again after one.
 """
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import h5py
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk without room reports
+METADATA_BYTES = 2**20  # of its own tables that HDF5 keeps in memory while it writes; by default up to 32 times as many
+
+
+class OutputFile:
+    """An HDF5 file that is being written.
+
+    path     the file
+    create   make a new file, or empty the one that is there
+    hdf5     the file as h5py has it; nothing of it may be used after `close`
+
+    Every method raises OSError where a write has failed, this one or one before. A write that fails between `begin` and
+    the next `flush` takes back all others since `begin`.
+    """
+
+    def __init__(self, path: Path, *, create: bool) -> None:
+        self._disk = DiskFile(path, create=create)
+        try:
+            self.hdf5 = h5py.File(self._disk, "w" if create else "r+", rdcc_nbytes=0)
+        except BaseException:
+            self._disk.close()
+            raise
+        cache = self.hdf5.id.get_mdc_config()
+        cache.set_initial_size, cache.initial_size, cache.min_size, cache.max_size = True, *3 * (METADATA_BYTES,)
+        self.hdf5.id.set_mdc_config(cache)
+
+    def check(self) -> None:
+        """Raise the error of the first write that failed, if one has."""
+        self._disk.check()
+
+    def begin(self) -> None:
+        """Write out everything so far, and take back what is written from here on if a part of it fails."""
+        self.flush()
+        self._disk.begin()
+
+    def flush(self) -> None:
+        """Write out everything so far."""
+        self.hdf5.flush()
+        self._disk.check()
+        self._disk.commit()
+
+    def close(self, *, sync: bool = False) -> None:
+        """Write out everything, wait with `sync` until the disk has it, and close the file."""
+        try:
+            self.hdf5.close()
+            self._disk.check()
+            if sync:
+                self._disk.sync()
+        finally:
+            self._disk.close()
+
+
+def disk_full(error: Exception) -> bool:
+    """Tell whether an error says that a disk has no room."""
+    return getattr(error, "errno", None) in NO_SPACE
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until a folder is on the disk, so that a power cut cannot undo a move into it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class DiskFile:
