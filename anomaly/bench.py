@@ -52,7 +52,7 @@ from anomaly.table import Scored, Table, build, from_json, to_csv, to_json, to_l
 from anomaly.train import EpochReport, Trainer, choose_device
 from preprocessing import InputError
 from preprocessing.cache.reader import Cache
-from preprocessing.cluster import call_up
+from preprocessing.cluster import connect
 
 TRIES = 2
 """Times that a cell may take its process with it, from the same checkpoint, before it counts as failed."""
@@ -647,7 +647,7 @@ def run_on_cluster(bench: Bench, address: str, *, threads: int, on_change: Calla
     with (
         bench.at_work(),
         _ends_in_order(),
-        call_up(address, able, runs.FORMAT, f"{grid.cache} and {path}", gpu=True) as crew,
+        connect(address, able, runs.FORMAT, f"{grid.cache} and {path}", gpu=True) as crew,
     ):
         fruitless = 0
         while todo := bench.open():

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from anomaly.team import Team
     from preprocessing.build import BuildReport
     from preprocessing.cache.reader import Cache
-    from preprocessing.recipe import Recipe
+    from preprocessing.recipe import Nets, Recipe
     from preprocessing.sources import Source
 
 CACHES = Path("cache")
@@ -72,7 +72,7 @@ def preprocess(
 ) -> "BuildReport":
     """Prepare a source into a cache."""
     from preprocessing.annotations import annotate, films
-    from preprocessing.recipe import VARIANTS, Recipe
+    from preprocessing.recipe import VARIANTS, Nets, Recipe
     from preprocessing.sources import open_source
 
     if out and out.is_dir():
@@ -113,12 +113,12 @@ def preprocess(
         chosen,
         out,
         wanted,
+        Nets(**nets),
         command=shlex.join(words),
         workers=workers,
         compression=None if compression == "none" else compression,
         force=force,
         cluster=cluster,
-        **nets,
     )
     _describe(report, opened)
     say(f"next: anomaly train {net or 'cae'} --cache {report.path}")
@@ -183,12 +183,11 @@ def _pairs(settings: list[str]) -> dict[str, Any]:
 
 
 def _build(
-    source: "Source", recipe: "Recipe", out: Path | None, variants: tuple[str, ...], **options: Any
+    source: "Source", recipe: "Recipe", out: Path | None, variants: tuple[str, ...], nets: "Nets", **options: Any
 ) -> "BuildReport":
-    from preprocessing.build import build, cache_path
+    from preprocessing.build import BuildOptions, build, cache_path
 
-    nets = {name: options.get(name) for name in ("localizer", "segmenter")}
-    path = out or cache_path(source, recipe, variants, CACHES, **nets)
+    path = out or cache_path(source, recipe, variants, CACHES, nets)
     with progress("preparing", len(source.records), "films") as advance:
         done = 0
 
@@ -198,7 +197,7 @@ def _build(
                 advance(state.done - done, f"{state.failed} failed" if state.failed else "")
                 done = state.done
 
-        return build(source, recipe, path, variants=variants, on_progress=on_progress, **options)
+        return build(source, recipe, path, nets, BuildOptions(variants=variants, **options), on_progress)
 
 
 def _describe(report: "BuildReport", source: "Source") -> None:
@@ -583,7 +582,7 @@ def _view(run: "Run", paths: list[Path], split: str | None, cache: Path | None, 
         raise InputError("--split and --cache go with the run's own films; leave them out, or the PATHS")
     films = open_films(paths)
     recipe, nets = Recipe.from_json(recorded["recipe"]), _recorded_nets(run, recorded.get("nets", {}))
-    if made_digest(recipe, **nets) != recorded["recipe_digest"]:
+    if made_digest(recipe, nets) != recorded["recipe_digest"]:
         raise InputError(
             f"{run.path} was trained on films prepared by another version of the recipe {recipe.name}; "
             f"prepare them again with `{recorded['command']}`, and train again"
@@ -594,19 +593,21 @@ def _view(run: "Run", paths: list[Path], split: str | None, cache: Path | None, 
             recipe,
             Path(folder) / "films.h5",
             (variant,),
+            nets,
             workers=workers or (1 if len(films.records) <= FEW else 0),
             dtype=recorded["dtype"],  # a film's levels must not depend on the depth of the films beside it
-            **nets,
         )
         opened = Cache(report.path)
         view = View(opened, variant, np.arange(len(opened)), size)
         yield _Seen(view, np.full(len(opened), "new", dtype=object), "new", films, report.failures)
 
 
-def _recorded_nets(run: "Run", recorded: dict[str, dict[str, str]]) -> dict[str, Any]:
+def _recorded_nets(run: "Run", recorded: dict[str, dict[str, str]]) -> "Nets":
     """Return the nets that prepared a run's films, to prepare new ones in the same way."""
+    from preprocessing.recipe import Nets
+
     if not recorded:
-        return {}
+        return Nets()
     from anomaly.finding import load_localizer, load_segmenter
 
     nets: dict[str, Any] = {}
@@ -619,7 +620,7 @@ def _recorded_nets(run: "Run", recorded: dict[str, dict[str, str]]) -> dict[str,
                     f"{told['run']} is not the {told['name']} that prepared the films of {run.path}: it has other "
                     "weights; put the run back there, or prepare the films again and train again"
                 )
-    return nets
+    return Nets(**nets)
 
 
 @dataclass(frozen=True)

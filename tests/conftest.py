@@ -13,7 +13,7 @@ import torch
 
 from anomaly.fit import Plan, continue_or_create, fit, prepare
 from anomaly.runs import Run
-from preprocessing.build import build
+from preprocessing.build import BuildOptions, build
 from preprocessing.cache.reader import Cache
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import VARIANTS, Recipe
@@ -43,7 +43,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
     """All variants of them at 64 px."""
     path = tmp_path_factory.mktemp("cache") / "films.h5"
-    build(open_source(films), Recipe(name="hand", size=64), path, variants=VARIANTS, workers=1)
+    build(open_source(films), Recipe(name="hand", size=64), path, options=BuildOptions(variants=VARIANTS, workers=1))
     return Cache(path)
 
 

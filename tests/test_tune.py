@@ -31,7 +31,7 @@ from anomaly.score import View, open_model, run_view
 from anomaly.train import EpochReport, history_csv
 from anomaly.tune import Outcome, Training, summary, tune
 from preprocessing import InputError
-from preprocessing.build import build
+from preprocessing.build import BuildOptions, build
 from preprocessing.cache.reader import Cache
 from preprocessing.recipe import Recipe
 from preprocessing.sources import open_source
@@ -345,7 +345,12 @@ def test_other_settings_are_refused_by_name(cache: Cache, films: Path, tmp_path:
     told: dict[str, Any] = {"trials": 1, "training": VALLEY, "name": "mine"}
     searched(cache, **told)
     other = {**SPACE, "learning_rate": Range(1e-4, 1e-1, log=True)}
-    build(open_source(films), Recipe(name="hand", size=32), tmp_path / "other.h5", variants=("full-he",), workers=1)
+    build(
+        open_source(films),
+        Recipe(name="hand", size=32),
+        tmp_path / "other.h5",
+        options=BuildOptions(variants=("full-he",), workers=1),
+    )
     trials: list[tuple[str, Callable[[], object]]] = [
         (r"settings\.training\.epochs: 2 -> 3", lambda: searched(cache, epochs=3, **told)),
         (r"space\.learning_rate\.high: 0\.01 -> 0\.1", lambda: searched(cache, **told | {"space": other})),
