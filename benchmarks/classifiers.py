@@ -24,7 +24,7 @@ from anomaly.pipeline.open_run import open_model, run_view
 from anomaly.pipeline.plan import Plan, Prepared, prepare
 from anomaly.runs import Run
 from benchmarks.record import command_line, record
-from preprocessing.schema import Cache
+from preprocessing.cache.reader import Cache
 
 CPU = torch.device("cpu")
 LINEAR_SIZE, COMPONENTS = 64, (10, 20, 40, 80, 160)

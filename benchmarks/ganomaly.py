@@ -36,7 +36,7 @@ import torch
 
 from anomaly.pipeline.plan import Plan, prepare
 from benchmarks.record import record, spread
-from preprocessing.build import build
+from preprocessing.build import BuildOptions, build
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import Recipe
 from preprocessing.sources import open_source
@@ -63,7 +63,12 @@ def prepared_films(folder: Path, patients: int) -> tuple[Path, Path]:
     """Return a cache, and anomalib's config of GANomaly on PNG files of the same normal films, train and val."""
     write_phantoms(folder / "films", seed=0, patients=patients)
     cache, pngs = folder / "cache.h5", folder / "png"
-    build(open_source(folder / "films"), Recipe(name="hand", size=SIZE), cache, variants=("full-he",), workers=1)
+    build(
+        open_source(folder / "films"),
+        Recipe(name="hand", size=SIZE),
+        cache,
+        options=BuildOptions(variants=("full-he",), workers=1),
+    )
     prepared = prepare(Plan(OURS[0], cache))
     for split in ("train", "val"):
         (pngs / split).mkdir(parents=True)

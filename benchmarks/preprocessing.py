@@ -12,9 +12,9 @@ from typing import Any
 
 from anomaly.localization.nets import load_localizer, load_segmenter
 from benchmarks.record import command_line, record, spread
-from preprocessing.build import build
+from preprocessing.build import BuildOptions, build
 from preprocessing.phantom import write_phantoms
-from preprocessing.recipe import VARIANTS, Recipe
+from preprocessing.recipe import VARIANTS, Nets, Recipe
 from preprocessing.sources import open_source
 
 
@@ -31,8 +31,8 @@ def main() -> None:
         "the paper's six variants": {"variants": VARIANTS[:6]},
     }
     if options.localizer and options.segmenter:
-        nets = {"localizer": load_localizer(options.localizer), "segmenter": load_segmenter(options.segmenter)}
-        sides["full-he by SSD and U-Net"] = {"variants": ("full-he",), **nets}
+        nets = Nets(load_localizer(options.localizer), load_segmenter(options.segmenter))
+        sides["full-he by SSD and U-Net"] = {"variants": ("full-he",), "nets": nets}
     with tempfile.TemporaryDirectory() as folder:
         films = Path(folder) / "films"
         made = write_phantoms(films, seed=0, patients=options.patients)
@@ -43,7 +43,8 @@ def main() -> None:
                 for workers in (1, 2):
                     start = time.perf_counter()
                     recipe = Recipe(name="hand", size=options.size)
-                    build(source, recipe, Path(folder) / "cache.h5", workers=workers, force=True, **how)
+                    settings = BuildOptions(workers=workers, force=True, variants=how["variants"])
+                    build(source, recipe, Path(folder) / "cache.h5", how.get("nets", Nets()), settings)
                     if number:  # the first round starts the processes
                         rate = made.films / (time.perf_counter() - start)
                         rates.setdefault(f"{name}, {workers} worker{'s' * (workers > 1)}", []).append(rate)

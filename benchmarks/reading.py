@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.record import alternate, record, spread
-from preprocessing.build import build
+from preprocessing.build import BuildOptions, build
+from preprocessing.cache.reader import Cache
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import Recipe
-from preprocessing.schema import Cache
 from preprocessing.sources import open_source
 
 SIZE = 512
@@ -53,7 +53,12 @@ def measure(films: Path, folder: Path, recipe: str, variant: str, patients: int,
     source, caches = open_source(films), {}
     for name, compression in COMPRESSIONS.items():
         path = folder / f"{name}.h5"
-        build(source, Recipe(name=recipe, size=SIZE), path, variants=(variant,), compression=compression)
+        build(
+            source,
+            Recipe(name=recipe, size=SIZE),
+            path,
+            options=BuildOptions(variants=(variant,), compression=compression),
+        )
         caches[name] = path
     stored = Cache(caches["uncompressed"]).films(variant, slice(None))
     pngs = [write_png(folder / f"{row}.png", film) for row, film in enumerate(stored)]

@@ -20,10 +20,10 @@ from anomaly.pipeline.plan import resolve
 from anomaly.training.device import make_repeatable
 from benchmarks.record import alternate, record
 from benchmarks.training import DEVICE
-from preprocessing.build import build
+from preprocessing.build import BuildOptions, build
+from preprocessing.cache.reader import Cache
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import Recipe
-from preprocessing.schema import Cache
 from preprocessing.sources import open_source
 
 MODELS = ("cae", "vae", "dcgan", "bigan", "alphagan")
@@ -52,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_phantoms(Path(folder) / "films", seed=0, patients=options.films)
         recipe, path = Recipe(name="hand", size=options.size), Path(folder) / "cache.h5"
-        build(open_source(Path(folder) / "films"), recipe, path, variants=("full-he",))
+        build(open_source(Path(folder) / "films"), recipe, path, options=BuildOptions(variants=("full-he",)))
         view = View(Cache(path), "full-he", np.arange(options.films), options.size)
         batches = [as_batch(films, DEVICE) for _, films in view.chunks()]
         for name in MODELS:

@@ -33,10 +33,10 @@ from anomaly.pipeline.plan import resolve
 from anomaly.training.device import choose_precision, make_repeatable
 from anomaly.training.trainer import Trainer
 from benchmarks.record import record, spread
-from preprocessing.build import build
+from preprocessing.build import BuildOptions, build
+from preprocessing.cache.reader import Cache
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import Recipe
-from preprocessing.schema import Cache
 from preprocessing.sources import open_source
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -156,7 +156,7 @@ def main() -> None:
         write_phantoms(Path(folder) / "films", seed=0, patients=options.films // 2)
         source = open_source(Path(folder) / "films")
         recipe = Recipe(name="hand", size=options.size)
-        build(source, recipe, Path(folder) / "cache.h5", variants=("full-he",), workers=1)
+        build(source, recipe, Path(folder) / "cache.h5", options=BuildOptions(variants=("full-he",), workers=1))
         cache = Cache(Path(folder) / "cache.h5")
         films = load_films(cache, "full-he", np.arange(options.films))
         files = [Path(folder) / "films" / path for path in cache.index["path"][: options.films]]

@@ -24,7 +24,7 @@ from benchmarks.record import record
 from preprocessing import steps
 from preprocessing.phantom import Phantom, draw_film, plan_films
 from preprocessing.readers import Film
-from preprocessing.recipe import Localization, Localizer, Recipe, Segmenter
+from preprocessing.recipe import Localization, Localizer, Nets, Recipe, Segmenter
 
 Mask = NDArray[np.bool_]
 Figures = dict[str, float]  # column -> value, 0 to 1, larger is better
@@ -91,8 +91,8 @@ def ours(film: Phantom, recipe: Recipe, localizer: Localizer | None, segmenter: 
     """
     shape, reading = film_shape(film), Film(film.pixels, 8)
     bare = Recipe(**{**recipe.model_dump(), "margin": 0.0})
-    made = recipe.apply(reading, variants=("crop", "full"), localizer=localizer, segmenter=segmenter)
-    tight = bare.apply(reading, variants=("crop",), localizer=localizer)
+    made = recipe.apply(reading, nets=Nets(localizer=localizer, segmenter=segmenter), variants=("crop", "full"))
+    tight = bare.apply(reading, nets=Nets(localizer=localizer), variants=("crop",))
     crop, box, hand = (
         reduce(np.logical_or, [laid_back(one.masks[stage], one.matrices["crop"], shape) for one in hands])
         for hands, stage in ((made, "crop"), (tight, "crop"), (made, "full"))
@@ -100,7 +100,7 @@ def ours(film: Phantom, recipe: Recipe, localizer: Localizer | None, segmenter: 
     carrier = made[0].carrier
     blank = np.zeros(shape, np.bool_)
     if localizer is not None:
-        plain = recipe.apply(reading, variants=("crop",), localizer=Unmarked(localizer))
+        plain = recipe.apply(reading, nets=Nets(localizer=Unmarked(localizer)), variants=("crop",))
         for one, other in zip(made, plain, strict=True):
             changed = differing(one.films["crop"], other.films["crop"], other.masks["crop"])
             blank |= laid_back(changed, one.matrices["crop"], shape)

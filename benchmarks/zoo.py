@@ -26,7 +26,7 @@ from anomaly.pipeline.plan import resolve
 from anomaly.runs import Run, to_json, write_atomic
 from benchmarks.record import command_line, record
 from preprocessing import InputError
-from preprocessing.schema import Cache
+from preprocessing.cache.reader import Cache
 
 FLOOR = ("contrast_density", "atypicality")
 CPU = torch.device("cpu")

@@ -1,7 +1,9 @@
-"""A Dask cluster through joblib: called up, asked whether it can do the work, and let go."""
+"""A Dask cluster: connected to, asked whether it can do the work, and given tasks."""
 
 import socket
-from collections.abc import Callable, Iterator
+from asyncio import CancelledError
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,29 +11,66 @@ from typing import Any
 import joblib
 
 from preprocessing import InputError
+from preprocessing.workers import LOST
 
 CLUSTER_SECONDS = 10  # for a cluster's scheduler, and its workers, to answer
 
 
 @dataclass(frozen=True)
-class Crew:
+class Cluster:
     """The workers of a cluster.
 
+    address    of its scheduler
+    client     of Dask
     cores      of all of them together
     at_once    tasks for which there is room: a GPU or, without, a worker each
     processes  gives the context in which joblib finds them
     lost       what is raised where a task took its workers with it
     """
 
+    address: str
+    client: Any
     cores: int
     at_once: int
     processes: Callable[[], AbstractContextManager[Any]]
     lost: type[Exception]
 
+    def run_in_order(
+        self, function: Callable[[Any], Any], tasks: Iterable[Any], *, ahead: int
+    ) -> Generator[Any, None, None]:
+        """Run a function on tasks; yields its results in the order of the tasks, LOST for one that ended its workers.
+
+        ahead   tasks given out before the first of them has its result taken: bounds the results that wait
+
+        Raises what the function raises, and InputError where the cluster fails.
+        """
+        todo, futures = iter(tasks), deque[Any]()
+        try:
+            while True:
+                while len(futures) < ahead and (task := next(todo, None)) is not None:
+                    futures.append(self.client.submit(function, task, pure=False))
+                if not futures:
+                    return
+                yield self._result(futures.popleft())
+        finally:
+            self.client.cancel(list(futures))
+
+    def _result(self, future: Any) -> Any:
+        try:
+            return future.result()
+        except self.lost:
+            return LOST
+        except InputError:
+            raise
+        except (Exception, CancelledError) as error:
+            raise _failed(self.address, error) from error
+
 
 @contextmanager
-def call_up(address: str, able: Callable[[], object], version: int, needs: str, *, gpu: bool = False) -> Iterator[Crew]:
-    """Call up the workers of the cluster whose scheduler is at `address`.
+def connect(
+    address: str, able: Callable[[], object], version: int, needs: str, *, gpu: bool = False
+) -> Iterator[Cluster]:
+    """Connect to the cluster whose scheduler is at `address`.
 
     able     run on every worker: returns `version`, or raises.    needs  what it needs for that, to read.
     gpu      whether a task takes one of the resource GPU, where workers have it.
@@ -62,10 +101,7 @@ def call_up(address: str, able: Callable[[], object], version: int, needs: str, 
             if isinstance(out, KilledWorker):
                 raise out
             if isinstance(out, BaseException):  # of the cluster: those of a task are among its outcomes
-                raise InputError(
-                    f"{address}: the cluster failed ({type(out).__name__}: {on_one_line(out)}); when it is "
-                    "well again give the same command, it goes on where it stopped"
-                ) from out
+                raise _failed(address, out) from out
             return super().retrieve_result_callback(out)
 
     try:
@@ -88,12 +124,26 @@ def call_up(address: str, able: Callable[[], object], version: int, needs: str, 
             if seen != version:
                 fault = "has another version of this program" if isinstance(seen, int) else on_one_line(seen)
                 raise InputError(f"{address}: worker {worker}: {fault}; it needs this program, and {needs} there")
-        told = client.scheduler_info(n_workers=-1)["workers"].values()
-        gpus = [int(worker.get("resources", {}).get("GPU", 0)) for worker in told]
-        asked = {"resources": {"GPU": 1}} if gpu and any(gpus) else {}
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        gpus = [int(worker.get("resources", {}).get("GPU", 0)) for worker in workers]
+        requested = {"resources": {"GPU": 1}} if gpu and any(gpus) else {}
         cores = sum(client.ncores().values())  # type: ignore[no-untyped-call]
-        at_once = sum(gpus) if asked else len(gpus)
-        yield Crew(cores, at_once, lambda: joblib.parallel_config(Backend(client=client, **asked)), KilledWorker)
+        at_once = sum(gpus) if requested else len(gpus)
+        yield Cluster(
+            address,
+            client,
+            cores,
+            at_once,
+            lambda: joblib.parallel_config(Backend(client=client, **requested)),
+            KilledWorker,
+        )
+
+
+def _failed(address: str, error: BaseException) -> InputError:
+    return InputError(
+        f"{address}: the cluster failed ({type(error).__name__}: {on_one_line(error)}); when it is well again give the "
+        "same command, it goes on where it stopped"
+    )
 
 
 def on_one_line(error: object) -> str:

@@ -19,9 +19,10 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from preprocessing import InputError, steps
+from preprocessing.cache.reader import Cache
+from preprocessing.cache.schema import BOX_CLASSES, stage_of
 from preprocessing.readers import read_film
 from preprocessing.recipe import Recipe
-from preprocessing.schema import BOX_CLASSES, Cache, stage_of
 
 LABELS = {0: "normal", 1: "abnormal", -1: "unknown"}
 TURNS = {1: "turned by a quarter", 2: "turned by a half", 3: "turned by three quarters"}  # counter-clockwise

@@ -8,14 +8,14 @@ One reading of a film gives all twelve variants. The order, and why:
 3. side markers that a localizer found are blanked, in the crop and never in the raw film, and only beside the hand;
 4. foreground mask of that crop;
 5. film and masks are scaled to the cache's size, once, by area;
-6. last, levels, under the stage's mask: stretched, equalised as a whole (`-he`) or by tiles (`-clahe`), or replaced by
+6. last, levels, under the stage's mask: stretched, equalized as a whole (`-he`) or by tiles (`-clahe`), or replaced by
    their local contrast (`-contrast`).
 
-The paper equalises the native film and shrinks it afterwards. Here levels come last: areas are averaged in the levels
+The paper equalizes the native film and shrinks it afterwards. Here levels come last: areas are averaged in the levels
 the film was taken in, and the film that a model sees is the one whose histogram is even, under the very mask stored
 beside it.
 
-Every film made here is 0 outside its mask and uses one scale within it: stretched and equalised films span the full
+Every film made here is 0 outside its mask and uses one scale within it: stretched and equalized films span the full
 range of their type, each for itself; contrast has a fixed scale, the same for every film, of which a film takes the
 part that its contrast reaches. So one rule turns stored levels into a model's range, whatever the film's depth was:
 input = level / largest level of the type.
@@ -23,18 +23,17 @@ input = level / largest level of the type.
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import DTypeLike
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from preprocessing import InputError, steps
-from preprocessing.schema import STAGES, split_variant, stage_of
+from preprocessing.cache.schema import STAGES, split_variant, stage_of
+from preprocessing.crop import Box4, blank_markers, clip_box, move_box, place_frame, rotation_matrix, widen_box
 
 if TYPE_CHECKING:
     from preprocessing.readers import Film
@@ -62,17 +61,12 @@ SPREADS: dict[str, Callable[[steps.Pixels, steps.Mask], steps.Pixels]] = {  # by
 }
 
 HANDS = 2  # at most, of one film
-RING = 0.25  # width of what is looked at around a marker, as a share of the longer side of its box
-CLOSE = 0.015  # to the hand, as a share of the crop's longer side: there nothing is covered
-COVER = 0.02  # share of a marker's box that may lie on what stands out as the hand: more, and it stays
-
 Side = Literal["left", "right", ""]
-Box4 = tuple[float, float, float, float]  # x0, y0, x1, y1
 
 
 @dataclass(frozen=True)
 class Localization:
-    """What a localizer found on the upright carrier that it was shown.
+    """What a localizer found on the carrier.
 
     hands     side and box (x0, y0, x1, y1) of each hand, best first: two are taken; in pixels of the film as turned,
               whose edges are at 0 and its width or height
@@ -87,6 +81,44 @@ class Localization:
 
 Localizer = Callable[[steps.Pixels], Localization | None]  # None: nothing was found
 Segmenter = Callable[[steps.Pixels], steps.Mask | None]
+
+
+@dataclass(frozen=True)
+class Nets:
+    """The trained nets that prepare films, in place of classical steps.
+
+    localizer   upright carrier (h, w) -> Localization, or None: asked before the classical localization, unless nothing
+                but raw films is made
+    segmenter   crop (h, w) -> (h, w) bool, or None: asked before the classical segmentation
+
+    To be recorded in a cache, a net has the text attributes `name`, `run` (where it was trained) and `digest`, which
+    tells its weights apart, and it can be sent to other processes.
+    """
+
+    localizer: Localizer | None = None
+    segmenter: Segmenter | None = None
+
+    def named(self) -> dict[str, Any]:
+        """Give the nets there are: "localizer", "segmenter" -> net."""
+        nets = {"localizer": self.localizer, "segmenter": self.segmenter}
+        return {role: net for role, net in nets.items() if net is not None}
+
+    def to_json(self) -> str:
+        """Describe the nets: role -> name, run and digest; {} without any."""
+        described = {
+            role: {name: getattr(net, name) for name in ("name", "run", "digest")} for role, net in self.named().items()
+        }
+        return json.dumps(described, sort_keys=True)
+
+    def open(self) -> None:
+        """Load the nets that load lazily: one that is missing is no fault of the films.
+
+        Raises InputError where a net cannot be loaded.
+        """
+        for net in self.named().values():
+            opened = getattr(net, "opened", None)
+            if opened is not None:
+                opened()
 
 
 @dataclass(frozen=True)
@@ -194,18 +226,15 @@ class Recipe(BaseModel):
         box: Box4 | None = None,
         mask: steps.Mask | None = None,
         anomaly: steps.Mask | None = None,
-        localizer: Localizer | None = None,
-        segmenter: Segmenter | None = None,
+        nets: Nets = Nets(),
     ) -> tuple[Prepared, ...]:
         """Make the variants of one film, all from one reading: one result, or one for each of two hands.
 
         dtype       type of the films made, uint8 or uint16; by default the film's own
-        box         the region of interest (x0, y0, x1, y1) in the film's pixels: replaces carrier and localisation
+        box         the region of interest (x0, y0, x1, y1) in the film's pixels: replaces carrier and localization
         mask        (H, W) bool foreground of the film: replaces segmentation
         anomaly     (H, W) bool pixel truth of the film: carried along
-        localizer   upright carrier (h, w) -> Localization, or None: asked before the classical localisation, unless
-                    nothing but raw films is made
-        segmenter   crop (h, w) -> (h, w) bool, or None: asked before the classical segmentation
+        nets        trained nets, asked before the classical steps
 
         Several results come only where a localizer found two hands and a stage other than raw is made, from left to
         right on the upright film. A localizer's boxes are widened by `margin`. Only what `variants` need is made:
@@ -213,137 +242,185 @@ class Recipe(BaseModel):
         in it, and its films are zeros. Raises InputError for an unknown variant, a type other than the two, a box
         beside the film, or a mask of another shape.
         """
-        pixels = film.pixels
-        target = _checked(pixels, variants, dtype, {"mask": mask, "anomaly mask": anomaly})
-        stages = {stage_of(variant) for variant in variants}
-        fallbacks: list[str] = []
+        target = _checked(film.pixels, variants, dtype, {"mask": mask, "anomaly mask": anomaly})
+        request = _Request(tuple(variants), target, mask, anomaly, nets)
+        scene = self._locate(film, box, request)
+        first = 0 if len(scene.hands) == 1 else 1
+        return tuple(
+            self._prepare(scene, request, side, region, hand) for hand, (side, region) in enumerate(scene.hands, first)
+        )
 
+    def _locate(self, film: "Film", box: Box4 | None, request: "_Request") -> "_Scene":
+        """Bring a film upright, bones bright, and locate its hands."""
+        pixels, fallbacks = film.pixels, []
         carrier = steps.find_carrier(pixels) if self.carrier == "otsu" and box is None else None
         if self.carrier == "otsu" and box is None and carrier is None:
             fallbacks.append("carrier")
         inverted = self.invert == "auto" and steps.is_inverted(pixels, carrier=carrier)
         if inverted:
             pixels = steps.invert(pixels)
-
         upright, to_upright = (pixels, IDENTITY) if carrier is None else steps.rectify(pixels, carrier)
         if box is None:
-            found = self._localize(upright, localizer if stages != {"raw"} else None, fallbacks)
-        elif (region := _clipped(box, pixels.shape)) is not None:
-            found = _Found((("", region),))
+            localizer = request.nets.localizer if request.stages != {"raw"} else None
+            hands, markers, turns = self._localize(upright, localizer, fallbacks)
         else:
-            raise InputError(
-                f"the box {box} lies beside the film of {pixels.shape[1]} x {pixels.shape[0]} pixels; "
-                "give x0 y0 x1 y1 in pixels of the film"
-            )
-        if found.turns:
-            to_upright = steps.compose(_turned(found.turns, upright.shape), to_upright)
-            upright = np.ascontiguousarray(np.rot90(upright, found.turns))
-        whole: dict[str, tuple[steps.Pixels, steps.Mask]] = {}  # what all hands of the film have in common
-        if "raw" in stages:
-            whole["raw"] = steps.fit(_widened(pixels, target), np.ones(pixels.shape, bool), self.size)[:2]
+            hands, markers, turns = ((("", _given_region(box, pixels.shape)),)), (), 0
+        if turns:
+            to_upright = steps.compose(rotation_matrix(turns, upright.shape), to_upright)
+            upright = np.ascontiguousarray(np.rot90(upright, turns))
+        return _Scene(film, pixels, inverted, carrier, upright, to_upright, hands, markers, turns, tuple(fallbacks))
 
-        def cut_out(side: Side, region: steps.Box | None, hand: int) -> Prepared:
-            """Make one hand's variants."""
-            passed = list(fallbacks)  # what found nothing, here
-            x0, y0, x1, y1 = region or (0, 0, upright.shape[1], upright.shape[0])
-            to_crop = steps.compose(np.array([[1.0, 0, -x0], [0, 1, -y0]]), to_upright)
-            crop, markers = _blanked(upright[y0:y1, x0:x1], [_moved(marker, -x0, -y0) for marker in found.markers])
-            shape = crop.shape[0], crop.shape[1]
-            on_film = np.ones(shape, bool)
-            if carrier is not None:
-                on_film = steps.warp_mask(np.ones(pixels.shape, bool), to_crop, shape)
+    def _prepare(
+        self, scene: "_Scene", request: "_Request", side: Side, region: steps.Box | None, hand: int
+    ) -> Prepared:
+        """Make the variants of one hand."""
+        fallbacks = list(scene.fallbacks)
+        x0, y0, x1, y1 = region or (0, 0, scene.upright.shape[1], scene.upright.shape[0])
+        to_crop = steps.compose(np.array([[1.0, 0, -x0], [0, 1, -y0]]), scene.to_upright)
+        markers = [move_box(marker, -x0, -y0) for marker in scene.markers]
+        crop, blanked = blank_markers(scene.upright[y0:y1, x0:x1], markers)
+        stages = self._stages(scene, request, crop, to_crop, fallbacks)
+        films = {}
+        for variant in request.variants:
+            stage, levels = split_variant(variant)
+            films[variant] = _narrowed(SPREADS[levels](*stages[stage]), request.dtype)
+        shape, anomaly = (crop.shape[0], crop.shape[1]), request.anomaly
+        truth = None
+        if anomaly is not None:
+            in_crop = steps.warp_mask(anomaly, to_crop, shape)
+            truth = {"raw": steps.fit_mask(anomaly, self.size), "crop": steps.fit_mask(in_crop, self.size)}
+        to_small = steps.fit_matrix(shape, self.size)
+        wanted = [stage for stage in STAGES if stage in request.stages]
+        return Prepared(
+            films=films,
+            masks={stage: stages[stage][1] for stage in wanted},
+            matrices={
+                "raw": steps.fit_matrix(scene.pixels.shape, self.size),
+                "crop": steps.compose(to_small, to_crop),
+            },
+            carrier=scene.carrier,
+            box=region,
+            frame=place_frame(shape, to_small),
+            inverted=scene.inverted,
+            fallbacks=tuple(fallbacks),
+            grey={stage: _statistics(*stages[stage], scene.film) for stage in wanted},
+            anomaly=truth,
+            side=side,
+            hand=hand,
+            turns=scene.turns,
+            markers=blanked,
+        )
 
-            prepared = dict(whole)
-            if stages & {"crop", "full"}:
-                prepared["crop"] = steps.fit(_widened(crop, target), on_film, self.size)[:2]
-            if "full" in stages:
-                small, small_mask = prepared["crop"]
-                given = None if mask is None else steps.warp_mask(mask, to_crop, shape)
-                inside = self._segment(crop, segmenter, passed) if given is None else given
-                full_mask = small_mask if inside is None else steps.fit_mask(inside & on_film, self.size)
-                if inside is None or not full_mask.any():
-                    passed.append("mask")
-                    full_mask = small_mask
-                prepared["full"] = small, full_mask
+    def _stages(
+        self, scene: "_Scene", request: "_Request", crop: steps.Pixels, to_crop: steps.Matrix, fallbacks: list[str]
+    ) -> dict[str, tuple[steps.Pixels, steps.Mask]]:
+        """Make the stages that the variants need, at the cache's size, with masks; levels are not spread yet."""
+        stages: dict[str, tuple[steps.Pixels, steps.Mask]] = {}
+        if "raw" in request.stages:
+            everywhere = np.ones(scene.pixels.shape, bool)
+            stages["raw"] = steps.fit(_widened(scene.pixels, request.dtype), everywhere, self.size)[:2]
+        if not request.stages & {"crop", "full"}:
+            return stages
+        shape = crop.shape[0], crop.shape[1]
+        on_film = np.ones(shape, bool)
+        if scene.carrier is not None:
+            on_film = steps.warp_mask(np.ones(scene.pixels.shape, bool), to_crop, shape)
+        small, small_mask = steps.fit(_widened(crop, request.dtype), on_film, self.size)[:2]
+        stages["crop"] = small, small_mask
+        if "full" in request.stages:
+            if request.mask is None:
+                inside = self._segment(crop, request.nets.segmenter, fallbacks)
+            else:
+                inside = steps.warp_mask(request.mask, to_crop, shape)
+            full_mask = small_mask if inside is None else steps.fit_mask(inside & on_film, self.size)
+            if inside is None or not full_mask.any():
+                fallbacks.append("mask")
+                full_mask = small_mask
+            stages["full"] = small, full_mask
+        return stages
 
-            films = {}
-            for variant in variants:
-                stage, levels = split_variant(variant)
-                films[variant] = _narrowed(SPREADS[levels](*prepared[stage]), target)
-            truth = None
-            if anomaly is not None:
-                in_crop = steps.warp_mask(anomaly, to_crop, shape)
-                truth = {"raw": steps.fit_mask(anomaly, self.size), "crop": steps.fit_mask(in_crop, self.size)}
-            to_small = steps.fit_matrix(shape, self.size)
-            return Prepared(
-                films=films,
-                masks={stage: prepared[stage][1] for stage in STAGES if stage in stages},
-                matrices={
-                    "raw": steps.fit_matrix(pixels.shape, self.size),
-                    "crop": steps.compose(to_small, to_crop),
-                },
-                carrier=carrier,
-                box=region,
-                frame=_frame(shape, to_small),
-                inverted=inverted,
-                fallbacks=tuple(passed),
-                grey={stage: _statistics(*prepared[stage], film) for stage in STAGES if stage in stages},
-                anomaly=truth,
-                side=side,
-                hand=hand,
-                turns=found.turns,
-                markers=markers,
-            )
-
-        if len(found.hands) == 1:
-            return (cut_out(*found.hands[0], 0),)
-        return tuple(cut_out(side, region, hand) for hand, (side, region) in enumerate(found.hands, 1))
-
-    def _localize(self, film: steps.Pixels, localizer: Localizer | None, fallbacks: list[str]) -> "_Found":
-        """Find the hands on the upright carrier; where none is found, the whole carrier is one."""
+    def _localize(
+        self, film: steps.Pixels, localizer: Localizer | None, fallbacks: list[str]
+    ) -> tuple["_Hands", tuple[Box4, ...], int]:
+        """Find hands, side markers and quarter turns on the carrier; where no hand is found, all of it is one."""
         if localizer is not None:
-            found = self._asked(localizer, film)
-            if found is not None:
-                return found
+            localization = localizer(film)
+            hands = () if localization is None else self._located_hands(localization, film.shape)
+            if localization is not None and hands:
+                return hands, tuple(box for _, box in localization.markers), localization.turns % 4
             fallbacks.append("localizer")
         if self.hand == "none":
-            return _Found((("", None),))
+            return (("", None),), (), 0
         region = steps.find_hand(film, margin=self.margin)
         if region is None:
             fallbacks.append("hand")
-        return _Found((("", region),))
+        return (("", region),), (), 0
 
-    def _asked(self, localizer: Localizer, film: steps.Pixels) -> "_Found | None":
-        """Ask a localizer; None where it finds no hand on the film."""
-        answer = localizer(film)
-        if answer is None:
-            return None
-        turns = answer.turns % 4
-        shape = film.shape[::-1] if turns % 2 else film.shape
-        boxes = ((side, _clipped(_wider(box, self.margin), shape)) for side, box in answer.hands)
+    def _located_hands(self, localization: Localization, shape: tuple[int, ...]) -> "_Hands":
+        """Widen and clip the hands a localizer found on a film of this shape; the best, from left to right."""
+        turned = shape[::-1] if localization.turns % 2 else shape
+        boxes = ((side, clip_box(widen_box(box, self.margin), turned)) for side, box in localization.hands)
         hands = [(side, box) for side, box in boxes if box is not None][:HANDS]
-        if not hands:
-            return None
         hands.sort(key=lambda hand: (hand[1][0] + hand[1][2], hand[1][1] + hand[1][3]))
-        return _Found(tuple(hands), tuple(box for _, box in answer.markers), turns)
+        return tuple(hands)
 
     def _segment(self, crop: steps.Pixels, segmenter: Segmenter | None, fallbacks: list[str]) -> steps.Mask | None:
         """Give the foreground of the crop, or None where nothing was found."""
         if segmenter is not None:
-            found = segmenter(crop)
-            if found is not None and found.any():
-                return found
+            mask = segmenter(crop)
+            if mask is not None and mask.any():
+                return mask
             fallbacks.append("segmenter")
         return steps.foreground(crop, method=self.mask)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Where to cut: the side and box of each hand, None for the whole carrier; and what else a localizer said."""
+_Hands = tuple[tuple[Side, steps.Box | None], ...]  # side of the body, and box on the upright film; None: all of it
 
-    hands: tuple[tuple[Side, steps.Box | None], ...]
-    markers: tuple[Box4, ...] = ()
-    turns: int = 0
+
+@dataclass(frozen=True)
+class _Request:
+    """What is to be made of a film, and what came with it."""
+
+    variants: tuple[str, ...]
+    dtype: np.dtype[Any]
+    mask: steps.Mask | None
+    anomaly: steps.Mask | None
+    nets: Nets
+
+    @property
+    def stages(self) -> set[str]:
+        return {stage_of(variant) for variant in self.variants}
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """A film with its hands located: what all of them have in common.
+
+    film        as read                                         pixels      (H, W) the same, bones bright
+    upright     (h, w) the carrier, turned upright              to_upright  film (x, y) -> upright (x, y)
+    markers     boxes of side markers on the upright film       fallbacks   steps that found nothing so far
+    """
+
+    film: "Film"
+    pixels: steps.Pixels
+    inverted: bool
+    carrier: steps.Corners | None
+    upright: steps.Pixels
+    to_upright: steps.Matrix
+    hands: _Hands
+    markers: tuple[Box4, ...]
+    turns: int
+    fallbacks: tuple[str, ...]
+
+
+def _given_region(box: Box4, shape: tuple[int, ...]) -> steps.Box:
+    region = clip_box(box, shape)
+    if region is None:
+        raise InputError(
+            f"the box {box} lies beside the film of {shape[1]} x {shape[0]} pixels; "
+            "give x0 y0 x1 y1 in pixels of the film"
+        )
+    return region
 
 
 def _checked(
@@ -361,68 +438,6 @@ def _checked(
         if mask is not None and mask.shape != pixels.shape:
             raise InputError(f"the {name} has shape {mask.shape}, its film {pixels.shape}; they must be the same")
     return target
-
-
-def _clipped(box: Box4, shape: tuple[int, ...]) -> steps.Box | None:
-    """Give the whole pixels of a film that a box touches, or None where it lies beside the film or is no box."""
-    if not all(math.isfinite(side) for side in box):
-        return None
-    x0, y0 = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
-    x1, y1 = min(shape[1], math.ceil(box[2])), min(shape[0], math.ceil(box[3]))
-    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
-
-
-def _wider(box: Box4, margin: float) -> Box4:
-    """Widen a box on every side by this share of its longer side."""
-    x0, y0, x1, y1 = box
-    extra = margin * max(x1 - x0, y1 - y0)
-    return x0 - extra, y0 - extra, x1 + extra, y1 + extra
-
-
-def _moved(box: Box4, x: float, y: float) -> Box4:
-    return box[0] + x, box[1] + y, box[2] + x, box[3] + y
-
-
-def _frame(shape: tuple[int, int], matrix: steps.Matrix) -> Box4:
-    """Give where the edges of a film of this shape come to lie through a matrix, which maps pixel centres."""
-    low, high = (matrix[:, :2] @ corner + matrix[:, 2] + 0.5 for corner in ((-0.5, -0.5), np.array(shape[::-1]) - 0.5))
-    return float(low[0]), float(low[1]), float(high[0]), float(high[1])
-
-
-def _turned(turns: int, shape: tuple[int, ...]) -> steps.Matrix:
-    """Give the matrix from (x, y) of a film of this shape to (x, y) of np.rot90(film, turns)."""
-    matrix = IDENTITY
-    height, width = shape[:2]
-    for _ in range(turns):
-        matrix = steps.compose(np.array([[0.0, 1, 0], [-1, 0, width - 1]]), matrix)
-        height, width = width, height
-    return matrix
-
-
-def _blanked(crop: steps.Pixels, markers: Sequence[Box4]) -> tuple[steps.Pixels, int]:
-    """Cover side markers by the median level around them; the crop, and how many of them were covered.
-
-    A marker that lies on the hand, by as little as COVER of its box, stays: what is blank cannot be fractured. So does
-    one on a crop in which no hand stands out, for then there is no telling. Of one that is covered, what lies close to
-    the hand stays as it is: fingertips are fainter than what stands out.
-    """
-    boxes = [box for marker in markers if (box := _clipped(marker, crop.shape)) is not None]
-    hand = steps.foreground(crop, method="otsu") if boxes else None
-    if hand is None:
-        return crop, 0
-    blank, count = crop.copy(), 0
-    wide = 2 * max(1, round(CLOSE * max(crop.shape))) + 1
-    far = cv2.dilate(hand.astype(np.uint8), np.ones((wide, wide), np.uint8)) == 0
-    for x0, y0, x1, y1 in boxes:
-        reach = max(2, round(RING * max(x1 - x0, y1 - y0)))
-        around = slice(max(0, y0 - reach), y1 + reach), slice(max(0, x0 - reach), x1 + reach)
-        ring = ~hand
-        ring[y0:y1, x0:x1] = False
-        levels = crop[around][ring[around]]
-        if levels.size and hand[y0:y1, x0:x1].mean() <= COVER:
-            blank[y0:y1, x0:x1][far[y0:y1, x0:x1]] = np.median(levels)
-            count += 1
-    return blank, count
 
 
 def _statistics(pixels: steps.Pixels, mask: steps.Mask, film: "Film") -> tuple[float, float]:

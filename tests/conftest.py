@@ -19,10 +19,10 @@ import torch
 from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.plan import Plan, prepare
 from anomaly.runs import Run
-from preprocessing.build import build
+from preprocessing.build import BuildOptions, build
+from preprocessing.cache.reader import Cache
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import VARIANTS, Recipe
-from preprocessing.schema import Cache
 from preprocessing.sources import open_source
 
 
@@ -73,7 +73,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
     """All variants of them at 64 px."""
     path = tmp_path_factory.mktemp("cache") / "films.h5"
-    build(open_source(films), Recipe(name="hand", size=64), path, variants=VARIANTS, workers=1)
+    build(open_source(films), Recipe(name="hand", size=64), path, options=BuildOptions(variants=VARIANTS, workers=1))
     return Cache(path)
 
 

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocessing import InputError
+from preprocessing.cache.schema import BOX_CLASSES, MAX_BOXES
 from preprocessing.phantom import write_phantoms
 from preprocessing.readers import read_film, read_mask
-from preprocessing.schema import BOX_CLASSES, MAX_BOXES
 from preprocessing.sources import Source, open_source
 from preprocessing.sources.annotations import MAX_SIDECAR_BYTES, Box, What, annotate, films
 

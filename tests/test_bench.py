@@ -39,11 +39,11 @@ from anomaly.pipeline.plan import prepare
 from anomaly.reporting import tables
 from anomaly.training.trainer import Trainer
 from preprocessing import InputError
-from preprocessing.build import build
-from preprocessing.cluster import Crew
+from preprocessing.build import BuildOptions, build
+from preprocessing.cache.reader import Cache
+from preprocessing.cluster import Cluster
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import Recipe
-from preprocessing.schema import Cache
 from preprocessing.sources import open_source
 
 TINY = ("width=4", "epochs=2", "batch_size=8", "augmentation=none", "patience=0")
@@ -360,10 +360,10 @@ def near(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster of two threads of this process."""
 
     @contextmanager
-    def call_up(*arguments: object, **more: object) -> Iterator[Crew]:
-        yield Crew(2, 2, lambda: joblib.parallel_config("threading"), Lost)
+    def connect(*arguments: object, **more: object) -> Iterator[Cluster]:
+        yield Cluster("tcp://test", None, 2, 2, lambda: joblib.parallel_config("threading"), Lost)
 
-    monkeypatch.setattr(running, "call_up", call_up)
+    monkeypatch.setattr(running, "connect", connect)
 
 
 def test_a_cluster_waits_for_a_cell_that_another_process_holds(near: None, cache: Cache, tmp_path: Path) -> None:
@@ -548,7 +548,10 @@ def test_films_of_one_class_are_refused_before_anything_is_trained(tmp_path: Pat
     lines = [f"{path.relative_to(tmp_path)},normal,p{i}" for i, path in enumerate(paths)]
     (tmp_path / "m.csv").write_text("\n".join(["path,label,patient", *lines]))
     build(
-        open_source(tmp_path / "m.csv"), Recipe(name="plain", size=64), tmp_path / "m.h5", variants=("raw",), workers=1
+        open_source(tmp_path / "m.csv"),
+        Recipe(name="plain", size=64),
+        tmp_path / "m.h5",
+        options=BuildOptions(variants=("raw",), workers=1),
     )
     with pytest.raises(InputError, match=r"m\.h5 has no abnormal films to test on \(\d+ films in its test split\)"):
         grid(Cache(tmp_path / "m.h5"), variants=("raw",)).check()

@@ -25,10 +25,10 @@ from anomaly.runs import Run
 from anomaly.training.config import State, TrainConfig
 from anomaly.training.trainer import Trainer, after_plateaus
 from preprocessing import InputError
-from preprocessing.build import build
+from preprocessing.build import BuildOptions, build
+from preprocessing.cache.reader import Cache
 from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import Recipe
-from preprocessing.schema import Cache
 from preprocessing.sources import open_source
 
 CPU = torch.device("cpu")
@@ -468,7 +468,12 @@ def test_films_of_one_class_and_too_few_patients_are_refused(tmp_path: Path) -> 
         manifest = tmp_path / f"{name}.csv"
         manifest.write_text("\n".join(["path,label,patient,study,split", *lines]))
         out = tmp_path / f"{name}.h5"
-        build(open_source(manifest), Recipe(name="plain", size=32), out, variants=("raw",), workers=1)
+        build(
+            open_source(manifest),
+            Recipe(name="plain", size=32),
+            out,
+            options=BuildOptions(variants=("raw",), workers=1),
+        )
         prepare(Plan("classifier", out, preset="fast", settings=("width=2",), device="cpu"))
 
     own = {0: "train", 1: "val", 2: "test"}
@@ -507,7 +512,10 @@ def test_where_every_patient_has_an_abnormal_film_the_threshold_is_that_of_films
         lines.append(f"{path.relative_to(tmp_path)},{label},{place}-{i % 4 // 2},s{i},{place}")
     (tmp_path / "m.csv").write_text("\n".join(["path,label,patient,study,split", *lines]))
     build(
-        open_source(tmp_path / "m.csv"), Recipe(name="plain", size=32), tmp_path / "m.h5", variants=("raw",), workers=1
+        open_source(tmp_path / "m.csv"),
+        Recipe(name="plain", size=32),
+        tmp_path / "m.h5",
+        options=BuildOptions(variants=("raw",), workers=1),
     )
     prepared = prepare(Plan("classifier", tmp_path / "m.h5", preset="fast", settings=TINY, device="cpu"))
     assert prepared.config.split_rule == "given"

@@ -13,7 +13,7 @@ import pytest
 from anomaly.cli.app import main
 from anomaly.console import _Pace
 from anomaly.runs import Run
-from preprocessing.schema import Cache
+from preprocessing.cache.reader import Cache
 
 from .conftest import TINY
 

@@ -17,7 +17,7 @@ from anomaly.data.loader import TrainingBatches
 from anomaly.data.splits import SplitRule, assign_splits, split_hash
 from anomaly.memory import free_memory
 from preprocessing import InputError
-from preprocessing.schema import Cache
+from preprocessing.cache.reader import Cache
 
 CPU = torch.device("cpu")
 

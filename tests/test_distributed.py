@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from anomaly import distributed as world
 from anomaly.runs import Run
-from preprocessing.schema import Cache
+from preprocessing.cache.reader import Cache
 
 SETTINGS = ("width=4", "batch_norm=false", "epochs=2", "batch_size=8", "augmentation=none", "patience=0")
 PLAIN = ("optimizer=sgd", "learning_rate=0.1")  # Adam makes steps of gradients that are rounding alone

@@ -13,7 +13,7 @@ from anomaly.pipeline.open_run import open_model
 from anomaly.pipeline.plan import Plan, prepare
 from anomaly.runs import Run
 from preprocessing import InputError
-from preprocessing.schema import Cache
+from preprocessing.cache.reader import Cache
 
 from .conftest import TINY
 from .test_cli import typed

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from preprocessing import InputError, inspect, steps
-from preprocessing.build import build
+from preprocessing.build import BuildOptions, build
+from preprocessing.cache.reader import Cache
+from preprocessing.cache.schema import BOX_CLASSES, Header, Row
+from preprocessing.cache.writer import Writer
 from preprocessing.inspect import format, problems_first, sheet, summarise
-from preprocessing.recipe import Localization, Recipe
-from preprocessing.schema import BOX_CLASSES, Cache, Header, Row, Writer
+from preprocessing.recipe import Localization, Nets, Recipe
 from preprocessing.sources import open_source
 
 SIZE = 32
@@ -476,7 +478,13 @@ def test_what_is_shown_is_what_was_done(tmp_path, pixels, localizer, side):
     (tmp_path / "films").mkdir()
     cv2.imwrite(str(tmp_path / "films/1.png"), pixels)
     source, recipe = open_source(tmp_path / "films"), Recipe(size=size, mask="otsu")
-    build(source, recipe, tmp_path / "t.h5", variants=("full",), workers=1, localizer=localizer)
+    build(
+        source,
+        recipe,
+        tmp_path / "t.h5",
+        nets=Nets(localizer=localizer),
+        options=BuildOptions(variants=("full",), workers=1),
+    )
     cache = Cache(tmp_path / "t.h5")
     assert np.isfinite(cache.index["box"]).all()
     for row in range(len(cache)):
@@ -514,7 +522,7 @@ def test_blanked_markers_are_seen_where_the_crop_is_stored(tmp_path):
     brightest = {}
     for variants in (("full",), ("crop", "full")):
         path = tmp_path / f"{len(variants)}.h5"
-        build(source, recipe, path, variants=variants, workers=1, localizer=finds)
+        build(source, recipe, path, nets=Nets(localizer=finds), options=BuildOptions(variants=variants, workers=1))
         cache = Cache(path)
         assert cache.index["markers"].tolist() == [1]
         crop = inspect._line(cache, 0, source, "full", recipe, 96).panels["crop"].picture
@@ -536,7 +544,7 @@ def test_deep_films_have_a_fixed_scale(tmp_path):
         pixels[10:30, 10:30] = top
         cv2.imwrite(str(folder / f"{name}.png"), pixels)
     recipe = Recipe(name="plain", size=32)
-    build(open_source(folder), recipe, tmp_path / "t.h5", variants=("raw",), workers=1)
+    build(open_source(folder), recipe, tmp_path / "t.h5", options=BuildOptions(variants=("raw",), workers=1))
     films = [
         inspect._line(Cache(tmp_path / "t.h5"), row, open_source(folder), "raw", recipe, 40)
         .panels["film"]

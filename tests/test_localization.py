@@ -40,10 +40,11 @@ from anomaly.runs import Run
 from anomaly.training.config import TrainConfig
 from anomaly.training.trainer import Trainer
 from preprocessing import InputError
-from preprocessing.build import build
+from preprocessing.build import BuildOptions, build
+from preprocessing.cache.reader import Cache
+from preprocessing.cache.schema import BOX_CLASSES
 from preprocessing.readers import Film
-from preprocessing.recipe import Recipe
-from preprocessing.schema import BOX_CLASSES, Cache
+from preprocessing.recipe import Nets, Recipe
 from preprocessing.sources import open_source
 from preprocessing.sources.annotations import annotate
 
@@ -56,7 +57,8 @@ def annotated_cache(films: Path, name: str, out: Path) -> Cache:
     kind = find_model(name)
     assert issubclass(kind, LocalizationModel)
     recipe = Recipe(**(dict(kind.recipe) | {"size": SIZE}))
-    build(annotate(open_source(films), kind.targets), recipe, out, variants=kind.variants, workers=1)
+    options = BuildOptions(variants=kind.variants, workers=1)
+    build(annotate(open_source(films), kind.targets), recipe, out, options=options)
     return Cache(out)
 
 
@@ -217,12 +219,17 @@ def test_splits_part_patients_and_hold_films_of_either_label(caches: dict[str, C
 
 
 def test_a_mask_is_learnt_from_the_classical_steps_where_none_came_with_the_films(films: Path, tmp_path: Path) -> None:
-    build(open_source(films), Recipe(size=32), tmp_path / "c.h5", variants=("crop", "full"), workers=1)
+    build(
+        open_source(films),
+        Recipe(size=32),
+        tmp_path / "c.h5",
+        options=BuildOptions(variants=("crop", "full"), workers=1),
+    )
     cache = Cache(tmp_path / "c.h5")
     assert not cache.index["given"].any() and len(annotated_rows(cache, "masks")) > 0.8 * len(cache)
     with pytest.raises(InputError, match=r"has no boxes; `anomaly preprocess FILMS --for ssd`"):
         annotated_rows(cache, "boxes")
-    build(open_source(films), Recipe(size=32), tmp_path / "d.h5", variants=("full",), workers=1)
+    build(open_source(films), Recipe(size=32), tmp_path / "d.h5", options=BuildOptions(variants=("full",), workers=1))
     with pytest.raises(InputError, match=r"lacks crop or full films"):
         annotated_rows(Cache(tmp_path / "d.h5"), "masks")
 
@@ -384,8 +391,14 @@ def test_wrong_runs_are_refused(runs: dict[str, Run], run: Run, tmp_path: Path) 
 def test_a_cache_made_with_nets_names_them_and_is_another(runs: dict[str, Run], films: Path, tmp_path: Path) -> None:
     source, recipe = open_source(films), Recipe(size=32)
     segmenter = load_segmenter(runs["unet"].path)
-    build(source, recipe, tmp_path / "net.h5", variants=("full",), workers=1, segmenter=segmenter)
-    build(source, recipe, tmp_path / "plain.h5", variants=("full",), workers=1)
+    build(
+        source,
+        recipe,
+        tmp_path / "net.h5",
+        nets=Nets(segmenter=segmenter),
+        options=BuildOptions(variants=("full",), workers=1),
+    )
+    build(source, recipe, tmp_path / "plain.h5", options=BuildOptions(variants=("full",), workers=1))
     net, plain = Cache(tmp_path / "net.h5"), Cache(tmp_path / "plain.h5")
     assert net.nets["segmenter"]["digest"] == segmenter.digest and plain.nets == {}
     assert net.recipe_digest != plain.recipe_digest
@@ -429,7 +442,7 @@ def test_a_lone_hand_is_widened_to_what_stands_out(stubbed: NetLocalizer) -> Non
 def test_a_turned_film_comes_out_upright(stubbed: NetLocalizer) -> None:
     film = np.full((60, 120), 90, np.uint8)
     recipe = Recipe(size=64, invert="never", carrier="none", margin=0.0)
-    (made_of,) = recipe.apply(Film(film, 8), variants=("crop",), localizer=stubbed)
+    (made_of,) = recipe.apply(Film(film, 8), nets=Nets(localizer=stubbed), variants=("crop",))
     assert made_of.turns == 1 and made_of.side == "left"
     assert made_of.box == (0, 60, 60, 120)
 
@@ -465,7 +478,12 @@ def test_one_patient_has_no_interval_and_is_measured(runs: dict[str, Run], cache
 
 
 def test_a_cache_without_masks_teaches_no_segmenter(films: Path, tmp_path: Path) -> None:
-    build(open_source(films), Recipe(name="plain", size=32), tmp_path / "p.h5", variants=("crop", "full"), workers=1)
+    build(
+        open_source(films),
+        Recipe(name="plain", size=32),
+        tmp_path / "p.h5",
+        options=BuildOptions(variants=("crop", "full"), workers=1),
+    )
     with pytest.raises(InputError, match="takes the whole film as foreground"):
         annotated_rows(Cache(tmp_path / "p.h5"), "masks")
 
@@ -486,8 +504,7 @@ def test_a_net_that_is_gone_ends_the_build(runs: dict[str, Run], films: Path, tm
             open_source(films),
             Recipe(size=32),
             tmp_path / "c.h5",
-            variants=("full",),
-            workers=workers,
-            segmenter=segmenter,
+            nets=Nets(segmenter=segmenter),
+            options=BuildOptions(variants=("full",), workers=workers),
         )
     assert not (tmp_path / "c.h5").exists()

@@ -19,7 +19,7 @@ from anomaly.runs import Run
 from anomaly.training.config import TrainConfig
 from anomaly.training.trainer import Trainer
 from preprocessing import InputError
-from preprocessing.schema import Cache
+from preprocessing.cache.reader import Cache
 
 CPU = torch.device("cpu")
 SIZE = 64

@@ -10,7 +10,7 @@ import pytest
 import anomaly.models
 from anomaly.models import ZOO, find_model, headline, zoo
 from preprocessing import InputError
-from preprocessing.schema import Cache
+from preprocessing.cache.reader import Cache
 
 from .conftest import on_path
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from preprocessing import InputError, recipe, steps
+from preprocessing.cache.schema import split_variant
 from preprocessing.readers import Film
-from preprocessing.recipe import STAGES, VARIANTS, Localization, Recipe
-from preprocessing.schema import split_variant
+from preprocessing.recipe import STAGES, VARIANTS, Localization, Nets, Recipe
 
 
 def draw(*, angle=8.0, background=60, kind=np.uint8, seed=0):
@@ -271,7 +271,7 @@ def test_trained_nets_are_asked_first_and_fall_back_by_name():
         return np.arange(crop.size).reshape(crop.shape) < crop.size / 2
 
     localizer = finding(("left", (10.2, 20.0, 90.0, 1000.0)))
-    made = apply(Recipe(size=64, margin=0), film, localizer=localizer, segmenter=segment)
+    made = apply(Recipe(size=64, margin=0), film, nets=Nets(localizer=localizer, segmenter=segment))
     assert made.fallbacks == () and made.box[:3] == (10, 20, 90) and shapes == [(made.box[3] - 20, 80)]
     assert (made.side, made.hand, made.turns, made.markers) == ("left", 0, 0, 0)
     assert made.masks["full"].sum() == pytest.approx(made.masks["crop"].sum() / 2, rel=0.1)
@@ -279,7 +279,7 @@ def test_trained_nets_are_asked_first_and_fall_back_by_name():
     assert (classical.side, classical.hand, classical.turns, classical.markers) == ("", 0, 0, 0)
     beside = [finding(("right", box), turns=1) for box in ((5000.0, 0.0, 6000.0, 10.0), (float("nan"),) * 4)]
     for localizer in (*beside, finding(), lambda film: None):
-        made = apply(Recipe(size=64), film, localizer=localizer, segmenter=lambda crop: None)
+        made = apply(Recipe(size=64), film, nets=Nets(localizer=localizer, segmenter=lambda crop: None))
         assert made.fallbacks == ("localizer", "segmenter") and same(made, classical)
         assert (made.side, made.turns) == ("", 0)
 
@@ -288,19 +288,19 @@ def test_a_localizers_box_is_widened_by_the_margin():
     film = Film(pixels=pair(), depth=8)
     localizer = finding(("", (40.0, 60.0, 90.0, 160.0)))
     for margin, box in ((0, (40, 60, 90, 160)), (0.1, (30, 50, 100, 170)), (1, (0, 0, 190, 260))):
-        assert apply(Recipe(carrier="none", margin=margin), film, localizer=localizer).box == box
+        assert apply(Recipe(carrier="none", margin=margin), film, nets=Nets(localizer=localizer)).box == box
 
 
 def test_a_localizer_sees_the_upright_carrier_and_is_not_asked_for_raw_films():
     film, _, _ = draw(angle=10)
     seen = []
     for pixels in (film.pixels, 255 - film.pixels):
-        apply(Recipe(size=64), Film(pixels=pixels, depth=8), localizer=seen.append)
+        apply(Recipe(size=64), Film(pixels=pixels, depth=8), nets=Nets(localizer=seen.append))
     upright, _ = steps.rectify(film.pixels, apply(Recipe(size=64), film).carrier)
     np.testing.assert_array_equal(seen[0], upright)
     assert np.median(seen[1]) == pytest.approx(np.median(upright), abs=9)  # inverted, then shown
     alone = apply(Recipe(size=64), film, variants=("raw", "raw-he"))
-    made = apply(Recipe(size=64), film, variants=("raw", "raw-he"), localizer=seen.append)
+    made = apply(Recipe(size=64), film, nets=Nets(localizer=seen.append), variants=("raw", "raw-he"))
     assert len(seen) == 2 and same(made, alone) and made.fallbacks == ()
 
 
@@ -309,9 +309,9 @@ def test_a_film_is_turned_and_truth_and_matrices_follow(turns):
     pixels, truth, number = pair(), np.zeros((300, 400), bool), np.arange(120_000).reshape(300, 400)
     truth[150:170, 270:290] = True
     recipe = Recipe(size=100, carrier="none")
-    upright = apply(recipe, Film(pixels=pixels, depth=8), anomaly=truth, localizer=finding(LEFT))
+    upright = apply(recipe, Film(pixels=pixels, depth=8), nets=Nets(localizer=finding(LEFT)), anomaly=truth)
     pixels, truth, turned = (np.ascontiguousarray(np.rot90(array, -turns)) for array in (pixels, truth, number))
-    made = apply(recipe, Film(pixels=pixels, depth=8), anomaly=truth, localizer=finding(LEFT, turns=turns))
+    made = apply(recipe, Film(pixels=pixels, depth=8), nets=Nets(localizer=finding(LEFT, turns=turns)), anomaly=truth)
     assert made.turns == turns % 4 and made.side == "left"
     assert made.box == upright.box and made.frame == upright.frame
     for name in made.films:
@@ -335,7 +335,7 @@ def test_a_tilted_carrier_is_turned_as_well(angle):
         height, width = carrier.shape
         return Localization(hands=(("", (0, 0, height, width)),), turns=3)
 
-    made = apply(Recipe(size=200), film, anomaly=lesion, localizer=localize)
+    made = apply(Recipe(size=200), film, nets=Nets(localizer=localize), anomaly=lesion)
     assert made.turns == 3 and made.carrier is not None
     landed = np.argwhere(made.anomaly["crop"])[:, ::-1].mean(axis=0)
     expected = made.matrices["crop"] @ (*np.argwhere(lesion)[:, ::-1].mean(axis=0), 1)
@@ -348,17 +348,21 @@ def test_two_hands_become_two_films_from_left_to_right():
     film, truth = Film(pixels=pair(), depth=8), np.zeros((300, 400), bool)
     truth[180:200, 90:110] = True  # in the hand that lies left
     recipe = Recipe(size=100, carrier="none")
-    made = recipe.apply(film, anomaly=truth, localizer=finding(LEFT, RIGHT))
+    made = recipe.apply(film, nets=Nets(localizer=finding(LEFT, RIGHT)), anomaly=truth)
     assert [(one.hand, one.side, one.box[0]) for one in made] == [(1, "right", 59), (2, "left", 239)]
     assert [bool(one.anomaly["crop"].any()) for one in made] == [True, False]
     assert all(one.anomaly["raw"].any() for one in made)
     for one, hand in zip(made, (RIGHT, LEFT), strict=True):
-        alone = apply(recipe, film, localizer=finding(hand))
+        alone = apply(recipe, film, nets=Nets(localizer=finding(hand)))
         assert alone.hand == 0 and same(alone, one) and alone.box == one.box  # raw too: it is the same film in both
-    assert apply(recipe, film, variants=("raw",), localizer=finding(LEFT, RIGHT)).hand == 0
-    assert apply(recipe, film, localizer=finding(LEFT, ("right", (900, 0, 950, 50)))).hand == 0  # beside the film
+    assert apply(recipe, film, nets=Nets(localizer=finding(LEFT, RIGHT)), variants=("raw",)).hand == 0
+    assert (
+        apply(recipe, film, nets=Nets(localizer=finding(LEFT, ("right", (900, 0, 950, 50))))).hand == 0
+    )  # beside the film
     third = ("left", (0.0, 0.0, 9.0, 9.0))
-    assert [one.box for one in recipe.apply(film, localizer=finding(LEFT, RIGHT, third))] == [one.box for one in made]
+    assert [one.box for one in recipe.apply(film, nets=Nets(localizer=finding(LEFT, RIGHT, third)))] == [
+        one.box for one in made
+    ]
 
 
 def test_what_is_close_to_the_hand_is_never_blanked():
@@ -369,7 +373,7 @@ def test_what_is_close_to_the_hand_is_never_blanked():
     box = ("left", (18.0, 28.0, 62.0, 62.0))
     localizer = finding(("left", (0.0, 0.0, 200.0, 300.0)), markers=(box,))
     recipe = Recipe(size=300, carrier="none", invert="never", margin=0.0)
-    (made,) = recipe.apply(Film(film, 8), variants=("crop",), localizer=localizer)
+    (made,) = recipe.apply(Film(film, 8), nets=Nets(localizer=localizer), variants=("crop",))
     shown = made.films["crop"][:, 50:250]  # beside it is padding
     assert made.markers == 1 and (shown[60:, 60:140] == shown[200, 100]).all()
     assert shown[30:46, 20:44].max() == shown[10, 190] < shown[200, 100]
@@ -382,8 +386,8 @@ def test_markers_are_blanked_beside_the_hand_alone():
     elsewhere = ("left", (390.0, 290.0, 399.0, 299.0))
     wrong = ("left", (75.0, 170.0, 100.0, 190.0)), ("left", (140.0, 200.0, 165.0, 225.0))  # on the palm, on its rim
     film, recipe = Film(pixels=pixels, depth=8), Recipe(size=290, carrier="none", margin=0)
-    plain = apply(recipe, film, localizer=finding(hand))
-    made = apply(recipe, film, localizer=finding(hand, markers=(marker, elsewhere, *wrong)))
+    plain = apply(recipe, film, nets=Nets(localizer=finding(hand)))
+    made = apply(recipe, film, nets=Nets(localizer=finding(hand, markers=(marker, elsewhere, *wrong))))
     assert (plain.markers, made.markers) == (0, 1)
     left = int(made.frame[0])
     blank = np.zeros((290, 290), bool)
@@ -396,7 +400,7 @@ def test_markers_are_blanked_beside_the_hand_alone():
     np.testing.assert_array_equal(made.films["raw"], plain.films["raw"])
     flat = Film(pixels=np.full((100, 100), 90, np.uint8), depth=8)
     localizer = finding(("", (0.0, 0.0, 100.0, 100.0)), markers=(marker,))
-    assert apply(recipe, flat, localizer=localizer).markers == 0  # where the hand is cannot be told
+    assert apply(recipe, flat, nets=Nets(localizer=localizer)).markers == 0  # where the hand is cannot be told
 
 
 def test_the_frame_is_where_the_crop_lies():

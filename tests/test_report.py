@@ -45,7 +45,7 @@ from anomaly.reporting.heatmap import blend, png
 from anomaly.reporting.text import summary
 from anomaly.runs import Run
 from preprocessing import InputError
-from preprocessing.schema import Cache
+from preprocessing.cache.reader import Cache
 
 EVIL = '<script>alert("x")</script>&\'"><img src=x onerror=y>.png'
 

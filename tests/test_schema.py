@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -12,8 +13,12 @@ import h5py
 import numpy as np
 import pytest
 
-from preprocessing import InputError, schema
-from preprocessing.schema import COLUMNS, Cache, Header, Row, Writer, newest_cache, replaceable
+from preprocessing import InputError
+from preprocessing.cache import schema
+from preprocessing.cache import writer as writer_module
+from preprocessing.cache.reader import Cache, newest_cache, replaceable
+from preprocessing.cache.schema import COLUMNS, Header, Row
+from preprocessing.cache.writer import Writer
 
 SIZE = 20  # not a multiple of 8: packed masks end inside a byte
 VARIANTS = ("raw", "crop-he", "full", "full-he", "crop-contrast")
@@ -194,7 +199,8 @@ def test_a_pickled_cache_opens_anew(cache):
 
 def test_several_processes_read_at_once(cache):
     cache.films("raw", slice(None))
-    script = f"from preprocessing.schema import Cache; print(len(Cache({str(cache.path)!r}).films('raw', slice(None))))"
+    read = f"print(len(Cache({str(cache.path)!r}).films('raw', slice(None))))"
+    script = f"from preprocessing.cache.reader import Cache; {read}"
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         assert done.stdout == "5\n"
@@ -248,7 +254,7 @@ def test_a_closed_writer_is_taken_up_again(tmp_path):
         writer.append(row(1))
         writer.fail("broken.png", "cut short")
     assert not path.exists()
-    with Writer(path, header(command="anomaly preprocess ./films"), total=6, on_kept=seen.append) as writer:
+    with Writer(path, header(command="anomaly preprocess ./films"), total=6, on_checked=seen.append) as writer:
         assert (writer.done, writer.rows, writer.failures, writer.notes) == (3, 2, [("broken.png", "cut short")], [])
         for i in range(2, 5):
             writer.append(row(i))
@@ -297,8 +303,8 @@ def test_a_damaged_partial_is_discarded(path, damage):
 
 def test_a_partial_whose_films_have_changed_is_discarded(path):
     with Writer(path, header(), total=6) as writer:
-        writer.append(row(0), read="old")
-        writer.fail("broken.png", "cut short", read="older")
+        writer.append(row(0), fingerprint="old")
+        writer.fail("broken.png", "cut short", fingerprint="older")
     asked = []
 
     def changed(films):
@@ -306,7 +312,7 @@ def test_a_partial_whose_films_have_changed_is_discarded(path):
         return [asked[-1][1][0]] if len(asked) == 2 else []
 
     for kept in (2, 0):
-        with Writer(path, header(), total=6, changed=changed) as writer:
+        with Writer(path, header(), total=6, find_changed=changed) as writer:
             assert writer.done == kept
     assert asked == [[("a/ü0.png", "old"), ("broken.png", "older")]] * 2
     assert writer.notes == [f"{writer.partial}: discarded, broken.png has changed since"]
@@ -317,11 +323,11 @@ def test_a_writer_can_be_cut_back_to_its_first_films(path):
         two_hands(writer, 0)
         writer.fail("broken.png", "cut short")
         writer.append(row(1))
-        writer.cut(2)
+        writer.keep_first(2)
     assert not path.exists()
     with Writer(path, header(), total=6) as writer:
         assert (writer.done, writer.rows, writer.failures, writer.notes) == (2, 2, [("broken.png", "cut short")], [])
-        writer.cut(0)
+        writer.keep_first(0)
     with Writer(path, header(), total=6) as writer:
         assert (writer.done, writer.rows, writer.notes) == (0, 0, [])
 
@@ -334,7 +340,7 @@ def two_hands(writer, i):
 @pytest.mark.parametrize("compression", [None, "gzip"])
 @pytest.mark.parametrize("kept", [0, 1, 5, 9])
 def test_films_with_two_hands_take_more_room_than_was_laid_out(tmp_path, monkeypatch, compression, kept):
-    monkeypatch.setattr(schema, "GROWTH", 3)
+    monkeypatch.setattr(writer_module, "EXTRA_ROWS", 3)
     writers = (
         Writer(tmp_path / "t.h5", header(), total=10, compression=compression),
         Writer(tmp_path / "whole.h5", header(), total=10),
@@ -367,7 +373,7 @@ def test_a_film_whose_second_hand_did_not_reach_the_disk_is_made_again_from_its_
         file["films/crop-he"][2, 0, 0] ^= 1
     with Writer(path, header(), total=6) as writer:
         assert (writer.done, writer.rows) == (1, 1)
-        assert "1 films kept" in writer.notes[0]
+        assert "1 film kept" in writer.notes[0]
 
 
 def test_memory_does_not_grow_with_the_films_written(path):
@@ -571,6 +577,123 @@ def test_a_killed_writer_leaves_whole_films(path, compression, total):
             assert not (discarded and not grows)
             kept = writer.done
             assert writer.rows == sum(1 + (i % 20 % 3 == 0) for i in range(kept))
+
+
+# A disk that fails
+
+
+class FaultyDisk:
+    """Lets one call of os.pwrite fail, or write half of what it was given and then fail; counts them."""
+
+    def __init__(self, monkeypatch, fails_at, number, *, half=False):
+        self.calls, self.fails_at, self.number, self.half, self.real = 0, fails_at, number, half, os.pwrite
+        monkeypatch.setattr(os, "pwrite", self)
+
+    def __call__(self, descriptor, data, position):
+        self.calls += 1
+        if self.calls == self.fails_at and self.half and len(data) > 1:
+            self.fails_at += 1
+            return self.real(descriptor, data[: len(data) // 2], position)
+        if self.calls == self.fails_at:
+            raise OSError(self.number, os.strerror(self.number))
+        return self.real(descriptor, data, position)
+
+
+def all_but_finished(path, compression):
+    writer = Writer(path, header(), total=6, compression=compression)
+    for i in range(5):
+        writer.append(row(i))
+    writer.fail("broken.png", "cut short")
+    return writer
+
+
+FAULTS = [(errno.ENOSPC, False), (errno.EIO, False), (errno.EDQUOT, True)]  # and whether half of it is written
+
+
+@pytest.mark.parametrize("compression", [None, "lzf"])
+def test_a_write_of_the_index_that_fails_gives_no_cache_and_costs_no_film(tmp_path, monkeypatch, compression):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    begun = all_but_finished(tmp_path / "begun.h5", compression)
+    begun.close()
+    copies = [begun.partial, begun.partial.with_name(begun.partial.name + ".rows")]
+
+    def take_up(name):
+        path = tmp_path / name
+        for file in copies:
+            shutil.copyfile(file, file.with_name(file.name.replace("begun.h5", name)))
+        writer = Writer(path, header(), total=6, compression=compression)
+        writer.flush()
+        return writer
+
+    whole = take_up("whole.h5")
+    with monkeypatch.context() as patch:
+        disk = FaultyDisk(patch, 0, 0)
+        whole.finish()
+    assert disk.calls > 20
+    content = Cache(whole.path).content_hash
+    for fails_at in range(1, disk.calls + 1, 1 if compression is None else 13):
+        number, half = FAULTS[fails_at % len(FAULTS)]
+        path = tmp_path / f"{fails_at}.h5"
+        with monkeypatch.context() as patch, pytest.raises(OSError) as caught, take_up(path.name) as writer:
+            FaultyDisk(patch, fails_at, number, half=half)
+            writer.finish()
+        assert (caught.value.errno, caught.value.filename) == (number, f"{path}.partial")
+        assert not path.exists()
+        with Writer(path, header(), total=6, compression=compression) as writer:
+            assert (writer.done, writer.notes) == (6, [])
+            if fails_at % 13 == 1:
+                writer.finish()
+                cache = Cache(path)
+                assert cache.content_hash == content and cache.verify() == []
+                assert cache.failures == [("broken.png", "cut short")]
+
+
+@pytest.mark.parametrize("compression", [None, "lzf"])
+@pytest.mark.parametrize("fails_at", [1, 2, 5, 9, 14, 22, 33, 41])
+def test_a_write_of_a_film_that_fails_costs_at_most_what_was_not_flushed(path, monkeypatch, compression, fails_at):
+    with Writer(path, header(), total=6, compression=compression) as writer:
+        writer.append(row(0))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        FaultyDisk(patch, fails_at, errno.EIO)
+        write(path, compression=compression)
+    with Writer(path, header(), total=6, compression=compression) as writer:
+        assert writer.done >= 1 and not any("discarded" in note for note in writer.notes)
+    cache = write(path, compression=compression)
+    assert cache.verify() == []
+    for i in range(5):
+        np.testing.assert_array_equal(cache.films("raw", [i])[0], row(i).films["raw"])
+
+
+@pytest.mark.parametrize("name", ["label", "patient", "box", "checksum"])
+def test_an_index_that_reads_back_otherwise_gives_no_cache(path, monkeypatch, name):
+    """Whatever the reason is, even one that no write reported."""
+    real = Writer._write_index
+
+    def wrong(writer, file):
+        real(writer, file)
+        column = file[f"index/{name}"]
+        column[1] = column[2]
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=f"reads back otherwise: index/{name}"):
+        patch.setattr(Writer, "_write_index", wrong)
+        with all_but_finished(path, None) as writer:
+            writer.finish()
+    assert not path.exists()
+    with Writer(path, header(), total=6) as writer:
+        assert writer.done == 6
+        writer.finish()
+    assert Cache(path).verify() == []
+
+
+def test_what_the_disk_reports_only_when_it_is_waited_for_gives_no_cache(path, monkeypatch):
+    def fails(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+        patch.setattr(os, "fsync", fails)
+        with all_but_finished(path, None) as writer:
+            writer.finish()
+    assert not path.exists()
 
 
 # Refusals

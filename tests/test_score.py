@@ -18,7 +18,7 @@ from anomaly.pipeline.ensemble import normals
 from anomaly.pipeline.open_run import open_model, run_view
 from anomaly.runs import Run
 from preprocessing import InputError
-from preprocessing.schema import Cache
+from preprocessing.cache.reader import Cache
 
 CPU = torch.device("cpu")
 

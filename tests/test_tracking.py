@@ -16,7 +16,7 @@ from anomaly.training import tracking
 from anomaly.training.config import EpochReport
 from anomaly.training.tracking import KINDS, open_tracker
 from preprocessing import InputError
-from preprocessing.schema import Cache
+from preprocessing.cache.reader import Cache
 
 from .conftest import TINY
 

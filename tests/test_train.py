@@ -30,7 +30,7 @@ from anomaly.training.config import EpochReport, TrainConfig
 from anomaly.training.device import choose_device, choose_precision
 from anomaly.training.trainer import Trainer, _compilable, corrupt
 from preprocessing import InputError
-from preprocessing.schema import Cache
+from preprocessing.cache.reader import Cache
 
 from .conftest import TINY, WITHOUT_BFLOAT16, on_path
 

@@ -41,9 +41,9 @@ from anomaly.runs import Run, to_json
 from anomaly.training.config import EpochReport
 from anomaly.training.trainer import history_csv
 from preprocessing import InputError
-from preprocessing.build import build
+from preprocessing.build import BuildOptions, build
+from preprocessing.cache.reader import Cache
 from preprocessing.recipe import Recipe
-from preprocessing.schema import Cache
 from preprocessing.sources import open_source
 
 from .conftest import on_path
@@ -353,7 +353,12 @@ def test_other_settings_are_refused_by_name(cache: Cache, films: Path, tmp_path:
     options: dict[str, Any] = {"trials": 1, "fit": valley, "name": "mine"}
     searched(cache, **options)
     other = {**SPACE, "learning_rate": Range(1e-4, 1e-1, log=True)}
-    build(open_source(films), Recipe(name="hand", size=32), tmp_path / "other.h5", variants=("full-he",), workers=1)
+    build(
+        open_source(films),
+        Recipe(name="hand", size=32),
+        tmp_path / "other.h5",
+        options=BuildOptions(variants=("full-he",), workers=1),
+    )
     trials: list[tuple[str, Callable[[], object]]] = [
         (r"settings\.training\.epochs: 2 -> 3", lambda: searched(cache, epochs=3, **options)),
         (r"space\.learning_rate\.high: 0\.01 -> 0\.1", lambda: searched(cache, **options | {"space": other})),

@@ -28,7 +28,7 @@ def bench(options: BenchOptions) -> None:
     """Train models x variants x seeds and compare them in one table. The same command resumes an interrupted bench."""
     from anomaly.experiments.bench import Bench, bench_folder
     from anomaly.experiments.results import FILES, FORMATS, bench_table, write_results
-    from preprocessing.schema import Cache
+    from preprocessing.cache.reader import Cache
 
     if options.format not in FORMATS:
         raise InputError(f"no format {options.format!r}; there are: {', '.join(FORMATS)}")
@@ -71,7 +71,7 @@ def _grid(options: BenchOptions) -> "Grid":
     """Return what is to be trained; films are prepared first where they are not."""
     from anomaly.evaluation.paper import PAPER_VARIANTS
     from anomaly.experiments.grid import PAPER_MODELS, TRAINING_FREE, Grid, every_model
-    from preprocessing.schema import Cache
+    from preprocessing.cache.reader import Cache
 
     protocol = options.preset == "paper"
     if protocol and not (options.source or options.cache):

@@ -12,7 +12,7 @@ from preprocessing.wording import counted
 
 if TYPE_CHECKING:
     from anomaly.pipeline.preprocess import Preprocessed
-    from preprocessing.schema import Cache
+    from preprocessing.cache.reader import Cache
     from preprocessing.sources import Source
 
 
@@ -79,7 +79,7 @@ def inspect(options: InspectOptions) -> None:
     """Say what is in a cache: counts, sizes, depths, splits, fallbacks, failures; problem films first."""
     from anomaly.runs import to_json
     from preprocessing import inspect as inspection
-    from preprocessing.schema import Cache, newest_cache
+    from preprocessing.cache.reader import Cache, newest_cache
 
     cache = Cache(options.cache or newest_cache(CACHES))
     summary = inspection.summarise(cache)

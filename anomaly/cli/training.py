@@ -118,7 +118,7 @@ def tune(options: TuneOptions) -> None:
     from anomaly.experiments import search
     from anomaly.experiments.search_report import summary
     from anomaly.experiments.study import SearchOptions
-    from preprocessing.schema import newest_cache
+    from preprocessing.cache.reader import newest_cache
 
     plan = Plan(
         options.model,

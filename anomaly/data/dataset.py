@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing import InputError
-from preprocessing.schema import STAGES, Cache, stage_of
+from preprocessing.cache.reader import Cache
+from preprocessing.cache.schema import STAGES, stage_of
 
 FOREGROUND = "full"
 """The stage whose mask is the foreground."""

@@ -27,7 +27,7 @@ from anomaly.experiments.locks import file_lock
 from anomaly.pipeline.plan import resolve
 from anomaly.runs import write_atomic
 from preprocessing import InputError
-from preprocessing.schema import Cache
+from preprocessing.cache.reader import Cache
 
 MOST_ATTEMPTS = 2
 """Times that a cell may take its process with it, from the same checkpoint, before it counts as failed."""

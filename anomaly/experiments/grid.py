@@ -11,7 +11,7 @@ from anomaly.models import find_detector, zoo
 from anomaly.pipeline.options import Plan
 from anomaly.pipeline.plan import resolve, settings_of
 from preprocessing import InputError
-from preprocessing.schema import Cache
+from preprocessing.cache.reader import Cache
 
 PAPER_MODELS = ("cae", "vae", "dcgan", "bigan", "alphagan")
 """The models of the paper's table, in its order."""

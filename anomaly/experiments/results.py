@@ -13,7 +13,7 @@ from anomaly.experiments.grid import LABEL_VALUES, Cell
 from anomaly.models import find_detector
 from anomaly.reporting.page import BenchRun, render_bench
 from anomaly.reporting.tables import from_json, to_csv, to_json, to_latex, to_markdown, to_terminal
-from preprocessing.schema import Cache
+from preprocessing.cache.reader import Cache
 
 FORMATS = {"terminal": to_terminal, "markdown": to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json}
 FILES = {"table.md": to_markdown, "table.tex": to_latex, "table.csv": to_csv, "results.json": to_json}

@@ -16,7 +16,7 @@ from anomaly.experiments.cells import WAIT_SECONDS, do_cell, do_cells
 from anomaly.experiments.grid import Cell, Grid
 from anomaly.experiments.supervisor import MOST_DEATHS, exit_on_sigterm, supervise
 from preprocessing import InputError
-from preprocessing.cluster import call_up
+from preprocessing.cluster import connect
 
 OnChange = Callable[[BenchProgress], None]
 
@@ -52,7 +52,7 @@ def run_on_cluster(bench: Bench, address: str, *, threads: int, on_change: OnCha
     with (
         bench.at_work(),
         exit_on_sigterm(),
-        call_up(address, check, runs.FORMAT, f"{grid.cache} and {path}", gpu=True) as cluster,
+        connect(address, check, runs.FORMAT, f"{grid.cache} and {path}", gpu=True) as cluster,
     ):
         deaths = 0
         while remaining := bench.remaining():

@@ -21,7 +21,8 @@ from anomaly.localization.base import HANDS, Detection, LocalizationCalibration,
 from anomaly.localization.predict import annotated_rows, detect_films, split_by_patient
 from anomaly.runs import Run, to_csv, to_json
 from preprocessing import InputError
-from preprocessing.schema import BOX_CLASSES, Cache
+from preprocessing.cache.reader import Cache
+from preprocessing.cache.schema import BOX_CLASSES
 
 MATCH_IOU = 0.5
 """IoU from which on a detected box is right."""

@@ -17,8 +17,8 @@ from anomaly.localization.predict import detect_films, load_localization_model
 from anomaly.runs import Run
 from anomaly.training.device import make_repeatable
 from preprocessing import InputError, steps
-from preprocessing.recipe import Box4, Localization, Side
-from preprocessing.schema import BOX_CLASSES
+from preprocessing.cache.schema import BOX_CLASSES
+from preprocessing.recipe import Localization, Side
 
 TURNED_SCORE, TURNED_RATIO = 0.5, 2
 """A film is turned where a hand scores at least this on the turned film, and this many times its score on the film."""

@@ -16,7 +16,7 @@ from anomaly.models import TOOLS, find_model
 from anomaly.runs import Run
 from anomaly.training.weights import load_weights
 from preprocessing import InputError
-from preprocessing.schema import Cache
+from preprocessing.cache.reader import Cache
 
 BATCH_SIZE = 16
 """Films that a network takes at a time."""

@@ -20,7 +20,7 @@ from anomaly.data.batch import Batch
 from anomaly.localization.base import HANDS, Detection, LocalizationModel
 from anomaly.models.base import Settings, Step
 from anomaly.models.search_space import Choice, Range
-from preprocessing.schema import BOX_CLASSES
+from preprocessing.cache.schema import BOX_CLASSES
 
 SCALES = (0.07, 0.25, 0.5, 0.65, 0.8, 0.95, 1.0)
 """Sides of the default boxes of each layer, as shares of the film's. The first two are smaller than torchvision's

@@ -18,7 +18,7 @@ from anomaly.pipeline.plan import usable_rows
 from anomaly.runs import Run
 from anomaly.training.weights import load_best_checkpoint, load_weights, resume_command
 from preprocessing import InputError
-from preprocessing.schema import Cache
+from preprocessing.cache.reader import Cache
 
 
 @dataclass(frozen=True)

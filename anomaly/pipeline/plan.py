@@ -22,7 +22,8 @@ from anomaly.runs import CacheRecord, RunConfig, RunSettings, WeightsFile, sha25
 from anomaly.training.config import TrainConfig
 from anomaly.training.device import choose_device, choose_precision
 from preprocessing import InputError
-from preprocessing.schema import Cache, newest_cache, split_variant
+from preprocessing.cache.reader import Cache, newest_cache
+from preprocessing.cache.schema import split_variant
 from preprocessing.wording import counted
 
 MEMORY_SHARE = 0.5

@@ -12,9 +12,9 @@ from anomaly.models import TOOLS, find_model
 from anomaly.pipeline.options import CACHES, PhantomOptions, PreprocessOptions, pairs_of, words_of
 from anomaly.pipeline.selection import Display, advancing
 from preprocessing import InputError
-from preprocessing.build import BuildReport, build, cache_path
+from preprocessing.build import BuildOptions, BuildReport, build, cache_path
 from preprocessing.phantom import DEFAULT, plan_films, write_phantoms
-from preprocessing.recipe import VARIANTS, Recipe
+from preprocessing.recipe import VARIANTS, Nets, Recipe
 from preprocessing.sources import Source, open_source
 from preprocessing.sources.annotations import annotate, films
 from preprocessing.wording import counted
@@ -75,21 +75,17 @@ def preprocess(options: PreprocessOptions, *, display: Display = silent) -> Prep
         candidates = len(films(source))  # a folder's listing has masks in it
         source = annotate(source, cast("Any", net.targets))
     wanted = VARIANTS if variants == "all" else words_of(variants)
-    path = options.out or cache_path(source, recipe, wanted, CACHES, **nets)
+    path = options.out or cache_path(source, recipe, wanted, CACHES, nets)
+    how = BuildOptions(
+        variants=wanted,
+        workers=options.workers,
+        cluster=options.cluster,
+        compression=None if options.compression == "none" else options.compression,
+        force=options.force,
+        command=_command(options, recipe, variants, chosen, nets),
+    )
     with display("preparing", len(source.records), "films") as advance:
-        report = build(
-            source,
-            recipe,
-            path,
-            variants=wanted,
-            on_progress=advancing(advance),
-            command=_command(options, recipe, variants, chosen, nets),
-            workers=options.workers,
-            compression=None if options.compression == "none" else options.compression,
-            force=options.force,
-            cluster=options.cluster,
-            **nets,
-        )
+        report = build(source, recipe, path, nets, how, advancing(advance))
     return Preprocessed(report, source, candidates, net, notes)
 
 
@@ -113,8 +109,8 @@ def _settings(options: PreprocessOptions) -> dict[str, Any]:
     return pairs_of(options.settings)
 
 
-def _steps(options: PreprocessOptions) -> tuple[dict[str, str], dict[str, Any], tuple[str, ...]]:
-    """Return how hands and masks are found: settings of the recipe, trained nets as `build` takes them, and notes.
+def _steps(options: PreprocessOptions) -> tuple[dict[str, str], Nets, tuple[str, ...]]:
+    """Return how hands and masks are found: settings of the recipe, trained nets, and notes.
 
     `ssd` and `unet` alone are those that `anomaly models --make` made. Where there are none, a note says so and the
     classical step is taken; a run that is named must be there.
@@ -145,15 +141,13 @@ def _steps(options: PreprocessOptions) -> tuple[dict[str, str], dict[str, Any], 
             nets["localizer"] = load_localizer(path)
         else:
             nets["segmenter"] = load_segmenter(path)
-    return settings, nets, tuple(notes)
+    return settings, Nets(**nets), tuple(notes)
 
 
-def _command(
-    options: PreprocessOptions, recipe: Recipe, variants: str, steps: dict[str, str], nets: dict[str, Any]
-) -> str:
+def _command(options: PreprocessOptions, recipe: Recipe, variants: str, steps: dict[str, str], nets: Nets) -> str:
     """Return the command that makes the cache again, wherever it is typed."""
     assert options.source is not None
-    named = {part: f"{net.name}:{net.run}" for part, net in nets.items()}
+    named = {part: f"{net.name}:{net.run}" for part, net in nets.named().items()}
     flags = {
         "--recipe": options.recipe,
         "--size": str(recipe.size),

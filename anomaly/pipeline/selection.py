@@ -17,9 +17,9 @@ from anomaly.localization.nets import load_localizer, load_segmenter
 from anomaly.pipeline.open_run import run_films
 from anomaly.runs import Run
 from preprocessing import InputError
-from preprocessing.build import build, made_digest
-from preprocessing.recipe import Recipe
-from preprocessing.schema import Cache
+from preprocessing.build import BuildOptions, build, made_digest
+from preprocessing.cache.reader import Cache
+from preprocessing.recipe import Nets, Recipe
 from preprocessing.sources import Source
 
 FEW = 16
@@ -61,23 +61,19 @@ def new_films(run: Run, source: Source, *, workers: int = 0, display: Display = 
     """
     recorded, config = run.config.cache, run.config
     recipe, nets = Recipe.from_json(recorded.recipe), _recorded_nets(run)
-    if made_digest(recipe, **nets) != recorded.recipe_digest:
+    if made_digest(recipe, nets) != recorded.recipe_digest:
         raise InputError(
             f"{run.path} was trained on films prepared by another version of the recipe {recipe.name}; "
             f"prepare them again with `{recorded.command}`, and train again"
         )
     with tempfile.TemporaryDirectory(prefix="anomaly-") as folder:
         with display("preparing", len(source.records), "films") as advance:
-            report = build(
-                source,
-                recipe,
-                Path(folder) / "films.h5",
+            options = BuildOptions(
                 variants=(config.variant,),
                 workers=workers or (1 if len(source.records) <= FEW else 0),
                 dtype=recorded.dtype,  # a film's levels must not depend on the depth of the films beside it
-                on_progress=advancing(advance),
-                **nets,
             )
+            report = build(source, recipe, Path(folder) / "films.h5", nets, options, advancing(advance))
         cache = Cache(report.path)
         films = FilmSet(cache, config.variant, np.arange(len(cache)), config.size)
         yield Selection(films, np.full(len(cache), "new", dtype=object), "new", source, report.failures)
@@ -96,7 +92,7 @@ def advancing(advance: Advance) -> Callable[[Any], None]:
     return on_progress
 
 
-def _recorded_nets(run: Run) -> dict[str, Any]:
+def _recorded_nets(run: Run) -> Nets:
     """Return the nets that prepared a run's films, to prepare new ones in the same way."""
     nets: dict[str, Any] = {}
     for part, load in (("localizer", load_localizer), ("segmenter", load_segmenter)):
@@ -108,4 +104,4 @@ def _recorded_nets(run: Run) -> dict[str, Any]:
                     f"{recorded['run']} is not the {recorded['name']} that prepared the films of {run.path}: it has "
                     "other weights; put the run back there, or prepare the films again and train again"
                 )
-    return nets
+    return Nets(**nets)

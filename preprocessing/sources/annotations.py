@@ -50,8 +50,8 @@ from typing import Any, Literal, TypeVar
 from xml.etree import ElementTree
 
 from preprocessing import InputError
+from preprocessing.cache.schema import BOX_CLASSES, MAX_BOXES
 from preprocessing.readers import SUFFIXES
-from preprocessing.schema import BOX_CLASSES, MAX_BOXES
 from preprocessing.sources.record import Record, Source
 from preprocessing.sources.storage import MAX_MANIFEST_BYTES
 from preprocessing.wording import counted

@@ -1,0 +1,1 @@
+"""The cache of prepared films: its format, and the only code that writes or reads it."""

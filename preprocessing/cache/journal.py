@@ -1,0 +1,120 @@
+"""The journal beside a partial cache: a line of JSON for each film of the source that is done."""
+
+import errno
+import fcntl
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from preprocessing import InputError
+
+VERSION = 2  # of the lines
+
+
+class Journal:
+    """A journal, held by one process at a time: the lock goes with the process, however it ends.
+
+    Its first line says what build it belongs to. Entries count once they were added and flushed, or, of a journal that
+    an earlier process left, once `accept` has gone over them.
+
+    Raises InputError where another process holds it; `cache` is what that process writes, for the message.
+    """
+
+    def __init__(self, path: Path, cache: Path) -> None:
+        self.path = path
+        self._handle = _lock(path, cache)
+        self._bytes = 0  # of the lines that count
+        self._pending: list[str] = []  # lines not written yet
+
+    @property
+    def pending(self) -> int:
+        """Entries that were added and not flushed."""
+        return len(self._pending)
+
+    def identity(self) -> dict[str, Any] | None:
+        """Read what build the journal belongs to: {} if it is empty, None if it is damaged."""
+        with self.path.open("rb") as lines:
+            first = lines.readline()
+        identity = _decoded(first) if first else {}
+        return identity if identity or not first else None
+
+    def start(self, identity: dict[str, Any]) -> None:
+        """Begin anew, for this build."""
+        self._handle.truncate(0)
+        self._bytes = 0
+        self._pending = [json.dumps(identity) + "\n"]
+
+    def accept(self, valid: Callable[[dict[str, Any]], bool]) -> bool:
+        """Count the entries that are there up to the first that is torn or not valid; True if all of them count."""
+        with self.path.open("rb") as lines:
+            self._bytes = len(lines.readline())
+            for line in lines:
+                entry = _decoded(line)
+                if not entry or not valid(entry):
+                    return False
+                self._bytes += len(line)
+        return True
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """Read the entries that count."""
+        with self.path.open("rb") as lines:
+            position = len(lines.readline())
+            for line in lines:
+                position += len(line)
+                if position > self._bytes:
+                    return
+                yield json.loads(line)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Add an entry; `flush` writes it."""
+        self._pending.append(json.dumps(entry) + "\n")
+
+    def flush(self) -> None:
+        """Write what was added; raises OSError where that fails, and nothing of it counts then."""
+        self._handle.truncate(self._bytes)  # drops the torn line of a write that failed
+        data = "".join(self._pending).encode()
+        written = self._handle.write(data)
+        if written != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        self._bytes += written
+        self._pending.clear()
+
+    def keep(self, entries: int) -> None:
+        """Keep so many of the entries that count, the first."""
+        with self.path.open("rb") as lines:
+            self._bytes = sum(len(line) for line in itertools.islice(lines, 1 + entries))
+        self._handle.truncate(self._bytes)
+
+    def close(self) -> None:
+        """Release the journal and leave it for another process; what was added and not flushed is lost."""
+        self._handle.close()
+
+    def delete(self) -> None:
+        """Remove the journal, and release it."""
+        self.path.unlink()
+        self._handle.close()
+
+
+def _decoded(line: bytes) -> dict[str, Any]:
+    """Decode a line: {} if it is torn or damaged."""
+    try:
+        entry = json.loads(line) if line.endswith(b"\n") else {}
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def _lock(path: Path, cache: Path) -> IO[bytes]:
+    while True:
+        handle = path.open("a+b", buffering=0)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.close()
+            raise InputError(f"{cache}: another process is writing this cache; wait for it or stop it") from error
+        if path.exists() and os.fstat(handle.fileno()).st_ino == path.stat().st_ino:
+            return handle
+        handle.close()  # another writer finished, and took its journal away, between the two lines above
