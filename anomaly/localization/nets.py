@@ -18,6 +18,7 @@ from anomaly.runs import Run
 from anomaly.training.device import make_repeatable
 from preprocessing import InputError, steps
 from preprocessing.cache.schema import BOX_CLASSES
+from preprocessing.crop import Box4
 from preprocessing.recipe import Localization, Side
 
 TURNED_SCORE, TURNED_RATIO = 0.5, 2
