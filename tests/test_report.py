@@ -386,7 +386,7 @@ def test_the_page_of_a_bench_has_table_forest_runs_and_failures():
     assert "SYNTHETIC" in text and "Look twice." in text and "failed (1)" in text and "no memory" in text
     assert "paper .460 ± .033, ours +" in text and "paper .570 ± .019, ours" in text
     assert [words for words in ("Table Differences Runs", "full-he: cae mse is the best") if words not in text] == []
-    assert "; 0 of 2 other rows not significantly different" in text and "; no other row to compare" in text
+    assert "; 2 of 2 other rows significantly worse" in text and "; no other row to compare" in text
     assert " best [" in text and "NOT A MEDICAL DEVICE" in text and '["cae", "vae"]' in text
     led = [given["href"] for tag, given in page.tags if tag == "a" and not given["href"].startswith("#")]
     assert led == ["cells/cae-raw-0/report.html", "cells/cae%20raw%231/report.html"]

@@ -57,7 +57,7 @@ def render_bench(table: Table, runs: Sequence[BenchRun], settings: Mapping[str, 
 
 
 def _winners(table: Table) -> list[str]:
-    """A sentence a column: which row is best, and how many are not significantly different from it."""
+    """A sentence a column: which row is best, and how many are significantly worse."""
     lines = []
     for column in table.columns:
         entries = {row: entry for row in table.rows if (entry := table.entries.get((*row, column)))}
@@ -67,10 +67,10 @@ def _winners(table: Table) -> list[str]:
             continue
         winner = entries[best]
         others = [entry for row, entry in entries.items() if row != best and entry.mean is not None]
-        tied = sum(entry.tied for entry in others)
+        worse = sum(not entry.tied for entry in others)
         compared = "no other row to compare"
         if others:
-            compared = f"{tied} of {counted(len(others), 'other row')} not significantly different"
+            compared = f"{worse} of {counted(len(others), 'other row')} significantly worse"
         state = f" ({winner.state})" if winner.state else ""
         value = with_interval(winner.mean, winner.interval)
         lines.append(f"{column}: {' '.join(best)} is the best, {value}{state}; {compared}.")

@@ -101,13 +101,15 @@ def verdict(figures: Metrics) -> list[str]:
     for rival, versus in (film.against or {}).items():
         gap = with_interval(versus.difference, versus.interval)
         if versus.interval is None:
-            lines.append(f"Compared with {rival}: {gap}; too few patients for a confidence interval.")
+            lines.append(
+                f"Compared with {rival}: difference in ROC-AUC {gap}; too few patients for a confidence interval."
+            )
         elif versus.interval[0] > 0:
             lines.append(f"Better than {rival} by {gap}.")
         elif versus.interval[1] < 0:
-            lines.append(f"WORSE than {rival}: {gap}.")
+            lines.append(f"WORSE than {rival}: difference in ROC-AUC {gap}.")
         else:
-            lines.append(f"NOT shown to be better than {rival}: {gap}.")
+            lines.append(f"NOT shown to be better than {rival}: difference in ROC-AUC {gap}.")
     return lines
 
 
