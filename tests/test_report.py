@@ -39,6 +39,7 @@ from anomaly.pipeline.results import write_page, write_results
 from anomaly.pipeline.scoring import ScoringResult, score_selection
 from anomaly.pipeline.selection import Selection
 from anomaly.reporting import page as report
+from anomaly.reporting.bench_page import BenchRun, render_bench
 from anomaly.reporting.context import ReportContext
 from anomaly.reporting.galleries import Shown, gallery_rows
 from anomaly.reporting.heatmap import blend, png
@@ -371,11 +372,11 @@ def bench_page(failure: str = "no memory", **given) -> str:
     settings = ComparisonSettings(trivial=("trivial",))
     table = build_table(cells, title="A bench", synthetic=True, paper=True, facts={"seeds": [0, 1]}, settings=settings)
     runs = [
-        report.BenchRun("cae", "raw", 0, "cells/cae-raw-0/report.html"),
-        report.BenchRun("cae", "raw", 1, "cells/cae raw#1/report.html"),
-        report.BenchRun("vae", "full-he", 0, None, failure),
+        BenchRun("cae", "raw", 0, "cells/cae-raw-0/report.html"),
+        BenchRun("cae", "raw", 1, "cells/cae raw#1/report.html"),
+        BenchRun("vae", "full-he", 0, None, failure),
     ]
-    return report.render_bench(table, runs, {"models": ["cae", "vae"], EVIL: EVIL}, **given)
+    return render_bench(table, runs, {"models": ["cae", "vae"], EVIL: EVIL}, **given)
 
 
 def test_the_page_of_a_bench_has_table_forest_runs_and_failures():
@@ -385,7 +386,7 @@ def test_the_page_of_a_bench_has_table_forest_runs_and_failures():
     assert "SYNTHETIC" in text and "Look twice." in text and "failed (1)" in text and "no memory" in text
     assert "paper .460 ± .033, ours +" in text and "paper .570 ± .019, ours" in text
     assert [words for words in ("Table Differences Runs", "full-he: cae mse is the best") if words not in text] == []
-    assert "; 0 of 2 others cannot be told apart" in text and "; no other row to compare" in text
+    assert "; 2 of 2 other rows significantly worse" in text and "; no other row to compare" in text
     assert " best [" in text and "NOT A MEDICAL DEVICE" in text and '["cae", "vae"]' in text
     led = [given["href"] for tag, given in page.tags if tag == "a" and not given["href"].startswith("#")]
     assert led == ["cells/cae-raw-0/report.html", "cells/cae%20raw%231/report.html"]

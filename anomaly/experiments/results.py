@@ -11,7 +11,7 @@ from anomaly.evaluation.figures import TRIVIAL
 from anomaly.experiments.bench import Bench
 from anomaly.experiments.grid import LABEL_VALUES, Cell
 from anomaly.models import find_detector
-from anomaly.reporting.page import BenchRun, render_bench
+from anomaly.reporting.bench_page import BenchRun, render_bench
 from anomaly.reporting.tables import from_json, to_csv, to_json, to_latex, to_markdown, to_terminal
 from preprocessing.cache.reader import Cache
 

@@ -1,13 +1,7 @@
 """The pages of a run: what was trained on what, how well it detects abnormal films, and where it fails."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-from anomaly.evaluation.comparison import Table
 from anomaly.evaluation.figures import ClassificationFigures, ClassifierFigures, Metrics
 from anomaly.formatting import with_interval
-from anomaly.reporting.charts.forest import forest_plot
 from anomaly.reporting.charts.histogram import score_histograms
 from anomaly.reporting.charts.learning import learning_curves
 from anomaly.reporting.charts.reliability import reliability_diagrams
@@ -15,8 +9,7 @@ from anomaly.reporting.charts.roc import roc_charts
 from anomaly.reporting.context import ReportContext
 from anomaly.reporting.galleries import heat_bar, layer_names, numbered_galleries
 from anomaly.reporting.html import compact, flat, png_address, render
-from anomaly.reporting.model_card import bench_card, model_card
-from anomaly.reporting.tables import footnotes
+from anomaly.reporting.model_card import model_card
 from preprocessing.wording import counted
 
 _PANELS = 12  # learning curves at most; the run's history.csv has the others
@@ -25,17 +18,6 @@ _RULES = {
     "quantile": "chosen on validation normals",
     "youden": "chosen on labelled validation films (Youden's index)",
 }
-
-
-@dataclass(frozen=True)
-class BenchRun:
-    """A run of a bench, as the bench's page leads to it."""
-
-    model: str  # as the table names it in its rows
-    variant: str
-    seed: int
-    report: str | None  # where its page lies, relative to the bench's; None where it failed or is not done
-    failure: str | None = None  # why it failed
 
 
 def render_report(context: ReportContext) -> str:
@@ -75,7 +57,7 @@ def render_report(context: ReportContext) -> str:
         roc=roc_charts(evaluation),
         histograms=score_histograms(evaluation),
         threshold_rule=_RULES[context.rule],
-        classes={unit: _thresholds_of(classifier) for unit, classifier in classes.items()},
+        classes={unit: _by_threshold(classifier) for unit, classifier in classes.items()},
         reliabilities=reliabilities,
         reliability=reliability_diagrams(reliabilities),
         galleries=galleries,
@@ -103,39 +85,6 @@ def render_wrong(context: ReportContext) -> str:
     )
 
 
-def render_bench(table: Table, runs: Sequence[BenchRun], settings: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
-    """The page of a bench as HTML: its table, a forest plot a column, and the way to every run's own page.
-
-    settings  what makes the bench, nested as you like.    notes  sentences the reader should know first; what the table
-    has to say of itself stands beneath it.
-    """
-    by_model: dict[str, dict[str, list[BenchRun]]] = {}
-    for run in runs:
-        by_model.setdefault(run.model, {}).setdefault(run.variant, []).append(run)
-    reasons = table.failures
-    return render(
-        "bench.html",
-        table=table,
-        synthetic=table.synthetic,
-        sections={
-            "table": "Table",
-            "forest": "Differences",
-            "runs": "Runs",
-            "made": "Provenance",
-            "card": "Model card",
-        },
-        trivial=set(table.settings.trivial),
-        notes=notes,
-        failures=reasons,
-        footnotes=footnotes(table, best="best")[: -len(reasons) or None],
-        winners=_winners(table),
-        forests=[forest_plot(table, column) for column in table.columns],
-        runs=by_model,
-        settings=flat({**table.facts, **settings}),
-        card=bench_card(table),
-    )
-
-
 def verdict(figures: Metrics) -> list[str]:
     """Sentences on whether the main score is a detector: its ROC-AUC on films, compared with the trivial ones.
 
@@ -152,40 +101,19 @@ def verdict(figures: Metrics) -> list[str]:
     for rival, versus in (film.against or {}).items():
         gap = with_interval(versus.difference, versus.interval)
         if versus.interval is None:
-            lines.append(f"Compared with {rival}: {gap}; too few patients for a confidence interval.")
+            lines.append(
+                f"Compared with {rival}: difference in ROC-AUC {gap}; too few patients for a confidence interval."
+            )
         elif versus.interval[0] > 0:
             lines.append(f"Better than {rival} by {gap}.")
         elif versus.interval[1] < 0:
-            lines.append(f"WORSE than {rival}: {gap}.")
+            lines.append(f"WORSE than {rival}: difference in ROC-AUC {gap}.")
         else:
-            lines.append(f"NOT shown to be better than {rival}: {gap}.")
+            lines.append(f"NOT shown to be better than {rival}: difference in ROC-AUC {gap}.")
     return lines
 
 
-# ------------------------------------------------------------------------------------------------------------ sentences
-
-
-def _winners(table: Table) -> list[str]:
-    """A sentence a column: which row is best, and how many cannot be told apart from it."""
-    lines = []
-    for column in table.columns:
-        entries = {row: entry for row in table.rows if (entry := table.entries.get((*row, column)))}
-        best = next((row for row, entry in entries.items() if entry.best), None)
-        if best is None:
-            lines.append(f"{column}: no figure.")
-            continue
-        others = [entry for row, entry in entries.items() if row != best and entry.mean is not None]
-        tied, value = (
-            sum(entry.tied for entry in others),
-            with_interval(entries[best].mean, entries[best].interval),
-        )
-        told = f"{tied} of {len(others)} others cannot be told apart from it" if others else "no other row to compare"
-        part = entries[best].state
-        lines.append(f"{column}: {' '.join(best)} is the best, {value}{f' ({part})' if part else ''}; {told}.")
-    return lines
-
-
-def _thresholds_of(figures: ClassifierFigures) -> list[tuple[str, ClassificationFigures]]:
+def _by_threshold(figures: ClassifierFigures) -> list[tuple[str, ClassificationFigures]]:
     """Title and figures of both thresholds: at one half, then as chosen."""
     chosen = f"at {compact(figures.chosen.threshold)}, chosen on validation"
     return [(f"at {compact(figures.half.threshold)}", figures.half), (chosen, figures.chosen)]
