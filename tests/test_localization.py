@@ -33,7 +33,7 @@ from anomaly.localization.ssd import SSD
 from anomaly.localization.unet import UNet
 from anomaly.models import TOOLS, ZOO, find_model
 from anomaly.nn.losses import soft_dice
-from anomaly.pipeline.fit import continue_or_create, finish_localization, fit
+from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.plan import Plan, prepare, resolve
 from anomaly.reporting.localization import localization_table
 from anomaly.runs import Run
@@ -451,16 +451,10 @@ def test_a_turned_film_comes_out_upright(stubbed: NetLocalizer) -> None:
 
 
 def test_a_net_that_detects_nothing_right_says_so(
-    runs: dict[str, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    caches: dict[str, Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Blind(SSD):
-        def detect(self, batch: Batch) -> list[Detection]:
-            return [detection([], []) for _ in batch.film]
-
-    model, films = Blind(SSD.Config(), 96).eval(), films_with([[[0, 0, 10, 10, 1]]])
-    assert choose_threshold(model, films, CPU).figure == 0
-    shutil.copytree(runs["ssd"].path, tmp_path / "blind")
-    finish_localization(model, films, Run(tmp_path / "blind"), CPU, synthetic=True)
+    monkeypatch.setattr(SSD, "detect", lambda self, batch: [detection([], []) for _ in batch.film])
+    trained(caches, "ssd", tmp_path / "blind", "epochs=1")
     assert "nothing is detected correctly on the validation films" in capsys.readouterr().err
 
 
