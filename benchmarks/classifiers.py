@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anomaly.data.dataset import load_films
+from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.bootstrap import interval, paired
 from anomaly.evaluation.calibration import read_calibration
 from anomaly.evaluation.classification import classify
@@ -74,7 +74,7 @@ def linear(prepared: Prepared) -> dict[str, Known]:
 
     def films(name: str) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[Any]]:
         rows = prepared.rows(name)
-        some = load_films(prepared.cache, prepared.config.variant, rows, LINEAR_SIZE)
+        some = FilmSet(prepared.cache, prepared.config.variant, rows, LINEAR_SIZE).read()
         flat = (some.unit() * some.mask).reshape(len(rows), -1)
         return some.label, flat, prepared.cache.index["patient"][rows]
 

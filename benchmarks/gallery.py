@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from anomaly.data.dataset import load_films
+from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.calibration import read_calibration
 from anomaly.evaluation.predict import View, maps
 from anomaly.pipeline.open_run import open_model, run_view
@@ -32,7 +32,7 @@ def main() -> None:
     rows = np.sort(abnormal[first])[:FILMS]
     view = View(cache, variant, rows, size)
     columns = [[] for _ in range(len(runs) + 1)]
-    for film, row in zip(load_films(cache, variant, rows, size).unit(), rows, strict=True):
+    for film, row in zip(FilmSet(cache, variant, rows, size).read().unit(), rows, strict=True):
         truth = cache.anomaly(variant, np.array([row]))
         grey = np.rint(film * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
         if truth is not None and truth.shape[1] == size:

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from anomaly.data.augment import import_augmenters
 from anomaly.data.batch import Batch
-from anomaly.data.dataset import Films, load_films
+from anomaly.data.dataset import Films, FilmSet
 from anomaly.memory import keep_freed_memory
 from anomaly.models import find_model
 from anomaly.pipeline.plan import resolve
@@ -158,7 +158,7 @@ def main() -> None:
         recipe = Recipe(name="hand", size=options.size)
         build(source, recipe, Path(folder) / "cache.h5", options=BuildOptions(variants=("full-he",), workers=1))
         cache = Cache(Path(folder) / "cache.h5")
-        films = load_films(cache, "full-he", np.arange(options.films))
+        films = FilmSet(cache, "full-he", np.arange(options.films), options.size).read()
         files = [Path(folder) / "films" / path for path in cache.index["path"][: options.films]]
         for name in ("plain", "plain, memory kept", "ours"):
             sides[name], end = context.Pipe()

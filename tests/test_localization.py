@@ -1,5 +1,6 @@
 """The networks that prepare films: one contract suite over them, their figures, and their use in preprocessing."""
 
+import json
 import math
 import pickle
 import shutil
@@ -14,10 +15,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from anomaly.data.batch import Batch, as_batch
-from anomaly.data.dataset import Films
+from anomaly.data.dataset import Films, FilmSet
 from anomaly.localization import evaluate as evaluation
 from anomaly.localization import nets
-from anomaly.localization.base import Detection, LocalizationModel
+from anomaly.localization.base import Detection, LocalizationCalibration, LocalizationModel
 from anomaly.localization.evaluate import (
     BoxFigures,
     ForegroundFigures,
@@ -33,7 +34,7 @@ from anomaly.localization.ssd import SSD
 from anomaly.localization.unet import UNet
 from anomaly.models import TOOLS, ZOO, find_model
 from anomaly.nn.losses import soft_dice
-from anomaly.pipeline.fit import continue_or_create, finish_localization, fit
+from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.plan import Plan, prepare, resolve
 from anomaly.reporting.localization import localization_table
 from anomaly.runs import Run
@@ -82,11 +83,9 @@ def narrow_model(name: str) -> LocalizationModel:
 
 
 def annotated_films(caches: dict[str, Cache], name: str, count: int = 6) -> Films:
-    from anomaly.data.dataset import load_films
-
     kind = type(narrow_model(name))
     rows = annotated_rows(caches[name], kind.targets)[:count]
-    return load_films(caches[name], "crop", rows, SIZE, learns=kind.targets)
+    return FilmSet(caches[name], "crop", rows, SIZE, kind.targets).read()
 
 
 def trained(caches: dict[str, Cache], name: str, out: Path, *settings: str) -> Run:
@@ -194,10 +193,10 @@ def test_a_run_is_whole_measured_and_says_what_it_prepares(
     assert run.finished and (run.path / "detections.png").is_file() and (run.path / "learning_curve.png").is_file()
     model = find_model(name)(resolve(name, "fast", NARROW[name])[0], SIZE)  # type: ignore[call-arg]
     assert isinstance(model, LocalizationModel)
-    assert run.read_json("calibration.json")["threshold"] in model.thresholds
+    assert run.read("calibration.json", LocalizationCalibration).threshold in model.thresholds
     result = evaluate(run, model.eval(), caches[name], CPU, "test")
     assert write_evaluation(run, result) == run.path / "metrics.json"
-    metrics, table = run.read_json("metrics.json"), localization_table(result)
+    metrics, table = json.loads((run.path / "metrics.json").read_text()), localization_table(result)
     assert "SYNTHETIC" in table[0] and len((run.path / "films.csv").read_text().splitlines()) - 1 == result.films
     assert metrics["films"] == result.films and metrics["threshold"] == result.threshold
     if model.targets == "masks":
@@ -451,16 +450,10 @@ def test_a_turned_film_comes_out_upright(stubbed: NetLocalizer) -> None:
 
 
 def test_a_net_that_detects_nothing_right_says_so(
-    runs: dict[str, Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    caches: dict[str, Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Blind(SSD):
-        def detect(self, batch: Batch) -> list[Detection]:
-            return [detection([], []) for _ in batch.film]
-
-    model, films = Blind(SSD.Config(), 96).eval(), films_with([[[0, 0, 10, 10, 1]]])
-    assert choose_threshold(model, films, CPU).figure == 0
-    shutil.copytree(runs["ssd"].path, tmp_path / "blind")
-    finish_localization(model, films, Run(tmp_path / "blind"), CPU, synthetic=True)
+    monkeypatch.setattr(SSD, "detect", lambda self, batch: [detection([], []) for _ in batch.film])
+    trained(caches, "ssd", tmp_path / "blind", "epochs=1")
     assert "nothing is detected correctly on the validation films" in capsys.readouterr().err
 
 
