@@ -635,7 +635,7 @@ def test_there_are_no_more_workers_than_films(films, tmp_path, monkeypatch):
 
     def run_in_order(function, tasks, *, workers, ahead):
         asked.append(workers)
-        return map(function, tasks)
+        return (function(task) for task in tasks)
 
     monkeypatch.setattr(build_module, "run_in_order", run_in_order)
     make(films, tmp_path / "t.h5", workers=64)
