@@ -6,6 +6,7 @@ networks that began with ImageNet weights (mura, fracture).
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.bootstrap import interval, paired
 from anomaly.evaluation.calibration import read_calibration
 from anomaly.evaluation.classification import classify
-from anomaly.evaluation.predict import View, score
+from anomaly.evaluation.predict import score
 from anomaly.evaluation.ranking import roc_auc
 from anomaly.formatting import markdown, number, with_interval
-from anomaly.pipeline.open_run import open_model, run_view
+from anomaly.pipeline.open_run import open_run, run_films
 from anomaly.pipeline.plan import Plan, Prepared, prepare
 from anomaly.runs import Run
 from benchmarks.record import command_line, record
-from preprocessing.cache.reader import Cache
 
 CPU = torch.device("cpu")
 LINEAR_SIZE, COMPONENTS = 64, (10, 20, 40, 80, 160)
@@ -42,14 +41,13 @@ Known = tuple[NDArray[Any], NDArray[np.float64], NDArray[Any]]  # label, probabi
 def judged(path: Path) -> tuple[Run, dict[str, Known], int]:
     """Return a run, what it says of the labelled films of val and test, and its number of parameters."""
     run = Run(path)
-    cache, split = run_view(run)
-    model = open_model(run, CPU)
-    found = {}
+    model = open_run(run, CPU).model
+    known = {}
     for name in ("val", "test"):
-        rows = np.flatnonzero((split == name) & (cache.index["label"] >= 0))
-        view = View(cache, run.config.variant, rows, run.config.size)
-        found[name] = view.column("label"), score(model, view, CPU)["probability"], view.column("patient")
-    return run, found, sum(p.numel() for p in model.parameters())
+        films, _ = run_films(run, name)
+        films = films.subset(films.label >= 0)
+        known[name] = films.label, score(model, films, CPU)["probability"], films.column("patient")
+    return run, known, sum(p.numel() for p in model.parameters())
 
 
 def figures(found: dict[str, Known], threshold: float) -> dict[str, Any]:
@@ -73,10 +71,9 @@ def linear(prepared: Prepared) -> dict[str, Known]:
     from sklearn.preprocessing import StandardScaler
 
     def films(name: str) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[Any]]:
-        rows = prepared.rows(name)
-        some = FilmSet(prepared.cache, prepared.config.variant, rows, LINEAR_SIZE).read()
-        flat = (some.unit() * some.mask).reshape(len(rows), -1)
-        return some.label, flat, prepared.cache.index["patient"][rows]
+        small = replace(prepared.films(name), size=LINEAR_SIZE, sample="film")
+        read = small.read()
+        return small.label, (read.unit() * read.mask).reshape(len(small), -1), small.column("patient")
 
     label, flat, _ = films("train")
     others = {name: films(name) for name in ("val", "test")}
@@ -121,9 +118,9 @@ def main() -> None:
     first = Run(arguments.runs[0]).config
     for path in arguments.runs[1:]:
         other = Run(path).config
-        if any(first[key] != other[key] for key in ("variant", "split_hash")):
+        if (first.variant, first.split_hash) != (other.variant, other.split_hash):
             raise SystemExit(f"{path} was tested on other films than {arguments.runs[0]}; give runs of one split")
-    plan = Plan("classifier", Path(first["cache"]["path"]), first["variant"], "fast", split_seed=first["split_seed"])
+    plan = Plan("classifier", Path(first.cache.path), first.variant, "fast", split_seed=first.split_seed)
     plain = linear(prepare(plan))
     for path in arguments.runs:
         run, found, parameters = judged(path)
@@ -151,10 +148,10 @@ def main() -> None:
     rows.append(row("logistic regression", "principal components", LINEAR_SIZE, "–", line))
     told["linear"] = slim(line)
     settings = {
-        "cache": Cache(plan.cache).path.name,
-        "content_hash": first["cache"]["content_hash"][:12],
-        "variant": first["variant"],
-        "synthetic": first["cache"]["synthetic"],
+        "cache": Path(first.cache.path).name,
+        "content_hash": first.cache.content_hash[:12],
+        "variant": first.variant,
+        "synthetic": first.cache.synthetic,
     }
     record("classifiers", command_line("classifiers"), settings, told)
     head = ["network", "recipe", "px", "parameters", "val", "test ROC-AUC", "minus linear", "accuracy", "F1", "kappa"]

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from anomaly.data.dataset import FilmSet
-from anomaly.evaluation.calibration import read_calibration
-from anomaly.evaluation.predict import View, maps
-from anomaly.pipeline.open_run import open_model, run_view
+from anomaly.evaluation.predict import predict
+from anomaly.pipeline.open_run import open_run, run_films
 from anomaly.reporting.heatmap import blend, png, titled
 from anomaly.runs import Run, write_atomic
 
+CPU = torch.device("cpu")
 FILMS = 6
 LEAST = 160  # pixels a side of each film in the picture
 
@@ -24,35 +24,34 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     arguments = parser.parse_args()
     runs = [Run(path) for path in arguments.runs]
-    cache, split = run_view(runs[0])
-    variant, size = runs[0].config.variant, runs[0].config.size
-    abnormal = np.flatnonzero((split == "test") & (cache.index["label"] == 1) & cache.has_truth)
-    finding = cache.index["finding"][abnormal]
-    _, first = np.unique(finding, return_index=True)
-    rows = np.sort(abnormal[first])[:FILMS]
-    view = View(cache, variant, rows, size)
-    columns = [[] for _ in range(len(runs) + 1)]
-    for film, row in zip(FilmSet(cache, variant, rows, size).read().unit(), rows, strict=True):
-        truth = cache.anomaly(variant, np.array([row]))
-        grey = np.rint(film * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
-        if truth is not None and truth.shape[1] == size:
-            inside = truth[0]
-            inner = inside.copy()
+    films, _ = run_films(runs[0], "test")
+    abnormal = films.subset(np.flatnonzero((films.label == 1) & films.cache.has_truth[films.rows]))
+    _, first = np.unique(abnormal.column("finding"), return_index=True)
+    films = abnormal.subset(np.sort(first)[:FILMS])
+    columns: list[list[NDArray[np.uint8]]] = [[] for _ in range(len(runs) + 1)]
+    for place, levels in enumerate(films.read().unit()):
+        lesion = films.marked(place)
+        grey = np.rint(levels * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+        if lesion is not None:
+            inner = lesion.copy()
             for axis in (0, 1):
-                inner &= np.roll(inside, 1, axis) & np.roll(inside, -1, axis)
-            grey[inside & ~inner] = (0, 255, 255)
+                inner &= np.roll(lesion, 1, axis) & np.roll(lesion, -1, axis)
+            grey[lesion & ~inner] = (0, 255, 255)
         columns[0].append(grey)
     for column, run in zip(columns[1:], runs, strict=True):
-        model, scale = open_model(run, torch.device("cpu")), read_calibration(run).map_scale
+        opened = open_run(run, CPU)
+        scale = opened.calibration.map_scale
         if scale is None:
             raise SystemExit(f"{run.path} draws no map")
-        column += [blend(film, drawn, mask, scale) for _, drawn, film, mask in maps(model, view, torch.device("cpu"))]
+        for part in predict(opened.model, films, CPU, maps=True):
+            pairs = zip(part.films.unit(), part.films.mask, strict=True)
+            column += [blend(film, part.smoothed_map(i), mask, scale) for i, (film, mask) in enumerate(pairs)]
     sheet = np.concatenate([np.concatenate(column, axis=0) for column in columns], axis=1)
-    times = -(-LEAST // size)
+    times = -(-LEAST // films.size)
     names = ", ".join(run.config.model for run in runs)
-    words = "SYNTHETIC films, lesion outlined: " if cache.synthetic else "films: "
+    words = "SYNTHETIC films, lesion outlined: " if films.cache.synthetic else "films: "
     write_atomic(arguments.out, png(titled(sheet.repeat(times, axis=0).repeat(times, axis=1), f"{words}{names}")))
-    print(f"{arguments.out}: {len(rows)} films ({', '.join(sorted(set(cache.index['finding'][rows])))}) by {names}")
+    print(f"{arguments.out}: {len(films)} films ({', '.join(sorted(set(films.column('finding'))))}) by {names}")
 
 
 if __name__ == "__main__":

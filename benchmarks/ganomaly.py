@@ -72,7 +72,7 @@ def prepared_films(folder: Path, patients: int) -> tuple[Path, Path]:
     prepared = prepare(Plan(OURS[0], cache))
     for split in ("train", "val"):
         (pngs / split).mkdir(parents=True)
-        for row, film in enumerate(prepared.films(split).film):
+        for row, film in enumerate(prepared.films(split).read().film):
             cv2.imwrite(str(pngs / split / f"{row}.png"), film)
     transforms = [  # anomalib's own but for the size, which has no option of its own
         made("torchvision.transforms.v2.Resize", size=[SIZE, SIZE], antialias=True),

@@ -54,12 +54,12 @@ def ours(name: str, cache: str) -> None:
     prepared = prepare(Plan(name, Path(cache)))
     config, training = resolve(name, "standard", ())
     model, films, precision = (
-        prepared.model(config, prepared.size),
-        prepared.films("train"),
+        prepared.model(config, prepared.config.size),
+        prepared.films("train").read(),
         prepared.config.precision,
     )
     trainer = Trainer(
-        model, training, films, prepared.films("val"), seed=0, device=device, precision=precision, workers=0
+        model, training, films, prepared.films("val").read(), seed=0, device=device, precision=precision, workers=0
     )
     model.train()
     ready = next(trainer.batches.epoch(0))

@@ -6,6 +6,7 @@ scoring; built-in films, SYNTHETIC. `net` is the reconstruction or judgement alo
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import numpy as np
 import torch
 
 from anomaly.data.batch import Batch, as_batch
-from anomaly.evaluation.predict import View, maps, score
+from anomaly.data.dataset import FilmSet
+from anomaly.evaluation.predict import predict, score
 from anomaly.models import find_detector
 from anomaly.models.base import Detector
 from anomaly.pipeline.plan import resolve
@@ -30,15 +32,21 @@ MODELS = ("cae", "vae", "dcgan", "bigan", "alphagan")
 
 
 @torch.inference_mode()
-def net(model: Detector, batches: list[Batch]) -> None:
+def network(model: Detector, batches: list[Batch]) -> None:
+    """Reconstruct all films, or score them where the model does not reconstruct."""
+    reconstruct = getattr(model, "reconstruct", None)
     for batch in batches:
-        if model.reconstruct(batch) is None:
-            model.scores(batch)
+        if reconstruct:
+            reconstruct(batch.film)
+        else:
+            model.predict(batch)
 
 
-def drawn(model: Detector, view: View) -> None:
-    for _ in maps(model, view, DEVICE):
-        pass
+def draw(model: Detector, films: FilmSet) -> None:
+    """Compute every film's map as it is shown."""
+    for part in predict(model, films, DEVICE, maps=True):
+        for i in range(len(part.films)):
+            part.smoothed_map(i)
 
 
 def main() -> None:
@@ -53,8 +61,8 @@ def main() -> None:
         write_phantoms(Path(folder) / "films", seed=0, patients=options.films)
         recipe, path = Recipe(name="hand", size=options.size), Path(folder) / "cache.h5"
         build(open_source(Path(folder) / "films"), recipe, path, options=BuildOptions(variants=("full-he",)))
-        view = View(Cache(path), "full-he", np.arange(options.films), options.size)
-        batches = [as_batch(films, DEVICE) for _, films in view.chunks()]
+        films = FilmSet(Cache(path), "full-he", np.arange(options.films), options.size)
+        batches = [as_batch(part, DEVICE) for _, part in films.chunks()]
         for name in MODELS:
             kind = find_detector(name)
             torch.manual_seed(0)
@@ -62,10 +70,13 @@ def main() -> None:
             model = model.to(device=DEVICE, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
             with torch.inference_mode():
                 model.fit_reference(batches)
-                draws = model.anomaly_map(batches[0]) is not None
-            sides = {"net": partial(net, model, batches), "scores": partial(score, model, view, DEVICE)}
-            if draws:
-                sides["maps"] = partial(drawn, model, view)
+                has_maps = model.predict(batches[0], maps=True).map is not None
+            sides: dict[str, Callable[[], object]] = {
+                "net": partial(network, model, batches),
+                "scores": partial(score, model, films, DEVICE),
+            }
+            if has_maps:
+                sides["maps"] = partial(draw, model, films)
             for side, seconds in alternate(sides, options.rounds, units=options.films).items():
                 figures[f"{name}, {side}, films_per_second"] = {
                     "median": 1 / seconds["median"],

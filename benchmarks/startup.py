@@ -37,7 +37,7 @@ class Parts:
     """What a command is taken apart into.
 
     modules   what it imports, beside torch
-    timed     owner, function, and the name of its seconds; `_steps` ends the process after the first
+    timed     owner, function, and the name of its seconds; `apply_steps` ends the process after the first
     """
 
     modules: tuple[str, ...]
@@ -45,11 +45,11 @@ class Parts:
 
 
 SCORE = Parts(
-    ("anomaly.pipeline.evaluate", "anomaly.models.cae", "preprocessing.build"),
+    ("anomaly.pipeline.scoring", "anomaly.pipeline.selection", "anomaly.models.cae"),
     (
-        ("anomaly.pipeline.open_run", "open_model", "open the model"),
-        ("preprocessing.build", "build", "prepare the film"),
-        ("anomaly.pipeline.evaluate", "score", "score it"),
+        ("anomaly.pipeline.open_run", "open_run", "open the model"),
+        ("anomaly.pipeline.selection", "build", "prepare the film"),
+        ("anomaly.pipeline.scoring", "score_selection", "score it"),
     ),
 )
 TRAIN = Parts(
@@ -103,7 +103,7 @@ for module in options["modules"]:
 lap("import the rest")
 for owner, function, name in options["timed"]:
     place = pkgutil.resolve_name(owner)
-    setattr(place, function, (first_of if function == "_steps" else timed)(getattr(place, function), name))
+    setattr(place, function, (first_of if function == "apply_steps" else timed)(getattr(place, function), name))
 from anomaly.cli.app import main
 with contextlib.suppress(SystemExit):
     main()

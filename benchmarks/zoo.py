@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.bootstrap import interval, paired
-from anomaly.evaluation.predict import View, score
+from anomaly.evaluation.predict import score
 from anomaly.evaluation.ranking import roc_auc
 from anomaly.formatting import markdown
 from anomaly.pipeline.ensemble import combine
-from anomaly.pipeline.open_run import open_model, run_view
+from anomaly.pipeline.open_run import open_run, run_cache_and_split
 from anomaly.pipeline.plan import resolve
 from anomaly.runs import Run, to_json, write_atomic
 from benchmarks.record import command_line, record
@@ -66,11 +67,13 @@ Scored = dict[str, NDArray[np.float64]]
 def scored(path: Path) -> tuple[Scored, dict[str, NDArray[Any]]]:
     """Return a run's scores on val and test, and what is known of those films."""
     run = Run(path)
-    cache, split = run_view(run)
+    cache, split = run_cache_and_split(run)
     rows = np.flatnonzero((split == "val") | (split == "test"))
-    view = View(cache, run.config.variant, rows, run.config.size)
-    known = {name: view.column(name) for name in ("label", "patient", "finding", "difficulty")} | {"split": split[rows]}
-    return score(open_model(run, CPU), view, CPU), known
+    films = FilmSet(cache, run.config.variant, rows, run.config.size)
+    known = {name: films.column(name) for name in ("label", "patient", "finding", "difficulty")} | {
+        "split": split[rows]
+    }
+    return score(open_run(run, CPU).model, films, CPU), known
 
 
 def figures(cell: str, name: str, runs: list[Scored], floor: Scored, known: dict[str, Any]) -> dict[str, Any]:
