@@ -15,7 +15,7 @@ from anomaly.evaluation.cohort import ScoredCohort
 from anomaly.evaluation.evaluation import Evaluation
 from anomaly.evaluation.figures import Metrics, Unit
 from anomaly.evaluation.predict import predict
-from anomaly.pipeline.gallery import MOST_WRONG, Layers
+from anomaly.pipeline.gallery import MOST_WRONG, SHOWN, Layers
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.scoring import ScoringResult, cohort_of, score_selection
 from anomaly.pipeline.selection import Display, Selection, recorded_films
@@ -135,7 +135,7 @@ def _layers_of(run: OpenRun, selection: Selection, places: Sequence[int]) -> dic
 def _galleries(evaluation: Evaluation) -> tuple[list[int], list[int], list[int]]:
     """Return the places of the films that score highest, are most wrong, and score lowest."""
     label, values = evaluation.scored.cohort.label, evaluation.scored.scores[evaluation.figures.score]
-    highest, _, lowest = gallery_rows(label, values)
+    highest, _, lowest = gallery_rows(label, values, SHOWN)
     _, wrong, _ = gallery_rows(label, values, MOST_WRONG)
     return highest, wrong, lowest
 
