@@ -92,7 +92,8 @@ def write_page(run: OpenRun, cache_path: Path | None = None, *, display: Display
     """Write report.html and wrong.html of a run's test films anew, and return them.
 
     Scores and figures that are there already stand, and only films of the galleries pass the model; films that were not
-    scored yet, or are no longer these, are scored now. `cache_path` says where the cache is, if not where it was.
+    scored yet, or are no longer these, and those of an unfinished run are scored now. `cache_path` says where the cache
+    is, if not where it was.
     """
     selection = recorded_films(run.run, "test", cache_path)
     scores = _known_scores(run, selection)
@@ -108,9 +109,12 @@ def write_page(run: OpenRun, cache_path: Path | None = None, *, display: Display
 
 
 def _known_scores(run: OpenRun, selection: Selection) -> dict[str, NDArray[np.float64]] | None:
-    """Return the scores of the films as scores.csv has them, or None where they or their figures are missing."""
+    """Return the scores of the films as scores.csv has them, or None where they or their figures are missing.
+
+    Those of an unfinished run may be of an earlier checkpoint.
+    """
     file = run.run.path / CSV_FILES["film"]
-    if not file.is_file() or not (run.run.path / "metrics.json").is_file():
+    if not run.run.finished or not file.is_file() or not (run.run.path / "metrics.json").is_file():
         return None
     with file.open(newline="") as lines:
         head, *rows = list(csv.reader(lines))
