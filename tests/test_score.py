@@ -1,5 +1,6 @@
 """Scores, thresholds, maps and figures of a trained run, on its cache and on new films."""
 
+import csv
 import json
 import shutil
 from collections.abc import Sequence
@@ -13,18 +14,28 @@ import pytest
 import tifffile
 import torch
 
+import anomaly
 from anomaly.cli.scoring import heatmap
 from anomaly.cli.scoring import score as score_verb
+from anomaly.data.batch import batches
 from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.calibration import QUANTILE, read_calibration
 from anomaly.evaluation.predict import predict, score
+from anomaly.models.cae import CAE
+from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.open_run import open_run, run_cache_and_split, run_films
-from anomaly.pipeline.options import HeatmapOptions, ScoreOptions
+from anomaly.pipeline.options import HeatmapOptions, Plan, ScoreOptions
+from anomaly.pipeline.plan import prepare
 from anomaly.pipeline.selection import new_films
 from anomaly.runs import Run, RunSettings, read_csv
+from anomaly.training.config import EpochReport
+from anomaly.training.weights import load_best_checkpoint
 from preprocessing import InputError
 from preprocessing.cache.reader import Cache
 from preprocessing.sources import open_films
+
+from .conftest import TINY
+from .test_cli import typed
 
 CPU = torch.device("cpu")
 
@@ -291,3 +302,84 @@ def test_weights_of_another_shape_are_refused(run: Run) -> None:
     other.config = run.config.model_copy(update={"settings": wider})
     with pytest.raises(InputError, match=r"weights.safetensors has weights of another model or version than the cae"):
         open_run(other, CPU)
+
+
+# --- an unfinished run ---
+
+
+@pytest.fixture
+def unfinished(cache: Cache, tmp_path: Path) -> Run:
+    """A training that was interrupted after its checkpoint."""
+
+    def interrupt(report: EpochReport) -> None:
+        if report.epoch == 2:
+            raise KeyboardInterrupt
+
+    prepared = prepare(Plan("cae", cache.path, "full-he", settings=(*TINY, "patience=0"), device="cpu"))
+    run = continue_or_create(prepared, tmp_path / "unfinished", resume=False)
+    with pytest.raises(KeyboardInterrupt):
+        fit(prepared, run, workers=0, on_epoch=interrupt)
+    assert run.epochs_done() == 1 and not run.finished
+    return run
+
+
+def test_an_unfinished_run_is_scored_mapped_and_shown_with_a_note(
+    unfinished: Run, cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = unfinished.path
+    words = f"{path} is unfinished: these are the weights of epoch 1, the best of 1 so far; "
+    words += f"`anomaly train cae --out {path} --resume` goes on with it"
+    status, out, err = typed(capsys, "score", path, "--device", "cpu")
+    assert status == 0 and f"note: {words}" in err and "| mse " in out
+    best, _, _ = load_best_checkpoint(unfinished, CAE, CPU)
+    _, split = run_cache_and_split(unfinished)
+    normals = FilmSet(cache, "full-he", np.flatnonzero((split == "train") & (cache.index["label"] == 0)), 64)
+    with torch.inference_mode():
+        best.fit_reference(batches(normals, CPU))
+    expected = score(best, run_films(unfinished, "test")[0], CPU)
+    for name, values in expected.items():
+        assert [float(row[name]) for row in read_csv(path / "scores.csv")] == pytest.approx(values.tolist(), rel=1e-4)
+    status, _, err = typed(capsys, "heatmap", path, "--limit", 1, "--device", "cpu")
+    assert status == 0 and f"note: {words}" in err and len([*path.glob("maps/**/*.png")]) == 1
+    status, _, err = typed(capsys, "report", path, "--device", "cpu")
+    assert status == 0 and f"note: {words}" in err
+    assert "is unfinished: these are the weights of epoch 1" in (path / "report.html").read_text()
+    assert unfinished.epochs_done() == 1 and not unfinished.finished  # looking at it changes nothing of the training
+
+    status, _, err = typed(capsys, "ensemble", path, path)
+    assert status == 2 and "is unfinished; `anomaly train cae" in err
+    (path / "checkpoint.safetensors").unlink()
+    status, _, err = typed(capsys, "score", path, "--device", "cpu")
+    assert status == 2 and "is unfinished and has no checkpoint yet; `anomaly train cae" in err
+
+
+def test_an_unfinished_run_is_loaded_with_a_warning(unfinished: Run, run: Run) -> None:
+    with pytest.warns(UserWarning, match="is unfinished: these are the weights of epoch 1, the best of 1 so far"):
+        loaded = anomaly.load(unfinished.path, device="cpu")
+    assert ", unfinished>" in repr(loaded)
+    scored = loaded.score()
+    assert scored.figures and scored.figures.film["mse"].threshold
+    normals = loaded.score(split="val")
+    calibrated = [film.score for film in normals if film.label == 0]
+    assert loaded.thresholds["film"]["mse"] == pytest.approx(np.quantile(calibrated, QUANTILE), rel=1e-5)
+    assert "unfinished" not in repr(anomaly.load(run.path, device="cpu"))  # and no warning, which would be an error
+
+
+def test_results_of_weights_that_are_no_more_are_not_shown(
+    unfinished: Run, cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = unfinished.path
+    words = ("train", "cae", "--cache", cache.path, "--variant", "full-he", "--out", path, "--resume")
+    settings = [word for setting in (*TINY, "patience=0") for word in ("--set", setting)]
+    typed(capsys, "score", path, "--device", "cpu")
+    old = (path / "scores.csv").read_text()
+    (path / "scores.csv").write_text(old.replace(",0.", ",9."))
+    typed(capsys, "report", path, "--device", "cpu")
+    assert (path / "scores.csv").read_text() == old  # taken anew: the checkpoint may be another one by now
+    status, _, err = typed(capsys, *words, *settings, "--device", "cpu")
+    assert status == 0 and unfinished.finished, err
+    assert not (path / "scores.csv").exists() and anomaly.load(path, device="cpu").figures is None
+    typed(capsys, "report", path, "--device", "cpu")
+    new = [row["mse"] for row in read_csv(path / "scores.csv")]
+    assert new != [row["mse"] for row in csv.DictReader(old.splitlines())]
+    assert "is unfinished: these" not in (path / "report.html").read_text()
