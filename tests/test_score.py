@@ -23,10 +23,11 @@ from anomaly.evaluation.calibration import QUANTILE, read_calibration
 from anomaly.evaluation.predict import predict, score
 from anomaly.models.cae import CAE
 from anomaly.pipeline.fit import continue_or_create, fit
+from anomaly.pipeline.heatmaps import write_heatmaps
 from anomaly.pipeline.open_run import open_run, run_cache_and_split, run_films
 from anomaly.pipeline.options import HeatmapOptions, Plan, ScoreOptions
 from anomaly.pipeline.plan import prepare
-from anomaly.pipeline.selection import new_films
+from anomaly.pipeline.selection import new_films, recorded_films
 from anomaly.runs import Run, RunSettings, read_csv
 from anomaly.training.config import EpochReport
 from anomaly.training.weights import load_best_checkpoint
@@ -269,6 +270,19 @@ def test_films_whose_names_differ_in_their_suffix_alone_keep_their_own_maps(
         (tmp_path / name).write_bytes(data)
     names = [path.name for path in heatmaps(run, tmp_path / "maps", paths=[tmp_path], formats="npy", limit=None)]
     assert names == ["a.PNG.png_heatmap.npy", "a.b.png_heatmap.npy", "a.png_heatmap.npy"]
+
+
+def test_each_hand_of_a_film_keeps_its_own_map(run: Run, cache: Cache, tmp_path: Path) -> None:
+    selection = recorded_films(run, "test", cache.path)
+    first, second = selection.films.rows[:2]
+    index = selection.films.cache.index
+    index["path"][second], index["hand"][first], index["hand"][second] = index["path"][first], 1, 2
+    paths = write_heatmaps(open_run(run, CPU), selection, tmp_path / "maps", formats=("npy",))
+    assert len({*paths}) == len(selection.films) and all(path.is_file() for path in paths)
+    stem = tmp_path / "maps" / str(index["path"][first])
+    assert {path for path in paths if path.is_relative_to(stem.parent) and path.name.startswith(stem.name)} == {
+        stem.with_name(f"{stem.name}-{hand}_heatmap.npy") for hand in (1, 2)
+    }
 
 
 def test_a_map_is_not_laid_on_another_film(run: Run, films: Path, tmp_path: Path) -> None:
