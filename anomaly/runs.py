@@ -50,6 +50,16 @@ FORMAT = 3
 RUNS = Path("runs")
 
 
+RESULTS = (
+    "scores.csv",
+    "studies.csv",
+    "patients.csv",
+    "metrics.json",
+    "report.html",
+    "wrong.html",
+    "reliability.png",
+)
+"""What `anomaly score` writes of the test films; of an unfinished run it goes when the training ends."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a disk can take no more."""
 STALE_SECONDS = 3600.0

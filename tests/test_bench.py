@@ -14,13 +14,16 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import joblib
 import pytest
 
 from anomaly import runs
-from anomaly.cli import commands
+from anomaly.cli.benching import bench as bench_verb
+from anomaly.cli.scoring import report
 from anomaly.evaluation.comparison import Entry, Table
 from anomaly.experiments import cells, results
 from anomaly.experiments import grid as grids
@@ -35,6 +38,8 @@ from anomaly.experiments.run_bench import run_bench, run_on_cluster
 from anomaly.experiments.supervisor import exit_on_sigterm
 from anomaly.models.cae import CAE
 from anomaly.pipeline.fit import continue_or_create
+from anomaly.pipeline.open_run import OpenRun
+from anomaly.pipeline.options import BenchOptions, ReportOptions
 from anomaly.pipeline.plan import prepare
 from anomaly.reporting import tables
 from anomaly.training.trainer import Trainer
@@ -317,14 +322,14 @@ def test_failures_are_cleared_by_a_new_command_but_not_by_one_that_joins(cache: 
 
 
 def test_any_error_is_its_cells_failure(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    score = cells.score_films
+    score = cells.score_selection
 
-    def broken(run: runs.Run, *arguments: object, **more: object) -> object:
-        if run.config.variant == "raw":
+    def broken(run: OpenRun, *arguments: Any, **more: Any) -> object:
+        if run.run.config.variant == "raw":
             raise ValueError("label 3; there are: 0, 1\nand more")
-        return score(run, *arguments, **more)  # type: ignore[arg-type]
+        return score(run, *arguments, **more)
 
-    monkeypatch.setattr(cells, "score_films", broken)
+    monkeypatch.setattr(cells, "score_selection", broken)
     bench = Bench(tmp_path / "a", floor(cache, seeds=(0,)))
     run_bench(bench, jobs=1, threads=1, on_change=lambda progress: None)
     assert bench.failure(bench.cells[0]) == "ValueError: label 3; there are: 0, 1" and bench.done(bench.cells[1])
@@ -337,7 +342,7 @@ def test_a_full_disk_stops_the_bench(
     def full(*arguments: object, **more: object) -> None:
         raise error
 
-    monkeypatch.setattr(cells, "score_films", full)
+    monkeypatch.setattr(cells, "write_results", full)
     bench = Bench(tmp_path / "a", floor(cache))
     with pytest.raises(type(error)):
         run_bench(bench, jobs=1, threads=1, on_change=lambda progress: None)
@@ -441,7 +446,7 @@ def test_a_table_shows_the_seeds_that_are_there(copied: Bench, capsys: pytest.Ca
     assert (len(failed.each), failed.failed, failed.undone, failed.failure) == (1, 1, 0, "no memory")
     assert (len(undone.each), undone.failed, undone.undone, undone.failure) == (1, 0, 1, None)
     assert len(table.entries["trivial", "mean_grey", "full-he"].each) == 2
-    commands.report(copied.path, None, "cpu")
+    report(ReportOptions(copied.path, device="cpu"))
     page = (copied.path / "index.html").read_text()
     assert "1 of 2 seeds, failed (1)" in page and '<span title="no memory">1 failed</span>' in page
     assert "<span>0 not done</span>" in page
@@ -452,10 +457,10 @@ def test_a_table_shows_the_seeds_that_are_there(copied: Bench, capsys: pytest.Ca
 def test_a_report_keeps_the_papers_figures(copied: Bench) -> None:
     write_results(copied, bench_table(copied, paper=True))
     assert ".570 ± .019" in (copied.path / "table.md").read_text()
-    commands.report(copied.path, None, "cpu")
+    report(ReportOptions(copied.path, device="cpu"))
     assert ".570 ± .019" in (copied.path / "table.md").read_text()
     write_results(copied, bench_table(copied))
-    commands.report(copied.path, None, "cpu")
+    report(ReportOptions(copied.path, device="cpu"))
     assert ".570 ± .019" not in (copied.path / "table.md").read_text()
 
 
@@ -463,14 +468,14 @@ def test_a_report_takes_the_cache_from_where_it_is_told(copied: Bench, cache: Ca
     for file in copied.path.glob("cells/*/run.json"):
         file.write_text(file.read_text().replace(str(cache.path), "/moved.h5"))
     with pytest.raises(InputError, match=r"the films of .* are not at /moved.h5; say where with --cache"):
-        commands.report(copied.path, None, "cpu")
-    commands.report(copied.path, cache.path, "cpu")
+        report(ReportOptions(copied.path, device="cpu"))
+    report(ReportOptions(copied.path, cache.path, "cpu"))
     shutil.copy(cache.path, tmp_path / "other.h5")
     (copied.path / "bench.json").write_text(
         (copied.path / "bench.json").read_text().replace(cache.content_hash, "0" * 64)
     )
     with pytest.raises(InputError, match="bench of other films or settings: content_hash"):
-        commands.report(copied.path, tmp_path / "other.h5", "cpu")
+        report(ReportOptions(copied.path, tmp_path / "other.h5", "cpu"))
 
 
 def test_another_precision_is_another_bench(copied: Bench, cache: Cache) -> None:
@@ -486,7 +491,8 @@ def test_a_cell_begun_on_another_machine_begins_anew(cache: Cache, tmp_path: Pat
     (cell,) = bench.cells
     prepared = prepare(bench.grid.plan(cell))
     run = continue_or_create(prepared, bench.folder(cell), resume=False)
-    run.write("run.json", runs.to_json(run.config | {"device": "cuda", "versions": {"torch": "0.1"}}))
+    elsewhere = run.config.model_copy(update={"device": "cuda", "versions": {"torch": "0.1"}})
+    run.write("run.json", runs.to_json(elsewhere.model_dump()))
     run.write("checkpoint.safetensors", "of that device")
     run_cell(bench, cell)
     assert bench.done(cell) and bench.failure(cell) is None
@@ -597,37 +603,29 @@ def test_a_bench_is_shown_again_from_its_folder_alone(whole: Bench, tmp_path: Pa
     again = reopen(whole.path)
     assert tables.to_json(bench_table(again)) == tables.to_json(bench_table(whole))
     (whole.path / "index.html").unlink()
-    commands.report(whole.path, None, "cpu")
+    report(ReportOptions(whole.path, device="cpu"))
     assert "Model card" in (whole.path / "index.html").read_text()
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="can't be read"):
         reopen(tmp_path / "empty")
     with pytest.raises(InputError, match="runs/ has no run and no bench"):
-        commands.report(None, None, "cpu")
+        report(ReportOptions())
 
 
-def planned(cache: Path | None, **more: object) -> None:
-    chosen: dict[str, object] = {
-        "source": None,
-        "table": False,
-        "cache": cache,
-        "models": "cae",
-        "variants": "full-he",
-        "seeds": "0,1",
-        "preset": "fast",
-        "settings": list(TINY),
-        "size": None,
-        "recipe": "hand",
-        "paper": False,
-        "format_": "terminal",
-        "out": None,
-        "dry_run": True,
-        "jobs": 1,
-        "cluster": None,
-        "device": "cpu",
-        "precision": "float32",
-    }
-    commands.bench(**(chosen | more))  # type: ignore[arg-type]
+PLANNED = BenchOptions(
+    models="cae",
+    variants="full-he",
+    seeds="0,1",
+    settings=TINY,
+    dry_run=True,
+    jobs=1,
+    device="cpu",
+    precision="float32",
+)
+
+
+def planned(cache: Path | None, **more: Any) -> None:
+    bench_verb(replace(PLANNED, cache=cache, **more))
 
 
 def test_a_plan_is_said_and_nothing_is_trained(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
@@ -680,7 +678,7 @@ def test_data_formats_are_printed_sign_for_sign(
 ) -> None:
     monkeypatch.setitem(results.FORMATS, "json", lambda table: '{"films": "Hand\u00a0films"}\n')
     planned(
-        whole.grid.cache, models="cae,contrast_density", dry_run=False, table=True, format_="json", out=whole.path,
+        whole.grid.cache, models="cae,contrast_density", dry_run=False, table=True, format="json", out=whole.path,
         precision="auto",
     )  # fmt: skip
     assert json.loads(capsys.readouterr().out) == {"films": "Hand\u00a0films"}
@@ -689,7 +687,7 @@ def test_data_formats_are_printed_sign_for_sign(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"format_": "word"}, "no format 'word'; there are: terminal, markdown, latex, csv, json"),
+        ({"format": "word"}, "no format 'word'; there are: terminal, markdown, latex, csv, json"),
         ({"source": Path("films")}, "a SOURCE is prepared, a --cache is there already; give one of them"),
         ({"cache": None, "preset": "paper"}, "--preset paper is the protocol of MURA's hands: give the folder"),
         ({"seeds": "0,one"}, "--seeds '0,one' is no comma list of whole numbers"),

@@ -5,7 +5,9 @@ import resource
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,25 +61,26 @@ def test_the_whole_path_as_typed(capsys: pytest.CaptureFixture[str], films: Path
     status, out, _ = typed(capsys, "inspect", "--json")
     assert status == 0 and json.loads(out)["synthetic"] is True
     status, out, _ = typed(capsys, "preprocess", films, "--size", 64, "--workers", 1)
-    assert status == 0 and "is there already" in out
+    assert status == 0 and "films already there, 0 left out" in out
 
 
 def test_preprocess_without_a_source_draws_films_and_says_so(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anomaly.cli import commands
-    from preprocessing import phantom
+    from anomaly.pipeline import preprocess
+    from anomaly.pipeline.options import PhantomOptions
 
-    drawn: list[object] = []
+    drawn: list[PhantomOptions] = []
+    draw = preprocess.draw_phantoms
 
-    def small(out: Path, seed: int, patients: int | None, size: int) -> None:
-        drawn.append((out, seed, patients, size))
-        phantom.write_phantoms(out, seed=seed, patients=6, size=96)
+    def small(options: PhantomOptions, **more: Any) -> object:
+        drawn.append(options)
+        return draw(replace(options, patients=6, size=96), **more)
 
-    monkeypatch.setattr(commands, "phantom", small)
+    monkeypatch.setattr(preprocess, "draw_phantoms", small)
     status, out, _ = typed(capsys, "preprocess", "--size", 32, "--workers", 1)
     assert status == 0 and "no SOURCE given, so the built-in films are taken" in out and "SYNTHETIC" in out
-    assert drawn == [(Path("cache/phantoms"), 0, None, 512)]
+    assert drawn == [PhantomOptions(Path("cache/phantoms"))]
 
 
 def test_help_is_quick(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +156,7 @@ def test_without_nets_the_classical_way_is_taken_and_said(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     plain = ("preprocess", films, "--size", 32, "--workers", 1)
     status, _, err = typed(capsys, *plain, "--localizer", "ssd", "--mask", "unet", "--out", "a.h5")
-    assert status == 0 and err.count("The classical way is taken") == 2 and "anomaly models --make" in err
+    assert status == 0 and err.count("The classical step is used instead") == 2 and "anomaly models --make" in err
     typed(capsys, *plain, "--out", "b.h5")
     assert Cache(Path("a.h5")).content_hash == Cache(Path("b.h5")).content_hash
 
@@ -268,12 +271,10 @@ def test_wrong_words(capsys: pytest.CaptureFixture[str], films: Path, cache: Cac
 def test_an_error_of_ours_is_one_line_unless_debugging(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anomaly.cli import commands
-
-    def broken(name: str | None, make: bool, workers: int) -> None:
+    def broken() -> None:
         raise ZeroDivisionError("a <b>\nc")
 
-    monkeypatch.setattr(commands, "models", broken)
+    monkeypatch.setattr("anomaly.models.zoo", broken)
     status, _, err = typed(capsys, "models")
     assert status == 1 and err.startswith("error: unexpected ZeroDivisionError: a <b> c; ") and err.count("\n") == 1
     monkeypatch.delenv("ANOMALY_DEBUG", raising=False)
@@ -282,14 +283,15 @@ def test_an_error_of_ours_is_one_line_unless_debugging(
 
 
 def test_an_interruption_is_said_kindly(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from anomaly.cli import commands
-
-    def stopped(name: str | None, make: bool, workers: int) -> None:
+    def stopped(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "models", stopped)
+    monkeypatch.setattr("anomaly.models.zoo", stopped)
     status, _, err = typed(capsys, "models")
-    assert status == 130 and err == "error: interrupted; the same command goes on where it stopped\n"
+    assert status == 130 and err == "error: interrupted; the same command resumes it\n"
+    monkeypatch.setattr("anomaly.runs.Run", stopped)
+    status, _, err = typed(capsys, "score", "runs/cae-1")
+    assert status == 130 and err == "error: interrupted; nothing is lost\n"
 
 
 def test_scores_of_hostile_names_stay_text(capsys: pytest.CaptureFixture[str], run: Run, films: Path) -> None:

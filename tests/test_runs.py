@@ -4,14 +4,47 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from anomaly import runs
+from anomaly.runs import CacheRecord, EpochWarning, RunConfig, RunSettings, Warnings, WeightsFile
 from preprocessing import InputError
 
-WHOLE = dict.fromkeys(runs.KEYS, "x")
-"""A run.json, as far as the folder goes."""
+
+def run_config(**changes: Any) -> RunConfig:
+    """A run.json, as far as the folder goes."""
+    cache = CacheRecord(
+        path="/home/someone/films.h5",
+        content_hash="cd34",
+        recipe="{}",
+        recipe_digest="0" * 12,
+        nets={},
+        dtype="uint8",
+        source="films",
+        synthetic=True,
+        command="anomaly preprocess films",
+    )
+    config = RunConfig(
+        model="cae",
+        preset="fast",
+        settings=RunSettings(model={"width": 4}, training={"epochs": 3}),
+        size=64,
+        variant="full-he",
+        seed=3,
+        split_seed=0,
+        split_rule="given",
+        split_hash="ef56",
+        weights=WeightsFile(file="/home/someone/weights.safetensors", sha256="ab12"),
+        precision="float32",
+        device="cpu",
+        cache=cache,
+        versions={"python": "3"},
+        films={"train": 9, "val": 3},
+    )
+    return config.model_copy(update=changes)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +99,7 @@ def test_of_several_that_make_one_folder_one_does(tmp_path: Path) -> None:
     def make(number: int) -> bool:
         gate.wait()
         try:
-            return bool(runs.create(tmp_path / "cae-1", WHOLE))
+            return bool(runs.create(tmp_path / "cae-1", run_config()))
         except InputError:
             return False
 
@@ -103,7 +136,7 @@ def test_numbers_count_on_from_the_highest(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_refused_with_those_there_are(tmp_path: Path) -> None:
-    runs.create(tmp_path / "cae-1", WHOLE)
+    runs.create(tmp_path / "cae-1", run_config())
     with pytest.raises(InputError, match=r"cae-2 is not a run folder .* there are: .*cae-1"):
         runs.Run(tmp_path / "cae-2")
     (tmp_path / "cae-1/run.json").write_text("{")
@@ -120,20 +153,64 @@ def test_what_is_no_run_is_refused_with_those_there_are(tmp_path: Path) -> None:
 
 def test_a_folder_with_anything_in_it_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    runs.create(tmp_path / "mine", WHOLE)  # an empty one is
+    runs.create(tmp_path / "mine", run_config())  # an empty one is
     with pytest.raises(InputError, match="exists; take another --out"):
-        runs.create(tmp_path / "mine", WHOLE)
+        runs.create(tmp_path / "mine", run_config())
 
 
-@pytest.mark.parametrize("key", sorted(runs.KEYS))
-def test_a_run_that_lacks_what_readers_ask_for_is_neither_made_nor_opened(tmp_path: Path, key: str) -> None:
-    lacking = {name: value for name, value in WHOLE.items() if name != key}
-    with pytest.raises(ValueError, match=f"needs {key} too"):
-        runs.create(tmp_path / "cae-1", lacking)
-    assert not (tmp_path / "cae-1").exists()
-    runs.create(tmp_path / "cae-1", WHOLE).write("run.json", runs.to_json({"format": runs.FORMAT, **lacking}))
-    with pytest.raises(InputError, match=rf"is damaged \(without {key}\)"):
-        runs.Run(tmp_path / "cae-1")
+def without(config: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The same without a key, or one of an object in it."""
+    key, *rest = keys
+    return {k: without(v, *rest) if k == key else v for k, v in config.items() if k != key or rest}
+
+
+LACKING = [(name,) for name, field in RunConfig.model_fields.items() if field.is_required()] + [
+    ("cache", name) for name in CacheRecord.model_fields
+]
+
+
+@pytest.mark.parametrize("keys", LACKING, ids=".".join)
+def test_a_run_that_lacks_what_readers_ask_for_is_neither_made_nor_opened(
+    tmp_path: Path, keys: tuple[str, ...]
+) -> None:
+    lacking = without(run_config().model_dump(), *keys)
+    where = r"\.".join(keys)
+    with pytest.raises(ValidationError, match=rf"{where}\s+Field required"):
+        RunConfig(**lacking)
+    run = runs.create(tmp_path / "cae-1", run_config())
+    run.write("run.json", runs.to_json(lacking))
+    with pytest.raises(InputError, match=rf"is damaged \({where}: Field required\); train again"):
+        runs.Run(run.path)
+
+
+def test_a_run_is_opened_as_it_was_made_and_unknown_keys_are_refused(tmp_path: Path) -> None:
+    made = run_config(created="2024-01-02T03:04:05", members=["runs/a", "runs/b"], seed="1, 2")
+    run = runs.create(tmp_path / "cae-1", made)
+    assert runs.Run(run.path).config == made
+    run.write("run.json", runs.to_json(made.model_dump() | {"legs": 4}))
+    with pytest.raises(InputError, match=r"is damaged \(legs: Extra inputs are not permitted\)"):
+        runs.Run(run.path)
+
+
+def test_a_record_is_read_whole_or_refused_with_its_file(tmp_path: Path) -> None:
+    run = runs.create(tmp_path / "cae-1", run_config())
+    for text, reason in (
+        (None, "No such file or directory"),
+        ("{", "Invalid JSON"),
+        ('{"warnings": [{"text": "slow", "first": 1}]}', r"warnings\.0\.last: Field required"),
+    ):
+        if text:
+            run.write("warnings.json", text)
+        with pytest.raises(InputError, match=rf"warnings\.json can't be read \({reason}.*\); delete .* and train"):
+            run.read("warnings.json", Warnings)
+
+
+def test_warnings_name_the_epochs_that_they_are_of(tmp_path: Path) -> None:
+    run = runs.create(tmp_path / "cae-1", run_config())
+    assert run.warnings() == []
+    given = [EpochWarning(text="too slow", first=3, last=3), EpochWarning(text="too fast", first=4, last=9)]
+    run.write("warnings.json", runs.to_json(Warnings(warnings=given).model_dump()))
+    assert run.warnings() == ["epoch 3: too slow", "epochs 4 to 9: too fast"]
 
 
 def test_csv_keeps_every_digit() -> None:

@@ -3,7 +3,10 @@
 import csv
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,65 +14,94 @@ import pytest
 import tifffile
 import torch
 
-from anomaly.cli import commands
+import anomaly
+from anomaly.cli.scoring import heatmap
+from anomaly.cli.scoring import score as score_verb
+from anomaly.data.batch import batches
+from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.calibration import QUANTILE, read_calibration
-from anomaly.evaluation.predict import View, maps, score
-from anomaly.pipeline.ensemble import normals
-from anomaly.pipeline.open_run import open_model, run_view
-from anomaly.runs import Run
+from anomaly.evaluation.predict import predict, score
+from anomaly.models.cae import CAE
+from anomaly.pipeline.fit import continue_or_create, fit
+from anomaly.pipeline.heatmaps import write_heatmaps
+from anomaly.pipeline.open_run import open_run, run_cache_and_split, run_films
+from anomaly.pipeline.options import HeatmapOptions, Plan, ScoreOptions
+from anomaly.pipeline.plan import prepare
+from anomaly.pipeline.selection import new_films, recorded_films
+from anomaly.runs import Run, RunSettings, read_csv
+from anomaly.training.config import EpochReport
+from anomaly.training.weights import load_best_checkpoint
 from preprocessing import InputError
 from preprocessing.cache.reader import Cache
+from preprocessing.sources import open_films
+
+from .conftest import TINY
+from .test_cli import typed
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def view(run: Run, cache: Cache) -> View:
-    _, split = run_view(run)
-    return View(cache, "full-he", np.flatnonzero(split == "test"), 64)
+def tested(run: Run) -> FilmSet:
+    return run_films(run, "test")[0]
 
 
-def scored(run: Run, out: Path, paths: list[Path] | None = None, aggregate: str = "mean") -> list[dict[str, str]]:
-    commands.score(run.path, paths or [], None, aggregate, None, out, "cpu", 1)
-    with (out / "scores.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+def score_options(run: Path, **options: Any) -> ScoreOptions:
+    return ScoreOptions(run, **({"device": "cpu", "workers": 1} | options))
+
+
+def heatmap_options(run: Path, **options: Any) -> HeatmapOptions:
+    return HeatmapOptions(run, **({"device": "cpu", "workers": 1} | options))
+
+
+def scored(run: Run, out: Path, paths: Sequence[Path] = (), aggregate: str = "mean") -> list[dict[str, str]]:
+    score_verb(score_options(run.path, paths=paths, aggregate=aggregate, out=out))
+    return read_csv(out / "scores.csv")
 
 
 def test_thresholds_and_scale_come_from_validation_normals_alone(run: Run, cache: Cache) -> None:
-    model = open_model(run, CPU)
-    rows = normals(cache, run_view(run)[1], "val")
-    values = score(model, View(cache, "full-he", rows, 64), CPU)["mse"]
+    model = open_run(run, CPU).model
+    rows = np.flatnonzero((run_cache_and_split(run)[1] == "val") & (cache.index["label"] == 0))
+    normals = FilmSet(cache, "full-he", rows, 64)
+    values = score(model, normals, CPU)["mse"]
     calibration = read_calibration(run)
-    assert calibration.films == len(rows) and (cache.index["label"][rows] == 0).all()
+    assert calibration.films == len(rows)
     assert calibration.thresholds["mean"]["film"]["mse"] == pytest.approx(np.quantile(values, QUANTILE), rel=1e-5)
     study = cache.index["study"][rows]
     for how, put_together in (("mean", np.mean), ("max", np.max)):
         pooled = [put_together(values[study == name]) for name in sorted(set(study))]
         assert calibration.thresholds[how]["study"]["mse"] == pytest.approx(np.quantile(pooled, QUANTILE), rel=1e-5)
-    drawn = [m[mask] for _, m, _, mask in maps(model, View(cache, "full-he", rows, 64), CPU)]
+    drawn = [
+        predicted.smoothed_map(i)[mask]
+        for predicted in predict(model, normals, CPU, maps=True)
+        for i, mask in enumerate(predicted.films.mask)
+    ]
     assert calibration.map_scale == pytest.approx(np.quantile(np.concatenate(drawn), 0.995), rel=0.01)
 
 
-def test_a_reopened_model_scores_the_same_for_any_chunk(run: Run, view: View) -> None:
-    whole = score(open_model(run, CPU), view, CPU)
-    for i, row in enumerate(view.rows[:4]):
-        alone = score(open_model(run, CPU), View(view.cache, view.variant, np.array([row]), 64), CPU)
+def test_a_reopened_model_scores_the_same_for_any_chunk(run: Run, tested: FilmSet) -> None:
+    whole = score(open_run(run, CPU).model, tested, CPU)
+    for i in range(4):
+        alone = score(open_run(run, CPU).model, tested.subset(np.array([i])), CPU)
         for name, values in alone.items():
-            assert values[0] == pytest.approx(whole[name][i], rel=1e-4, abs=1e-5)  # typicality can be near 0
+            assert values[0] == pytest.approx(whole[name][i], rel=1e-4, abs=1e-5)  # atypicality can be near 0
 
 
-def test_maps_are_zero_outside_the_mask_and_carry_the_score(run: Run, view: View) -> None:
-    model = open_model(run, CPU)
-    values = score(model, view, CPU)["mse"]
-    for (row, drawn, film, mask), value in zip(maps(model, view, CPU), values, strict=True):
-        assert drawn.shape == film.shape == mask.shape == (64, 64) and row in view.rows
-        assert (drawn[~mask] == 0).all() and drawn.min() >= 0
-        assert drawn[mask].mean() == pytest.approx(value, rel=0.25)  # smoothing moves error about, it makes none
+def test_maps_are_zero_outside_the_mask_and_carry_the_score(run: Run, tested: FilmSet) -> None:
+    places: list[int] = []
+    for predicted in predict(open_run(run, CPU).model, tested, CPU, maps=True):
+        places += range(predicted.places.start, predicted.places.stop)
+        for i, (mask, value) in enumerate(zip(predicted.films.mask, predicted.scores["mse"], strict=True)):
+            drawn = predicted.smoothed_map(i)
+            assert drawn.shape == mask.shape == (64, 64)
+            assert (drawn[~mask] == 0).all() and drawn.min() >= 0
+            assert drawn[mask].mean() == pytest.approx(value, rel=0.25)  # smoothing moves error about, it makes none
+    assert places == list(range(len(tested)))
 
 
-def test_scoring_writes_films_studies_patients_and_figures(run: Run, view: View, tmp_path: Path) -> None:
+def test_scoring_writes_films_studies_patients_and_figures(run: Run, tested: FilmSet, tmp_path: Path) -> None:
     rows = scored(run, tmp_path / "out")
-    assert [row["film"] for row in rows] == view.column("path").tolist()
+    assert [row["film"] for row in rows] == tested.column("path").tolist()
     figures = json.loads((tmp_path / "out/metrics.json").read_text())
     for level, file in (("film", "scores"), ("study", "studies"), ("patient", "patients")):
         lines = (tmp_path / f"out/{file}.csv").read_text().splitlines()
@@ -78,41 +110,40 @@ def test_scoring_writes_films_studies_patients_and_figures(run: Run, view: View,
             low, high = figures[level][name]["roc_auc_interval"]
             assert low <= figures[level][name]["roc_auc"] <= high
     assert figures["synthetic"] is True and figures["pixel"]["n_films"] > 0
-    told = read_calibration(run).thresholds["mean"]["film"]["mse"]
-    assert figures["film"]["mse"]["threshold"]["threshold"] == told
-    assert [row["flagged"] for row in rows] == [str(int(float(row["mse"]) >= told)) for row in rows]
+    threshold = read_calibration(run).thresholds["mean"]["film"]["mse"]
+    assert figures["film"]["mse"]["threshold"]["threshold"] == threshold
+    assert [row["flagged"] for row in rows] == [str(int(float(row["mse"]) >= threshold)) for row in rows]
     assert {row["split"] for row in rows} == {"test"} and {row["synthetic"] for row in rows} == {"1"}
 
 
 def test_another_score_can_flag_and_rank(run: Run, tmp_path: Path) -> None:
-    commands.score(run.path, [], None, "mean", None, tmp_path, "cpu", 1, "atypicality")
-    lines = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
-    threshold = json.loads((run.path / "calibration.json").read_text())["thresholds"]["mean"]["film"]["atypicality"]
+    score_verb(score_options(run.path, out=tmp_path, by="atypicality"))
+    lines = read_csv(tmp_path / "scores.csv")
+    threshold = read_calibration(run).thresholds["mean"]["film"]["atypicality"]
     assert [int(line["flagged"]) for line in lines] == [int(float(line["atypicality"]) >= threshold) for line in lines]
-    commands.heatmap(run.path, [], None, "cache", "npy", 1, None, None, tmp_path / "maps", "cpu", 1, "atypicality")
+    heatmap(heatmap_options(run.path, formats="npy", limit=1, out=tmp_path / "maps", by="atypicality"))
     highest = max(lines, key=lambda line: float(line["atypicality"]))["film"]
     assert (tmp_path / "maps" / f"{highest}_heatmap.npy").is_file()
-    with pytest.raises(InputError, match=r"has no score 'likelihood'; there are: mse, mse_topk, peak"):
-        commands.score(run.path, [], None, "mean", None, tmp_path, "cpu", 1, "likelihood")
+    with pytest.raises(InputError, match=r"has no score 'likelihood'; there are: atypicality, mse, mse_topk, peak"):
+        score_verb(score_options(run.path, out=tmp_path, by="likelihood"))
 
 
 def test_other_splits_go_beside_and_training_films_give_no_figures(run: Run, cache: Cache, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "run")
     run = Run(tmp_path / "run")
-    commands.score(run.path, [], "val", "mean", None, None, "cpu", 1)
+    score_verb(score_options(run.path, split="val"))
     assert json.loads((run.path / "val/metrics.json").read_text())["split"] == "val"
-    commands.score(run.path, [], "all", "mean", None, None, "cpu", 1)
+    score_verb(score_options(run.path, split="all"))
     assert not (run.path / "all/metrics.json").exists()
-    with (run.path / "all/scores.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(run.path / "all/scores.csv")
     assert len(rows) == len(cache) and {row["split"] for row in rows} == {"train", "val", "test"}
 
 
-def test_the_trivial_detectors_see_the_levels_before_equalization(run: Run, view: View, films: Path) -> None:
+def test_the_trivial_detectors_see_the_levels_before_equalization(run: Run, tested: FilmSet, films: Path) -> None:
     """Equalized films all have one mean and one deviation: detectors made of those would be beaten by anything."""
-    given = score(open_model(run, CPU), view, CPU)
+    given = score(open_run(run, CPU).model, tested, CPU)
     assert given["mean_grey"].std() > 0.02 and given["minus_std"].std() > 0.01
-    raw = View(view.cache, "raw", view.rows, 64)
+    raw = replace(tested, variant="raw")
     inverted = raw.column("inverted")
     for i, path in enumerate(raw.column("path")):
         if not inverted[i]:
@@ -129,14 +160,13 @@ def test_scoring_twice_gives_the_same_file(run: Run, tmp_path: Path) -> None:
 def test_a_study_is_the_mean_or_the_worst_of_its_films(run: Run, tmp_path: Path) -> None:
     for how, put_together in (("mean", np.mean), ("max", np.max)):
         rows = scored(run, tmp_path / how, aggregate=how)
-        with (tmp_path / how / "studies.csv").open(newline="") as file:
-            studies = {row["study"]: float(row["mse"]) for row in csv.DictReader(file)}
+        studies = {row["study"]: float(row["mse"]) for row in read_csv(tmp_path / how / "studies.csv")}
         for study, value in studies.items():
             films = [float(row["mse"]) for row in rows if row["study"] == study]
             assert value == pytest.approx(put_together(films))
 
 
-def test_new_films_get_the_score_they_have_in_the_cache(run: Run, films: Path, view: View, tmp_path: Path) -> None:
+def test_new_films_get_the_score_they_have_in_the_cache(run: Run, films: Path, tmp_path: Path) -> None:
     """The recipe that the run recorded is the one that new films go through."""
     known = {row["film"]: float(row["mse"]) for row in scored(run, tmp_path / "cache")}
     names = sorted(known)[:3]
@@ -156,7 +186,7 @@ def test_new_films_that_cannot_be_read_are_named_and_the_others_scored(
     bad = tmp_path / "bad.png"
     bad.write_text("no film")
     with pytest.raises(InputError, match="1 of 2 films can't be read"):
-        commands.score(run.path, [good, bad], None, "mean", None, tmp_path / "out", "cpu", 1)
+        score_verb(score_options(run.path, paths=(good, bad), out=tmp_path / "out"))
     assert len((tmp_path / "out/scores.csv").read_text().splitlines()) == 2
     said = capsys.readouterr()
     assert "image1.png" in said.out and "bad.png" in said.err
@@ -175,29 +205,17 @@ def test_a_new_films_score_does_not_depend_on_the_depth_of_the_films_beside_it(
 
 def test_films_prepared_by_another_recipe_version_are_refused(run: Run, films: Path, tmp_path: Path) -> None:
     old = Run(run.path)
-    old.config = run.config | {"cache": run.config.cache | {"recipe_digest": "0" * 12}}
+    recorded = run.config.cache.model_copy(update={"recipe_digest": "0" * 12})
+    old.config = run.config.model_copy(update={"cache": recorded})
     with (
         pytest.raises(InputError, match="by another version of the recipe hand"),
-        commands._view(old, [films], None, None, 1),
+        new_films(old, open_films([films]), workers=1),
     ):
         pass
 
 
-def heatmaps(run: Run, out: Path, **options: object) -> list[Path]:
-    chosen = {"paths": [], "space": "cache", "formats": "png,tiff,npy", "limit": 4, "source": None} | options
-    commands.heatmap(
-        run.path,
-        chosen["paths"],  # type: ignore[arg-type]
-        None,
-        str(chosen["space"]),
-        str(chosen["formats"]),
-        chosen["limit"],  # type: ignore[arg-type]
-        None,
-        chosen["source"],  # type: ignore[arg-type]
-        out,
-        "cpu",
-        1,
-    )
+def heatmaps(run: Run, out: Path, **options: Any) -> list[Path]:
+    heatmap(heatmap_options(run.path, **({"limit": 4, "out": out} | options)))
     return sorted(path for path in out.rglob("*") if path.is_file())
 
 
@@ -226,28 +244,22 @@ def test_heatmaps_can_lie_on_the_original_film(run: Run, films: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("verb", "options", "message"),
     [
-        (
-            lambda run, out: commands.score(run, [], "tset", "mean", None, out, "cpu", 1),
-            "no split 'tset'; there are: all",
-        ),
-        (lambda run, out: commands.score(run, [], None, "median", None, out, "cpu", 1), "no aggregate 'median'"),
-        (lambda run, out: commands.score(out, [], None, "mean", None, out, "cpu", 1), "is not a run folder"),
-        (
-            lambda run, out: commands.heatmap(run, [], None, "cache", "gif", None, None, None, out, "cpu", 1),
-            "no format 'gif'; there are: png, tiff, npy",
-        ),
-        (
-            lambda run, out: commands.heatmap(run, [], None, "page", "png", None, None, None, out, "cpu", 1),
-            "no space 'page'; there are: cache, film",
-        ),
+        (score_verb, {"split": "tset"}, "no split 'tset'; there are: all"),
+        (score_verb, {"aggregate": "median"}, "no aggregate 'median'; there are: max, mean"),
+        (score_verb, {"run": Path("nowhere")}, "is not a run folder"),
+        (heatmap, {"formats": "gif"}, "no format 'gif'; there are: png, tiff, npy"),
+        (heatmap, {"space": "page"}, "no space 'page'; there are: cache, film"),
     ],
 )
-def test_wrong_words_are_answered_with_the_right_ones(run: Run, tmp_path: Path, call: object, message: str) -> None:
-    assert callable(call)
+def test_wrong_words_are_answered_with_the_right_ones(
+    run: Run, tmp_path: Path, verb: Any, options: dict[str, Any], message: str
+) -> None:
+    made = score_options if verb is score_verb else heatmap_options
     with pytest.raises(InputError, match=message):
-        call(run.path, tmp_path / "out")
+        verb(made(**{"run": run.path, "out": tmp_path / "out"} | options))
+    assert not (tmp_path / "out").exists()
 
 
 def test_films_whose_names_differ_in_their_suffix_alone_keep_their_own_maps(
@@ -258,6 +270,19 @@ def test_films_whose_names_differ_in_their_suffix_alone_keep_their_own_maps(
         (tmp_path / name).write_bytes(data)
     names = [path.name for path in heatmaps(run, tmp_path / "maps", paths=[tmp_path], formats="npy", limit=None)]
     assert names == ["a.PNG.png_heatmap.npy", "a.b.png_heatmap.npy", "a.png_heatmap.npy"]
+
+
+def test_each_hand_of_a_film_keeps_its_own_map(run: Run, cache: Cache, tmp_path: Path) -> None:
+    selection = recorded_films(run, "test", cache.path)
+    first, second = selection.films.rows[:2]
+    index = selection.films.cache.index
+    index["path"][second], index["hand"][first], index["hand"][second] = index["path"][first], 1, 2
+    paths = write_heatmaps(open_run(run, CPU), selection, tmp_path / "maps", formats=("npy",))
+    assert len({*paths}) == len(selection.films) and all(path.is_file() for path in paths)
+    stem = tmp_path / "maps" / str(index["path"][first])
+    assert {path for path in paths if path.is_relative_to(stem.parent) and path.name.startswith(stem.name)} == {
+        stem.with_name(f"{stem.name}-{hand}_heatmap.npy") for hand in (1, 2)
+    }
 
 
 def test_a_map_is_not_laid_on_another_film(run: Run, films: Path, tmp_path: Path) -> None:
@@ -273,20 +298,102 @@ def test_a_damaged_calibration_is_named(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "copy")
     (tmp_path / "copy/calibration.json").write_text("{")
     with pytest.raises(InputError, match=r"calibration.json can't be read"):
-        commands.score(tmp_path / "copy", [], None, "mean", None, None, "cpu", 1)
+        score_verb(score_options(tmp_path / "copy"))
 
 
-def test_another_cache_is_refused(run: Run, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = dict(run.config) | {"cache": run.config.cache | {"content_hash": "0" * 64}}
+def test_another_cache_is_refused(run: Run) -> None:
     other = Run(run.path)
-    other.config = changed
+    recorded = run.config.cache.model_copy(update={"content_hash": "0" * 64})
+    other.config = run.config.model_copy(update={"cache": recorded})
     with pytest.raises(InputError, match=r"is not the cache that .* was trained on"):
-        run_view(other)
+        run_cache_and_split(other)
 
 
 def test_weights_of_another_shape_are_refused(run: Run) -> None:
     other = Run(run.path)
     settings = run.config.settings
-    other.config = run.config | {"settings": settings | {"model": settings["model"] | {"width": 8}}}
+    wider = RunSettings(model=settings.model | {"width": 8}, training=settings.training)
+    other.config = run.config.model_copy(update={"settings": wider})
     with pytest.raises(InputError, match=r"weights.safetensors has weights of another model or version than the cae"):
-        open_model(other, CPU)
+        open_run(other, CPU)
+
+
+# --- an unfinished run ---
+
+
+@pytest.fixture
+def unfinished(cache: Cache, tmp_path: Path) -> Run:
+    """A training that was interrupted after its checkpoint."""
+
+    def interrupt(report: EpochReport) -> None:
+        if report.epoch == 2:
+            raise KeyboardInterrupt
+
+    prepared = prepare(Plan("cae", cache.path, "full-he", settings=(*TINY, "patience=0"), device="cpu"))
+    run = continue_or_create(prepared, tmp_path / "unfinished", resume=False)
+    with pytest.raises(KeyboardInterrupt):
+        fit(prepared, run, workers=0, on_epoch=interrupt)
+    assert run.epochs_done() == 1 and not run.finished
+    return run
+
+
+def test_an_unfinished_run_is_scored_mapped_and_shown_with_a_note(
+    unfinished: Run, cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = unfinished.path
+    words = f"{path} is unfinished: these are the weights of epoch 1, the best of 1 so far; "
+    words += f"`anomaly train cae --out {path} --resume` goes on with it"
+    status, out, err = typed(capsys, "score", path, "--device", "cpu")
+    assert status == 0 and f"note: {words}" in err and "| mse " in out
+    best, _, _ = load_best_checkpoint(unfinished, CAE, CPU)
+    _, split = run_cache_and_split(unfinished)
+    normals = FilmSet(cache, "full-he", np.flatnonzero((split == "train") & (cache.index["label"] == 0)), 64)
+    with torch.inference_mode():
+        best.fit_reference(batches(normals, CPU))
+    expected = score(best, run_films(unfinished, "test")[0], CPU)
+    for name, values in expected.items():
+        assert [float(row[name]) for row in read_csv(path / "scores.csv")] == pytest.approx(values.tolist(), rel=1e-4)
+    status, _, err = typed(capsys, "heatmap", path, "--limit", 1, "--device", "cpu")
+    assert status == 0 and f"note: {words}" in err and len([*path.glob("maps/**/*.png")]) == 1
+    status, _, err = typed(capsys, "report", path, "--device", "cpu")
+    assert status == 0 and f"note: {words}" in err
+    assert "is unfinished: these are the weights of epoch 1" in (path / "report.html").read_text()
+    assert unfinished.epochs_done() == 1 and not unfinished.finished  # looking at it changes nothing of the training
+
+    status, _, err = typed(capsys, "ensemble", path, path)
+    assert status == 2 and "is unfinished; `anomaly train cae" in err
+    (path / "checkpoint.safetensors").unlink()
+    status, _, err = typed(capsys, "score", path, "--device", "cpu")
+    assert status == 2 and "is unfinished and has no checkpoint yet; `anomaly train cae" in err
+
+
+def test_an_unfinished_run_is_loaded_with_a_warning(unfinished: Run, run: Run) -> None:
+    with pytest.warns(UserWarning, match="is unfinished: these are the weights of epoch 1, the best of 1 so far"):
+        loaded = anomaly.load(unfinished.path, device="cpu")
+    assert ", unfinished>" in repr(loaded)
+    scored = loaded.score()
+    assert scored.figures and scored.figures.film["mse"].threshold
+    normals = loaded.score(split="val")
+    calibrated = [film.score for film in normals if film.label == 0]
+    assert loaded.thresholds["film"]["mse"] == pytest.approx(np.quantile(calibrated, QUANTILE), rel=1e-5)
+    assert "unfinished" not in repr(anomaly.load(run.path, device="cpu"))  # and no warning, which would be an error
+
+
+def test_results_of_weights_that_are_no_more_are_not_shown(
+    unfinished: Run, cache: Cache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = unfinished.path
+    words = ("train", "cae", "--cache", cache.path, "--variant", "full-he", "--out", path, "--resume")
+    settings = [word for setting in (*TINY, "patience=0") for word in ("--set", setting)]
+    typed(capsys, "score", path, "--device", "cpu")
+    old = (path / "scores.csv").read_text()
+    (path / "scores.csv").write_text(old.replace(",0.", ",9."))
+    typed(capsys, "report", path, "--device", "cpu")
+    assert (path / "scores.csv").read_text() == old  # taken anew: the checkpoint may be another one by now
+    status, _, err = typed(capsys, *words, *settings, "--device", "cpu")
+    assert status == 0 and unfinished.finished, err
+    assert not (path / "scores.csv").exists() and anomaly.load(path, device="cpu").figures is None
+    typed(capsys, "report", path, "--device", "cpu")
+    new = [row["mse"] for row in read_csv(path / "scores.csv")]
+    assert new != [row["mse"] for row in csv.DictReader(old.splitlines())]
+    assert "is unfinished: these" not in (path / "report.html").read_text()

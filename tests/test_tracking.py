@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from anomaly.pipeline.fit import continue_or_create, fit
-from anomaly.pipeline.plan import Plan, prepare
-from anomaly.runs import KEYS, Run, create
+from anomaly.pipeline.options import Plan
+from anomaly.pipeline.plan import prepare
+from anomaly.runs import Run, create
 from anomaly.training import tracking
 from anomaly.training.config import EpochReport
 from anomaly.training.tracking import KINDS, open_tracker
@@ -19,6 +20,7 @@ from preprocessing import InputError
 from preprocessing.cache.reader import Cache
 
 from .conftest import TINY
+from .test_runs import run_config
 
 Lines = dict[int, dict[str, float]]  # epoch -> name -> value
 
@@ -84,15 +86,7 @@ def same(a: Lines, b: Mapping[int, Mapping[str, float]]) -> bool:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Run:
-    config = dict.fromkeys(KEYS, "x") | {
-        "model": "cae",
-        "preset": "fast",
-        "seed": 3,
-        "settings": {"model": {"width": 4}, "training": {"epochs": 3}},
-        "weights": {"file": "/home/someone/weights.safetensors", "sha256": "ab12"},
-        "cache": {"path": "/home/someone/films.h5", "content_hash": "cd34", "synthetic": True},
-    }
-    return create(tmp_path / "runs/cae-7", config)
+    return create(tmp_path / "runs/cae-7", run_config())
 
 
 @pytest.mark.parametrize("kind", ["tensorboard", "mlflow"])
@@ -128,7 +122,7 @@ def test_an_interrupted_training_is_told_as_its_history_has_it(kind: str, cache:
 @pytest.mark.parametrize("kind", ["tensorboard", "mlflow"])
 def test_epochs_before_tracking_began_are_told_too(kind: str, run: Run) -> None:
     needs(kind)
-    copy = create(Path("runs/late"), {k: v for k, v in run.config.items() if k != "format"})
+    copy = create(Path("runs/late"), run.config)
     copy.write("history.csv", (run.path / "history.csv").read_bytes())
     open_tracker(kind, copy.path, copy.config).close()
     assert READERS[kind](copy) == {number: pytest.approx(line, rel=1e-6) for number, line in history(run).items()}
@@ -194,8 +188,9 @@ def test_what_is_missing_is_named(folder: Run, monkeypatch: pytest.MonkeyPatch) 
 
 def test_off_it_writes_and_imports_nothing(folder: Run) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom anomaly.tracking import open_tracker\n"
-        "with open_tracker('none', Path(sys.argv[1]), {}) as tracker: tracker.epoch({'validation': 1.0}, 1)\n"
+        "import sys\nfrom pathlib import Path\nfrom anomaly.runs import Run\n"
+        "from anomaly.training.tracking import open_tracker\nrun = Run(Path(sys.argv[1]))\n"
+        "with open_tracker('none', run.path, run.config) as tracker: tracker.epoch({'validation': 1.0}, 1)\n"
         "print([name for name in sys.modules if name.partition('.')[0] in ('tensorboard', 'mlflow', 'torch')])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder.path)], capture_output=True, text=True, check=True)

@@ -19,11 +19,9 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from anomaly.pipeline.evaluate import score_films
 
 from anomaly.data.batch import as_batch
-from anomaly.data.dataset import load_films
-from anomaly.evaluation.predict import View
+from anomaly.data.dataset import FilmSet
 from anomaly.experiments import search, search_report, trial_queue, trial_worker
 from anomaly.experiments.search import tune
 from anomaly.experiments.search_progress import seconds_left
@@ -35,8 +33,11 @@ from anomaly.models import TOOLS, ZOO, find_model
 from anomaly.models.base import Detector
 from anomaly.models.search_space import Choice, Range, Space
 from anomaly.pipeline.fit import continue_or_create, fit
-from anomaly.pipeline.open_run import open_model, run_view
-from anomaly.pipeline.plan import Plan, prepare, resolve, settings_of
+from anomaly.pipeline.open_run import open_run
+from anomaly.pipeline.options import Plan
+from anomaly.pipeline.plan import prepare, resolve, settings_of
+from anomaly.pipeline.scoring import score_selection
+from anomaly.pipeline.selection import recorded_films
 from anomaly.runs import Run, to_json
 from anomaly.training.config import EpochReport
 from anomaly.training.trainer import history_csv
@@ -137,7 +138,7 @@ def test_the_least_loss_wins_and_its_run_is_one_like_any_other(
         assert not (run.path / "checkpoint.safetensors").exists()
         training = run.config.settings.training
         assert {key: training[key] for key in SPACE} == trial.parameters == frozen.params
-    open_model(Run(outcome.folder / f"trials/{best.number}"), torch.device("cpu"))
+    assert open_run(Run(outcome.folder / f"trials/{best.number}"), torch.device("cpu")).note is None
 
     said = json.loads((outcome.folder / "best.json").read_text())
     assert said["value"] == best.value and said["synthetic"] and said["parameters"] == best.parameters
@@ -419,14 +420,9 @@ def test_the_roc_auc_is_that_of_the_validation_split(cache: Cache) -> None:
     outcome = searched(cache, trials=1, objective="auc", by="mse_topk")
     assert outcome.objective == "auc by mse_topk" and outcome.trials[0].epochs == 2
     run = Run(outcome.folder / "trials/0")
-    opened, split = run_view(run)
-    rows = (split == "val").nonzero()[0]
-    model, device = open_model(run, torch.device("cpu")), torch.device("cpu")
-    view = View(opened, run.config.variant, rows, run.config.size)
-    scoring = {"main": "mse_topk", "command": "", "on_films": lambda count: None}
-    score_films(run, model, view, device, Path("val"), split=split[rows], how="mean", **scoring)  # type: ignore[arg-type]
-    figures = json.loads(Path("val/metrics.json").read_text())
-    assert figures["film"]["mse_topk"]["roc_auc"] == pytest.approx(outcome.trials[0].value)
+    opened = open_run(run, torch.device("cpu"))
+    figures = score_selection(opened, recorded_films(run, "val", None), by="mse_topk").figures
+    assert figures and figures.film["mse_topk"].roc_auc == pytest.approx(outcome.trials[0].value)
     assert "validation ROC-AUC by mse_topk" in summary(outcome)[0]
 
 
@@ -482,9 +478,8 @@ def test_a_space_has_settings_of_the_model_and_values_they_take(name: str) -> No
 def test_a_space_leaves_the_validation_loss_the_same_yardstick(name: str, cache: Cache) -> None:
     """The same weights have the same validation loss, whatever value a searched setting of the model has."""
     kind = find_model(name)
-    batch = as_batch(
-        load_films(cache, "full-he", (cache.index["label"] == 0).nonzero()[0][:4], 64), torch.device("cpu")
-    )
+    normals = FilmSet(cache, "full-he", (cache.index["label"] == 0).nonzero()[0][:4], 64)
+    batch = as_batch(normals.read(), torch.device("cpu"))
     narrow = ["width=4"] if "width" in kind.Config.model_fields else []
 
     def made(*settings: str) -> Detector:

@@ -1,6 +1,5 @@
 """Verbs on films and caches: phantom, preprocess, inspect."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,16 +36,13 @@ def preprocess(options: PreprocessOptions) -> "Preprocessed":
 
     if options.source is None:
         say("no SOURCE given, so the built-in films are taken")
-        phantom(PhantomOptions(preparation.PHANTOMS))
-        options = replace(options, source=preparation.PHANTOMS)
     done = preparation.preprocess(options, display=progress)
     for note in done.notes:
         warn(note)
     if done.net:
-        say(
-            f"{options.source}: {len(done.source.records)} of {counted(done.candidates, 'film')} have "
-            f"{done.net.targets} beside them"
-        )
+        origin = options.source or preparation.PHANTOMS
+        count, all_films = len(done.source.records), counted(done.candidates, "film")
+        say(f"{origin}: {count} of {all_films} have {done.net.targets} beside them")
     _describe(done)
     say(f"next: anomaly train {options.net or 'cae'} --cache {done.report.path}")
     return done

@@ -10,9 +10,9 @@ from anomaly.models import zoo
 from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.loaded_run import LoadedRun
 from anomaly.pipeline.open_run import open_run
-from anomaly.pipeline.options import PhantomOptions, PreprocessOptions, TrainOptions
+from anomaly.pipeline.options import PreprocessOptions, TrainOptions
 from anomaly.pipeline.plan import prepare
-from anomaly.pipeline.preprocess import PHANTOMS, Preprocessed, draw_phantoms
+from anomaly.pipeline.preprocess import Preprocessed
 from anomaly.pipeline.preprocess import preprocess as prepare_films
 from anomaly.runs import Run
 from anomaly.training.device import choose_device
@@ -71,10 +71,7 @@ def preprocess(
     workers, cluster, force. Films that can't be read are in `failures`.
     """
     display = silent if quiet else progress
-    if source is None:
-        draw_phantoms(PhantomOptions(PHANTOMS), display=display)
-        source = PHANTOMS
-    chosen = _options(PreprocessOptions, source=Path(source), settings=_settings(settings), **options)
+    chosen = _options(PreprocessOptions, source=_path(source), settings=_settings(settings), **options)
     done = prepare_films(chosen, display=display)
     for note in (*done.notes, *done.report.notes):
         warnings.warn(note, stacklevel=2)

@@ -155,7 +155,12 @@ def _train(
 
 
 def _write_outcome(run: runs.Run, model: Model, trainer: Trainer, *, synthetic: bool) -> None:
-    """Write the weights, the history, and what was wrong with the training."""
+    """Write the weights, the history, and what was wrong with the training.
+
+    Results of the run as it was before, unfinished, are removed: they are of other weights.
+    """
+    for name in runs.RESULTS:
+        (run.path / name).unlink(missing_ok=True)
     write_weights(run, model)
     run.write("history.csv", history_csv(trainer.state.history))
     run.write("warnings.json", runs.to_json({"warnings": trainer.state.warnings}))

@@ -103,7 +103,7 @@ def _heatmap(run: OpenRun, selection: Selection, drawn: _Drawn, main: str, origi
     film, values, mask = part.unit()[0], drawn.map, part.mask[0]
     if originals is not None:
         film, values, mask = _on_original(selection, drawn.place, values, mask, originals)
-    path, hand = (str(cache.index[column][row]) for column in ("path", "hand"))
+    path, hand = str(cache.index["path"][row]), int(cache.index["hand"][row])  # hand 0: the film's only one
     threshold = run.calibration.thresholds["mean"]["film"][main]  # a film alone is its own mean
     label = LABELS[int(part.label[0])]
     title = f"{cache.names[row]}\n{'SYNTHETIC film, ' * cache.synthetic}{main} {drawn.score:.4g}, flagged from "

@@ -59,8 +59,7 @@ def draw_phantoms(options: PhantomOptions, *, display: Display = silent) -> Any:
 
 
 def preprocess(options: PreprocessOptions, *, display: Display = silent) -> Preprocessed:
-    """Prepare a source, which must be named, into a cache."""
-    assert options.source is not None
+    """Prepare a source into a cache; where none is named the built-in films, drawn once all settings are checked."""
     if options.out and options.out.is_dir():
         raise InputError(f"{options.out}: is a folder; name a file")
     if options.compression not in COMPRESSIONS:
@@ -69,7 +68,10 @@ def preprocess(options: PreprocessOptions, *, display: Display = silent) -> Prep
     chosen, nets, notes = _steps(options)
     recipe = Recipe(**(_defaults(options, net) | {"name": options.recipe} | _settings(options) | chosen))
     variants = options.variants or (",".join(net.variants) if net else "full-he")
-    source = open_source(options.source)
+    if options.source is None:
+        draw_phantoms(PhantomOptions(PHANTOMS), display=display)
+    origin = options.source or PHANTOMS
+    source = open_source(origin)
     candidates = len(source.records)
     if net:
         candidates = len(films(source))  # a folder's listing has masks in it
@@ -82,7 +84,7 @@ def preprocess(options: PreprocessOptions, *, display: Display = silent) -> Prep
         cluster=options.cluster,
         compression=None if options.compression == "none" else options.compression,
         force=options.force,
-        command=_command(options, recipe, variants, chosen, nets),
+        command=_command(options, origin, recipe, variants, chosen, nets),
     )
     with display("preparing", len(source.records), "films") as advance:
         report = build(source, recipe, path, nets, how, advancing(advance))
@@ -144,9 +146,10 @@ def _steps(options: PreprocessOptions) -> tuple[dict[str, str], Nets, tuple[str,
     return settings, Nets(**nets), tuple(notes)
 
 
-def _command(options: PreprocessOptions, recipe: Recipe, variants: str, steps: dict[str, str], nets: Nets) -> str:
+def _command(
+    options: PreprocessOptions, origin: Path, recipe: Recipe, variants: str, steps: dict[str, str], nets: Nets
+) -> str:
     """Return the command that makes the cache again, wherever it is typed."""
-    assert options.source is not None
     named = {part: f"{net.name}:{net.run}" for part, net in nets.named().items()}
     flags = {
         "--recipe": options.recipe,
@@ -158,7 +161,7 @@ def _command(options: PreprocessOptions, recipe: Recipe, variants: str, steps: d
         "--out": options.out and str(options.out.absolute()),
         "--compression": options.compression if options.compression != "none" else None,
     }
-    words = ["anomaly", "preprocess", str(options.source.absolute())]
+    words = ["anomaly", "preprocess", str(origin.absolute())]
     words += [word for flag, value in flags.items() if value for word in (flag, value)]
     words += [word for setting in options.settings for word in ("--set", setting)]
     return shlex.join(words)

@@ -15,7 +15,7 @@ from anomaly.evaluation.cohort import ScoredCohort
 from anomaly.evaluation.evaluation import Evaluation
 from anomaly.evaluation.figures import Metrics, Unit
 from anomaly.evaluation.predict import predict
-from anomaly.pipeline.gallery import MOST_WRONG, Layers
+from anomaly.pipeline.gallery import MOST_WRONG, SHOWN, Layers
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.scoring import ScoringResult, cohort_of, score_selection
 from anomaly.pipeline.selection import Display, Selection, recorded_films
@@ -92,7 +92,8 @@ def write_page(run: OpenRun, cache_path: Path | None = None, *, display: Display
     """Write report.html and wrong.html of a run's test films anew, and return them.
 
     Scores and figures that are there already stand, and only films of the galleries pass the model; films that were not
-    scored yet, or are no longer these, are scored now. `cache_path` says where the cache is, if not where it was.
+    scored yet, or are no longer these, and those of an unfinished run are scored now. `cache_path` says where the cache
+    is, if not where it was.
     """
     selection = recorded_films(run.run, "test", cache_path)
     scores = _known_scores(run, selection)
@@ -108,9 +109,12 @@ def write_page(run: OpenRun, cache_path: Path | None = None, *, display: Display
 
 
 def _known_scores(run: OpenRun, selection: Selection) -> dict[str, NDArray[np.float64]] | None:
-    """Return the scores of the films as scores.csv has them, or None where they or their figures are missing."""
+    """Return the scores of the films as scores.csv has them, or None where they or their figures are missing.
+
+    Those of an unfinished run may be of an earlier checkpoint.
+    """
     file = run.run.path / CSV_FILES["film"]
-    if not file.is_file() or not (run.run.path / "metrics.json").is_file():
+    if not run.run.finished or not file.is_file() or not (run.run.path / "metrics.json").is_file():
         return None
     with file.open(newline="") as lines:
         head, *rows = list(csv.reader(lines))
@@ -135,7 +139,7 @@ def _layers_of(run: OpenRun, selection: Selection, places: Sequence[int]) -> dic
 def _galleries(evaluation: Evaluation) -> tuple[list[int], list[int], list[int]]:
     """Return the places of the films that score highest, are most wrong, and score lowest."""
     label, values = evaluation.scored.cohort.label, evaluation.scored.scores[evaluation.figures.score]
-    highest, _, lowest = gallery_rows(label, values)
+    highest, _, lowest = gallery_rows(label, values, SHOWN)
     _, wrong, _ = gallery_rows(label, values, MOST_WRONG)
     return highest, wrong, lowest
 
