@@ -25,6 +25,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive anomaly preprocessing
 
 bench: setup
 	$(BIN)/python -m benchmarks
