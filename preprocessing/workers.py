@@ -5,7 +5,7 @@ ends, however that is, its workers read the end of their pipes and end too.
 """
 
 import os
-import subprocess
+import subprocess  # nosec B404 # starts this very Python, below
 import sys
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
@@ -123,7 +123,7 @@ class _Worker:
     def _start(self) -> None:
         self.pipe, other = Pipe()
         with other:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # nosec B603 # no shell, and no word of it comes from a user
                 [sys.executable, "-c", SERVE, str(other.fileno()), *sys.path],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[other.fileno()],

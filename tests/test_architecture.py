@@ -108,7 +108,7 @@ def test_nothing_is_pickled() -> None:
             assert "torch.load" not in text and "allow_pickle=True" not in text and "pickle.load" not in text, path
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["models"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["models"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; sys.argv = ['anomaly', *sys.argv[1:]]\n"

@@ -7,6 +7,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
+import anomaly
+from anomaly.console import say
 from anomaly.pipeline.options import Flag
 
 Options = TypeVar("Options")
@@ -22,8 +24,19 @@ app = typer.Typer(
 )
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        say(f"anomaly {anomaly.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def options(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
     """Unsupervised anomaly detection for X-ray films: films, cache, model, scores, heatmaps."""
     # `main` has taken --debug out wherever it stood; here it is declared for --help
 

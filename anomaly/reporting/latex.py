@@ -47,7 +47,7 @@ def render_latex(template: str, **values: object) -> str:
     """A template filled in. Every value that is not `Latex` is escaped; one that is missing is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
+    environment = Environment(  # nosec B701 # LaTeX, not HTML; `finalize` escapes every value
         loader=FileSystemLoader(_TEMPLATES),
         block_start_string="<%",
         block_end_string="%>",
