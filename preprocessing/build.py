@@ -32,6 +32,7 @@ from preprocessing.prepare import Job, Outcome, prepare, reason_without_path
 from preprocessing.readers import peek_depth
 from preprocessing.recipe import RECIPE_VERSION, VARIANTS, Nets, Recipe
 from preprocessing.sources import Record, Source
+from preprocessing.wording import counted
 from preprocessing.workers import LOST, run_in_order
 
 TASK_FILMS = 4  # given to a worker at a time
@@ -226,7 +227,9 @@ def _write(
         if not writer.rows:
             first, reason = writer.failures[0]
             writer.discard()
-            raise InputError(f"{root}: none of {total} films could be prepared; the first, {first}: {reason}")
+            raise InputError(
+                f"{root}: none of {counted(total, 'film')} could be prepared; the first, {first}: {reason}"
+            )
         writer.finish()
     return writer, kept
 
