@@ -45,8 +45,11 @@ class Heatmap:
         """Return the film with its heat, a title and the color bar: (H', W', 3) RGB."""
         return overlay(self.film, self.map, self.mask, self.scale, title=self.title, unit=self.unit)
 
-    def save(self, file: Path) -> None:
+    def save(self, file: str | Path) -> None:
         """Write the overlay as PNG, or the map's own numbers as TIFF or NPY (float32), by the suffix."""
+        file = Path(file)
+        if file.suffix.removeprefix(".") not in MAP_FORMATS:
+            raise InputError(f"{file}: no format {file.suffix!r}; there are: {', '.join(MAP_FORMATS)}")
         if file.suffix == ".png":
             write_png(file, self.overlay())
         else:
