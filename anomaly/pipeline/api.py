@@ -71,9 +71,9 @@ def preprocess(
 ) -> Preprocessed:
     """Prepare films into a cache, and return what became of them; `path` is the cache file.
 
-    source  a folder, zip or CSV manifest; None draws the built-in SYNTHETIC films. `settings` are those of the recipe,
-    `options` are the flags of `anomaly preprocess`, by name: recipe, size, variants, localizer, mask, net, out, compression,
-    workers, cluster, force. Films that can't be read are in `failures`.
+    source  a folder, zip or CSV manifest; None draws the built-in SYNTHETIC films. `settings` are those of the recipe;
+    `options` are the flags of `anomaly preprocess`, by name: recipe, size, variants, localizer, mask, net (--for), out,
+    compression, workers, cluster, force. Films that can't be read are in `failures`.
     """
     display = silent if quiet else progress
     if source is None:
