@@ -108,9 +108,9 @@ def _heatmap(run: OpenRun, selection: Selection, drawn: _Drawn, main: str, origi
         film, values, mask = _on_original(selection, drawn.place, values, mask, originals)
     path, hand = (str(cache.index[column][row]) for column in ("path", "hand"))
     threshold = run.calibration.thresholds["mean"]["film"][main]  # a film alone is its own mean
-    label = LABELS[int(part.label[0])]
+    label = int(part.label[0])
     title = f"{cache.names[row]}\n{'SYNTHETIC film, ' * cache.synthetic}{main} {drawn.score:.4g}, flagged from "
-    title += f"{threshold:.4g}, labelled {label}" if label else f"{threshold:.4g}"
+    title += f"{threshold:.4g}" if label < 0 else f"{threshold:.4g}, labelled {LABELS[label]}"
     return Heatmap(
         str(cache.names[row]),
         f"{path}-{hand}" if hand else path,
