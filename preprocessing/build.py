@@ -221,8 +221,8 @@ def _write(
         for other in changed(writer.fingerprints()):
             writer.keep_first(next(films for films, record in enumerate(records) if record.path == other))
             raise InputError(
-                f"{root}: {other} changed while the source was read; when nothing writes there any more give the same "
-                "command again, it prepares that film and those after it anew"
+                f"{root}: {other} changed while the source was read; once nothing writes there any more, repeat the "
+                "command: it prepares that film and those after it again"
             )
         if not writer.rows:
             first, reason = writer.failures[0]
@@ -405,7 +405,7 @@ def _disk_errors(path: Path, header: Header, total: int) -> Iterator[None]:
         if disk_full(error):
             raise InputError(
                 f"{path.parent}: the disk is full; up to {_readable(_missing(path, header, total))} more are needed: "
-                "free some space and give the same command again, it goes on where it stopped"
+                "free some space and repeat the command: it resumes"
             ) from error
         raise InputError(f"{path}: cannot be written ({on_one_line(error)}); name another file") from error
 

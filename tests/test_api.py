@@ -221,7 +221,7 @@ def test_what_is_no_film_is_answered(loaded: LoadedRun, given: Any, message: str
     [
         (lambda run: run.score(by="likelihood"), "has no score 'likelihood'; there are: atypicality, mse"),
         (lambda run: run.score(split="tset"), "no split 'tset'; there are: all, train, val, test"),
-        (lambda run: run.score("a.png", split="val"), "split 'val' goes with the run's own films"),
+        (lambda run: run.score("a.png", split="val"), "split 'val' applies to the run's own films"),
         (lambda run: run.score(aggregate="median"), "no aggregate 'median'; there are: mean, max"),
         (lambda run: run.heatmap(space="page"), "no space 'page'; there are: cache, film"),
         (lambda run: run.heatmap(limit=0), "limit is 0; give 1 or more"),

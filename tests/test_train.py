@@ -137,12 +137,12 @@ def test_resuming_with_other_settings_is_refused_with_the_difference(cache: Cach
     run = trained(cache, tmp_path / "a")
     with pytest.raises(InputError, match=r"settings.training.epochs: 3 -> 9"):
         continue_or_create(prepare(plan(cache, "epochs=9")), run.path, resume=True)
-    with pytest.raises(InputError, match="exists and is finished; take another --out"):
+    with pytest.raises(InputError, match="exists and is finished; choose another --out"):
         continue_or_create(prepare(plan(cache)), run.path, resume=False)
     assert continue_or_create(prepare(plan(cache)), run.path, resume=True).finished
     with pytest.raises(InputError, match="has no unfinished cae of these settings"):
         continue_or_create(prepare(plan(cache)), None, resume=True)
-    with pytest.raises(InputError, match="is no run folder to go on with"):
+    with pytest.raises(InputError, match="is not a run folder that can be resumed"):
         continue_or_create(prepare(plan(cache)), tmp_path / "b", resume=True)
 
 

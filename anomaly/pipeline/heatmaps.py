@@ -93,7 +93,7 @@ def heatmaps(
 
 def _drawn(predicted: PredictedFilms, main: str, on_films: Callable[[int], None]) -> Iterator[_Drawn]:
     if predicted.maps is None:
-        raise InputError("this model draws no heatmap: it scores a film as a whole; the cae, for one, draws them")
+        raise InputError("this model has no heatmap: it scores a film as a whole; cae, for example, has one")
     for index, score in enumerate(predicted.scores[main]):
         yield _Drawn(predicted.places.start + index, float(score), predicted.smoothed_map(index))
         on_films(1)

@@ -131,7 +131,7 @@ class LoadedRun:
             yield recorded_films(self._opened.run, split, self._cache)
             return
         if split is not None:
-            raise InputError(f"split {split!r} goes with the run's own films; leave it out, or the films")
+            raise InputError(f"split {split!r} applies to the run's own films; leave out either it or the films")
         with (
             source_of(films) as source,
             new_films(self._opened.run, source, workers=workers, display=self._display) as selection,
