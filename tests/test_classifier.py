@@ -438,7 +438,7 @@ def test_a_run_learns_from_labels_and_its_thresholds_too(cache: Cache, tmp_path:
 @pytest.mark.parametrize(
     ("settings", "preset", "message"),
     [
-        ((), "mura", r"holds films of 64 px, classifier was to take 224: `anomaly preprocess SOURCE --size 224`"),
+        ((), "mura", r"holds films of 64 px, but classifier is set to 224: `anomaly preprocess SOURCE --size 224`"),
         (("size=16", "backbone=vgg16"), "cnn", "with vgg16 takes films of 32 px and more"),
         (("stages=all,legs",), "cnn", "no stage 'legs' of this model; there are: all, features, head"),
         (("backbone=resnet",), "cnn", "--set backbone=resnet: Input should be 'densenet169', "),

@@ -117,7 +117,7 @@ def test_a_killed_training_goes_on_with_the_same_command(cache: Cache, tmp_path:
     process.wait()
     assert (folder / "checkpoint.safetensors").exists() and not (folder / "calibration.json").exists()
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert "going on after epoch" in again.stdout and f"{folder.name}: trained for 60" in again.stdout
+    assert "resuming after epoch" in again.stdout and f"{folder.name}: trained for 60" in again.stdout
     # The same in this process, with as many threads: another number of them rounds otherwise.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -239,7 +239,7 @@ def test_films_that_are_abnormal_only_are_no_training_set(cache: Cache, monkeypa
 def test_sizes_variants_devices_and_precisions_are_checked(cache: Cache) -> None:
     with pytest.raises(InputError, match=r"needs a film side that is a multiple of 32; .* has 64 px"):
         prepare(plan(cache, "size=48"))
-    with pytest.raises(InputError, match="holds films of 64 px, cae was to take 512"):
+    with pytest.raises(InputError, match="holds films of 64 px, but cae is set to 512"):
         prepare(Plan("cae", cache.path, preset="paper", device="cpu"))
     with pytest.raises(InputError, match="no variant 'fulll'; there are: raw"):
         prepare(plan(cache, variant="fulll"))
