@@ -321,7 +321,7 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(
-                    f"{self.path} is being trained by another process; wait for it or take another --out"
+                    f"{self.path} is being trained by another process; wait for it or choose another --out"
                 ) from None
             yield
 
@@ -354,7 +354,7 @@ def first_error(error: ValidationError) -> str:
 def create(path: Path, config: RunConfig) -> Run:
     """Make a run folder with its run.json; one that exists is refused."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"{path} exists; take another --out")
+        raise InputError(f"{path} exists; choose another --out")
     # Made beside and moved into place: a folder of this name is a run from the first moment on.
     beside = _beside(path)
     write_atomic(beside / "run.json", to_json(config.model_dump()))
@@ -362,7 +362,7 @@ def create(path: Path, config: RunConfig) -> Run:
         beside.replace(path)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
-        raise InputError(f"{path} can't be made ({error.strerror}); take another --out") from None
+        raise InputError(f"{path} can't be made ({error.strerror}); choose another --out") from None
     return Run(path)
 
 

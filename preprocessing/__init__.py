@@ -2,4 +2,4 @@
 
 
 class InputError(ValueError):
-    """Something the user can mend: one line that says what was found, where, and what to do. Exit status 2."""
+    """Something the user can fix: one line that says what was found, where, and what to do. Exit status 2."""

@@ -32,6 +32,7 @@ from preprocessing.prepare import Job, Outcome, prepare, reason_without_path
 from preprocessing.readers import peek_depth
 from preprocessing.recipe import RECIPE_VERSION, VARIANTS, Nets, Recipe
 from preprocessing.sources import Record, Source
+from preprocessing.wording import counted
 from preprocessing.workers import LOST, run_in_order
 
 TASK_FILMS = 4  # given to a worker at a time
@@ -220,13 +221,15 @@ def _write(
         for other in changed(writer.fingerprints()):
             writer.keep_first(next(films for films, record in enumerate(records) if record.path == other))
             raise InputError(
-                f"{root}: {other} changed while the source was read; when nothing writes there any more give the same "
-                "command again, it prepares that film and those after it anew"
+                f"{root}: {other} changed while the source was read; once nothing writes there any more, repeat the "
+                "command: it prepares that film and those after it again"
             )
         if not writer.rows:
             first, reason = writer.failures[0]
             writer.discard()
-            raise InputError(f"{root}: none of {total} films could be prepared; the first, {first}: {reason}")
+            raise InputError(
+                f"{root}: none of {counted(total, 'film')} could be prepared; the first, {first}: {reason}"
+            )
         writer.finish()
     return writer, kept
 
@@ -402,7 +405,7 @@ def _disk_errors(path: Path, header: Header, total: int) -> Iterator[None]:
         if disk_full(error):
             raise InputError(
                 f"{path.parent}: the disk is full; up to {_readable(_missing(path, header, total))} more are needed: "
-                "free some space and give the same command again, it goes on where it stopped"
+                "free some space and repeat the command: it resumes"
             ) from error
         raise InputError(f"{path}: cannot be written ({on_one_line(error)}); name another file") from error
 

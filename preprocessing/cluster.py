@@ -141,8 +141,8 @@ def connect(
 
 def _failed(address: str, error: BaseException) -> InputError:
     return InputError(
-        f"{address}: the cluster failed ({type(error).__name__}: {on_one_line(error)}); when it is well again give the "
-        "same command, it goes on where it stopped"
+        f"{address}: the cluster failed ({type(error).__name__}: {on_one_line(error)}); once it is available again, "
+        "the same command resumes"
     )
 
 

@@ -71,7 +71,7 @@ def _rows(job: Job, record: Record, files: dict[str, bytes]) -> tuple[Row, ...]:
     data = files[record.path]
     film = read_film(record.path, data, window=job.recipe.window == "voi")
     if film.depth > 8 and job.dtype == "uint8" and not job.narrow:
-        raise InputError(f"{record.path}: {film.depth} bits deep, which its header does not say; mend the film")
+        raise InputError(f"{record.path}: {film.depth} bits deep, which its header does not say; fix the film")
     height, width = film.pixels.shape[:2]
     _check_boxes(record, width, height)
     mask, anomaly = (

@@ -433,7 +433,7 @@ def _checked(
     target = np.dtype(pixels.dtype if dtype is None else dtype)
     for kind in (pixels.dtype, target):
         if kind not in (np.uint8, np.uint16):
-            raise InputError(f"a film of {kind} is not handled; films are uint8 or uint16")
+            raise InputError(f"a film of {kind} is not supported; films are uint8 or uint16")
     for name, mask in masks.items():
         if mask is not None and mask.shape != pixels.shape:
             raise InputError(f"the {name} has shape {mask.shape}, its film {pixels.shape}; they must be the same")

@@ -352,7 +352,7 @@ def test_a_full_disk_stops_the_bench(
 def test_what_stops_a_process_beside_is_said(cache: Cache, tmp_path: Path) -> None:
     bench = Bench(tmp_path / "a", floor(cache))
     (tmp_path / "a" / "bench.json").write_text(runs.to_json(floor(cache, seeds=(7,)).to_file().model_dump()))
-    with pytest.raises(InputError, match=r"a is a bench of other films or settings: seeds: \[7\] -> \[0, 1\]"):
+    with pytest.raises(InputError, match=r"a is a bench with other films or settings: seeds: \[7\] -> \[0, 1\]"):
         run_bench(bench, jobs=2, threads=1, on_change=lambda progress: None)
 
 
@@ -467,14 +467,14 @@ def test_a_report_keeps_the_papers_figures(copied: Bench) -> None:
 def test_a_report_takes_the_cache_from_where_it_is_told(copied: Bench, cache: Cache, tmp_path: Path) -> None:
     for file in copied.path.glob("cells/*/run.json"):
         file.write_text(file.read_text().replace(str(cache.path), "/moved.h5"))
-    with pytest.raises(InputError, match=r"the films of .* are not at /moved.h5; say where with --cache"):
+    with pytest.raises(InputError, match=r"the films of .* are not at /moved.h5; name their cache with --cache"):
         report(ReportOptions(copied.path, device="cpu"))
     report(ReportOptions(copied.path, cache.path, "cpu"))
     shutil.copy(cache.path, tmp_path / "other.h5")
     (copied.path / "bench.json").write_text(
         (copied.path / "bench.json").read_text().replace(cache.content_hash, "0" * 64)
     )
-    with pytest.raises(InputError, match="bench of other films or settings: content_hash"):
+    with pytest.raises(InputError, match="bench with other films or settings: content_hash"):
         report(ReportOptions(copied.path, tmp_path / "other.h5", "cpu"))
 
 
@@ -517,7 +517,9 @@ def test_a_bench_that_lost_its_bench_json_is_taken_up(copied: Bench, cache: Cach
     with pytest.raises(InputError, match=r"is damaged .*; delete it"):
         Bench(copied.path, copied.grid)
     file.unlink()
-    with pytest.raises(InputError, match=r"of other films or settings: settings\.model\.width: 4 -> 8; take another"):
+    with pytest.raises(
+        InputError, match=r"has other films or settings: settings\.model\.width: 4 -> 8; choose another"
+    ):
         Bench(copied.path, grid(cache, settings=("width=8", *TINY[1:])))
     assert not file.exists()
     again = Bench(copied.path, copied.grid)
@@ -527,11 +529,13 @@ def test_a_bench_that_lost_its_bench_json_is_taken_up(copied: Bench, cache: Cach
 
 
 def test_what_cannot_be_benched_is_refused(cache: Cache, whole: Bench, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"bench of other films or settings: seeds: \[0, 1\] -> \[5\]; take another"):
+    with pytest.raises(
+        InputError, match=r"bench with other films or settings: seeds: \[0, 1\] -> \[5\]; choose another"
+    ):
         Bench(whole.path, grid(cache, seeds=(5,)))
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "mine").write_text("")
-    with pytest.raises(InputError, match="exists and is no bench"):
+    with pytest.raises(InputError, match="exists and is not a bench"):
         Bench(tmp_path / "x", grid(cache))
     assert [file.name for file in (tmp_path / "x").iterdir()] == ["mine"]
     for more, message in (
@@ -690,7 +694,7 @@ def test_data_formats_are_printed_sign_for_sign(
         ({"format": "word"}, "no format 'word'; there are: terminal, markdown, latex, csv, json"),
         ({"source": Path("films")}, "a SOURCE is prepared, a --cache is there already; give one of them"),
         ({"cache": None, "preset": "paper"}, "--preset paper is the protocol of MURA's hands: give the folder"),
-        ({"seeds": "0,one"}, "--seeds '0,one' is no comma list of whole numbers"),
+        ({"seeds": "0,one"}, "--seeds '0,one' is not a comma list of whole numbers"),
         ({"variants": "full-he,side"}, "side"),
     ],
 )

@@ -753,7 +753,7 @@ def test_a_cluster_makes_the_same_cache_and_gets_over_the_loss_of_a_worker(tmp_p
     whole = make(films, tmp_path / "whole.h5", nets=Nets(localizer=Pair()))
     assert Cache(report.path).content_hash == Cache(whole.path).content_hash
     assert Cache(report.path).verify() == []
-    with pytest.raises(InputError, match=r"the cluster failed .* it goes on where it stopped"):
+    with pytest.raises(InputError, match=r"the cluster failed .* the same command resumes"):
         make(films, tmp_path / "u.h5", nets=Nets(localizer=net), cluster=address, on_progress=at(10, processes[0].kill))
     assert make(films, tmp_path / "u.h5", nets=Nets(localizer=net)).kept >= 10
 
@@ -795,7 +795,7 @@ def test_a_disk_that_becomes_full_keeps_what_is_done(films, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(Writer, "append", full)
-        with pytest.raises(InputError, match=r"the disk is full; .* it goes on where it stopped$"):
+        with pytest.raises(InputError, match=r"the disk is full; .* repeat the command: it resumes$"):
             make(films, tmp_path / "t.h5")
     assert make(films, tmp_path / "t.h5").kept == 5
 
@@ -806,7 +806,7 @@ def test_a_file_that_may_not_grow_is_told_in_one_line(tmp_path, compression):
     process = start(films, path, compression=compression, limit=60_000)
     out, err = process.communicate()
     assert out.count("\n") == 1 and "the disk is full" in out, out + err
-    assert out.rstrip().endswith("it goes on where it stopped")
+    assert out.rstrip().endswith("repeat the command: it resumes")
     assert err == ""
     report = make(films, path, nets=Nets(localizer=Slow()), compression=compression)
     assert report.rows == 60

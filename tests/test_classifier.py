@@ -438,7 +438,7 @@ def test_a_run_learns_from_labels_and_its_thresholds_too(cache: Cache, tmp_path:
 @pytest.mark.parametrize(
     ("settings", "preset", "message"),
     [
-        ((), "mura", r"holds films of 64 px, classifier was to take 224: `anomaly preprocess SOURCE --size 224`"),
+        ((), "mura", r"holds films of 64 px, but classifier is set to 224: `anomaly preprocess SOURCE --size 224`"),
         (("size=16", "backbone=vgg16"), "cnn", "with vgg16 takes films of 32 px and more"),
         (("stages=all,legs",), "cnn", "no stage 'legs' of this model; there are: all, features, head"),
         (("backbone=resnet",), "cnn", "--set backbone=resnet: Input should be 'densenet169', "),
@@ -451,7 +451,7 @@ def test_what_cannot_be_trained_is_refused(cache: Cache, settings: tuple[str, ..
 
 
 def test_a_study_is_a_sample_for_labels_only(cache: Cache) -> None:
-    with pytest.raises(InputError, match="cae learns from each film by itself: leave out sample=study"):
+    with pytest.raises(InputError, match="cae is trained on single films: leave out sample=study"):
         prepare(Plan("cae", cache.path, settings=("sample=study",), device="cpu"))
 
 
@@ -481,9 +481,9 @@ def test_films_of_one_class_and_too_few_patients_are_refused(tmp_path: Path) -> 
         prepared("few", {0: "abnormal", 1: "abnormal"}, {})
     with pytest.raises(InputError, match=r"plain\.h5: 0 patients with an abnormal film .* such as cae"):
         prepared("plain", {}, {})
-    with pytest.raises(InputError, match="has 8 labelled films to train on and not one of them is abnormal"):
+    with pytest.raises(InputError, match="has 8 labelled films to train on and none of them is abnormal"):
         prepared("train", {1: "abnormal", 2: "abnormal"}, own)
-    with pytest.raises(InputError, match="has 8 labelled films to validate with and not one of them is abnormal"):
+    with pytest.raises(InputError, match="has 8 labelled films to validate with and none of them is abnormal"):
         prepared("val", {0: "abnormal", 2: "abnormal"}, own)
     prepared("good", {0: "abnormal", 1: "abnormal", 2: "abnormal"}, own)
 

@@ -79,7 +79,7 @@ def test_preprocess_without_a_source_draws_films_and_says_so(
 
     monkeypatch.setattr(preprocess, "draw_phantoms", small)
     status, out, _ = typed(capsys, "preprocess", "--size", 32, "--workers", 1)
-    assert status == 0 and "no SOURCE given, so the built-in films are taken" in out and "SYNTHETIC" in out
+    assert status == 0 and "no SOURCE given: using the built-in films" in out and "SYNTHETIC" in out
     assert drawn == [PhantomOptions(Path("cache/phantoms"))]
 
 
@@ -182,7 +182,7 @@ def test_a_detectors_cache_teaches_no_net(capsys: pytest.CaptureFixture[str], ca
     assert "has no boxes; `anomaly preprocess FILMS --for ssd`" in refused(
         capsys, "train", "ssd", "--cache", cache.path
     )
-    assert "'cae' is not made this way; there are: ssd, unet" in refused(capsys, "models", "cae", "--make")
+    assert "'cae' is not trained by --make; there are: ssd, unet" in refused(capsys, "models", "cae", "--make")
 
 
 def write(path: Path, data: bytes | str) -> Path:

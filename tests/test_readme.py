@@ -1,9 +1,9 @@
-"""Every command that the README shows, typed as it stands there, paragraph by paragraph.
+"""Every command that the README and the guide show, typed as it stands there, paragraph by paragraph.
 
-The commands are read out of README.md: lines of code blocks, and inline code that begins with a program's name. A
+The commands are read out of both documents: lines of code blocks, and inline code that begins with a program's name. A
 paragraph is a scene: a folder of its own, in which the first code block about the user's own films was typed before. A
-command that is new in the README is run too, or fails here; what it needs to be small or to be run at all stands in the
-tables below, and an entry that the README no longer shows fails as well.
+command that is new in a document is run too, or fails here; what it needs to be small or to be run at all stands in the
+tables below, and an entry that no document shows any more fails as well.
 """
 
 import re
@@ -23,7 +23,8 @@ from preprocessing.phantom import write_phantoms
 
 from .test_cli import typed
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs/guide.md")
 PROGRAMS = ("anomaly", "make", "pip", "torchrun", "python")
 BRIEF = "--preset fast --set epochs=1"
 GRID = "--cache CACHE --variants full-he --set epochs=1 --jobs 1"
@@ -43,17 +44,17 @@ PLACEHOLDERS = {
 
 APPENDED = {
     "anomaly train cae": BRIEF,
-    "anomaly train ssd": BRIEF,
+    "anomaly train ssd": f"{BRIEF} --set size=96",
     "anomaly train classifier": BRIEF,  # a small net of its own in place of EfficientNet-B0
     "anomaly train cae --track tensorboard": BRIEF,
     "anomaly train cae --variant raw-contrast --set code_channels=2 --set augmentation=none": BRIEF,
-    "anomaly tune cae --trials 30 --jobs 2": f"{BRIEF} --trials 2",
+    "anomaly tune cae --trials 30 --jobs 2": f"{BRIEF} --trials 2 --jobs 1",
     "anomaly tune cae --study mine --storage postgresql://host/studies": f"{BRIEF} --trials 1",
     "anomaly bench --table": f"{GRID} --models cae,contrast_density",  # else 42 trainings on 300 films of 512 px
     "anomaly bench --cluster tcp://host:8786": f"{GRID} --models contrast_density",
     "anomaly bench XR_HAND --preset paper --dry-run": "--size 64 --set size=64 --set batch_size=4 --models cae",
 }
-"""Command -> what is typed after it, so that seconds do where the README's takes minutes."""
+"""Command -> what is typed after it, so that seconds do where the document's takes minutes."""
 
 INSTEAD = {
     "make demo": "anomaly demo --patients 10",  # what the recipe runs, on fewer films
@@ -77,15 +78,12 @@ BEFORE = {
 """Command -> what the paragraph takes to be done already."""
 
 AFTER = {
-    "anomaly score runs/ssd-1": ["anomaly preprocess FILMS --localizer ssd:runs/ssd-1"],
+    "anomaly score runs/ssd-1": ["anomaly preprocess FILMS --localizer ssd:runs/ssd-1 --workers 1"],
     "anomaly ensemble runs/cae-1 runs/cae-2": [
         "anomaly score runs/ensemble-1",
-        "anomaly heatmap runs/ensemble-1",
-        "anomaly report runs/ensemble-1",
-        "anomaly score runs/ensemble-1 NEW",
+        "anomaly heatmap runs/ensemble-1 --limit 2",
     ],
     "anomaly train contrast_density": ["anomaly score runs/contrast_density-1"],
-    "torchrun -m anomaly train cae": ["anomaly score runs/cae-2"],
 }
 """Command -> what the paragraph says in words can be done then."""
 
@@ -95,6 +93,7 @@ LEFT_OUT = {
     "anomaly models --make": "takes 20 minutes; two nets of one epoch are put in its place, see BEFORE",
     "pip install -e '.[tune]'": "installs packages",
     "pip install -e '.[tensorboard]'": "installs packages",
+    "pip install -e '.[mlflow]'": "installs packages",
     "pip install -e '.[dicom]'": "installs packages",
 }
 """Command -> why it is not run."""
@@ -107,7 +106,7 @@ FILES = {
     "anomaly train cae --track tensorboard": ["runs/cae-2/tensorboard"],
     "make demo": ["runs/demo/sheet.png", "runs/demo/cae/report.html", "runs/demo/cae/maps"],
 }
-"""Command -> files that must be there then, beside those that the README promises after `->`."""
+"""Command -> files that must be there then, beside those that a document promises after `->`."""
 
 UNITS = "film|patient|epoch|run|model|variant|seed|training|trial|cell|fault|member|worker|hour|other"
 ONE_OF_MANY = re.compile(rf"(?<![\w./,])1 (?:[a-z]+ )?(?:(?:{UNITS})s|studies|processes|boxes)\b(?!/s)")
@@ -115,7 +114,7 @@ ONE_OF_MANY = re.compile(rf"(?<![\w./,])1 (?:[a-z]+ )?(?:(?:{UNITS})s|studies|pr
 
 @dataclass(frozen=True)
 class Shown:
-    """A command as the README shows it."""
+    """A command as a document shows it."""
 
     text: str
     promised: tuple[str, ...] = ()  # files after "->"
@@ -134,16 +133,17 @@ def scenes(text: str) -> dict[str, list[Shown]]:
                     names = re.findall(r"[\w<>-]+(?:/[\w<>.-]*)+|[\w<>-]+\.[a-z0-9]+", promise)
                     shown.append(Shown(" ".join(words.split()), tuple(names)))
         else:
-            for code in re.findall(r"`([^`]+)`", block):
-                if code.startswith(tuple(f"{name} " for name in PROGRAMS)):
-                    shown.append(Shown(" ".join(code.split())))
+            codes = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", block)]
+            shown += [Shown(code) for code in codes if code.startswith(tuple(f"{name} " for name in PROGRAMS))]
         if shown:
             title = re.sub(r"[^\w ]", "", " ".join(block.split())).split()[:3]
             found[f"{number} {' '.join(title)}"] = shown
     return found
 
 
-SCENES = scenes(README.read_text())
+SCENES = {
+    f"{document.name} {name}": shown for document in DOCUMENTS for name, shown in scenes(document.read_text()).items()
+}
 FIRST = next(name for name, shown in SCENES.items() if shown[0].text == "anomaly preprocess FILMS")
 """The code block about the user's own films, typed before every other scene."""
 
@@ -169,7 +169,7 @@ class Reader:
             )
             status, out, err = done.returncode, done.stdout, done.stderr
         else:
-            pytest.fail(f"`{command}` of the README is neither run nor in LEFT_OUT")
+            pytest.fail(f"`{command}` of the documents is neither run nor in LEFT_OUT")
         assert status == 0, f"`{command}` ended with status {status}\n{err}"
         assert "unexpected" not in err and "Traceback" not in err, f"`{command}`\n{err}"
         assert not (wrong := ONE_OF_MANY.search(out + err)), f"`{command}` says {wrong[0]!r}"
@@ -206,7 +206,7 @@ def reader(
 ) -> Reader:
     made = tmp_path / "user/xray-anomaly/models"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    monkeypatch.setenv("PYTHONPATH", str(README.parent))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
     def place(name: str) -> str:
         if name == "tcp://host:8786":
@@ -220,7 +220,7 @@ def reader(
 
 
 @pytest.mark.parametrize("scene", SCENES)
-def test_what_the_readme_shows_runs(
+def test_what_the_documents_show_runs(
     scene: str, home: Path, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home)
@@ -233,7 +233,18 @@ def test_what_the_readme_shows_runs(
     reader.follow(SCENES[scene])
 
 
-def test_the_tables_are_of_this_readme() -> None:
+def test_the_python_of_the_readme_runs(home: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    if not Path("runs").exists():
+        reader.follow(SCENES[FIRST])
+    (code,) = re.findall(r"```python\n(.*?)```", DOCUMENTS[0].read_text(), re.DOTALL)
+    brief = code.replace('train("cae", cache.path)', 'train("cae", cache.path, preset="fast", settings={"epochs": 1})')
+    assert brief != code
+    exec(brief, {})
+    assert Path("heatmap.png").is_file()
+
+
+def test_the_tables_are_of_these_documents() -> None:
     shown = {one.text for scene in SCENES.values() for one in scene}
     tables = {
         "APPENDED": APPENDED,
@@ -244,13 +255,13 @@ def test_the_tables_are_of_this_readme() -> None:
         "FILES": FILES,
     }
     stale = [f"{name}: {command}" for name, table in tables.items() for command in table if command not in shown]
-    assert not stale, "no longer in the README"
+    assert not stale, "no longer shown"
 
 
-def test_every_option_the_readme_names_is_one() -> None:
+def test_every_option_the_documents_name_is_one() -> None:
     verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     options = {name for verb in verbs.values() for parameter in verb.params for name in parameter.opts}
-    code = re.findall(r"`([^`]+)`", README.read_text())
+    code = [text for document in DOCUMENTS for text in re.findall(r"`([^`]+)`", document.read_text())]
     named = {
         name for text in code if text.startswith(("-", "anomaly ")) for name in re.findall(r"(?<![\w-])--[\w-]+", text)
     }

@@ -154,7 +154,7 @@ def test_what_is_no_run_is_refused_with_those_there_are(tmp_path: Path) -> None:
 def test_a_folder_with_anything_in_it_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     runs.create(tmp_path / "mine", run_config())  # an empty one is
-    with pytest.raises(InputError, match="exists; take another --out"):
+    with pytest.raises(InputError, match="exists; choose another --out"):
         runs.create(tmp_path / "mine", run_config())
 
 

@@ -746,7 +746,7 @@ def test_foreign_files_are_refused(tmp_path):
 def test_a_file_cut_short_is_named_as_such(cache, keep):
     data = cache.path.read_bytes()
     cache.path.write_bytes(data[: int(len(data) * keep)])
-    with pytest.raises(InputError, match=r"cut short; make it again with `anomaly preprocess \.\.\. --force`"):
+    with pytest.raises(InputError, match=r"truncated; make it again with `anomaly preprocess \.\.\. --force`"):
         Cache(cache.path)
 
 

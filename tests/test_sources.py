@@ -533,7 +533,9 @@ def test_new_films_of_any_mix(tmp_path: Path) -> None:
     found = by_path(source)
     assert source.root == tmp_path and source.synthetic
     assert {(r.label, r.split, r.finding, r.anomaly_mask) for r in source.records} == {(-1, "", "", None)}
-    assert len(source.records) == 2 + 2 + 3 + 3 and paths(source) == sorted(paths(source), key=natural_key)
+    assert len(source.records) == 2 + 2 + 3 + 3
+    tops = [path.split("/")[0] for path in paths(source)]
+    assert list(dict.fromkeys(tops)) == ["lone.weird", "mura", "manifest", "c.zip", "folder"]  # as they were named
     assert found["manifest/sub/b.png"].mask == "manifest/m.png"
     assert found["lone.weird"].patient == found["lone.weird"].study == "lone.weird"
     assert found["c.zip/test/abnormal/3.png"].study == "c.zip/test/abnormal/3.png"
@@ -554,12 +556,22 @@ def test_new_films_of_one_tree_keep_its_names(tmp_path: Path) -> None:
         "patient00001/study2",
         "patient00002/study1",
     }
-    some = open_films(sorted((tmp_path / "XR_HAND" / "patient00001").rglob("image*")))
+    some = open_films(sorted((tmp_path / "XR_HAND" / "patient00001").rglob("image*"), reverse=True))
     assert [(r.path, r.patient, r.study) for r in some.records] == [
+        ("study2_positive/image1.jpg", "patient00001", "patient00001/study2"),
         ("study1_negative/image2.png", "patient00001", "patient00001/study1"),
         ("study1_negative/image10.png", "patient00001", "patient00001/study1"),
-        ("study2_positive/image1.jpg", "patient00001", "patient00001/study2"),
     ]
+
+
+def test_films_of_a_temporary_folder_have_names_of_their_own(tmp_path: Path) -> None:
+    plant(tmp_path, "films/a.png", "films/b.png", "hidden/array-1.tif")
+    paths_, memory = [tmp_path / f"films/{name}.png" for name in "ba"], tmp_path / "hidden/array-1.tif"
+    source = open_films([paths_[0], memory, paths_[1]], names={memory: "array-1"})
+    assert paths(source) == ["b.png", "array-1", "a.png"] and source.root == tmp_path / "films"
+    assert by_path(source)["array-1"].patient == "array-1" and source.read("array-1").endswith(b"array-1.tif")
+    with pytest.raises(InputError, match=r"films/a\.png: a\.png is the name of a film in memory"):
+        open_films([memory, *paths_], names={memory: "a.png"})
 
 
 def test_new_films_relative_to_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,7 +162,7 @@ def test_a_server_that_goes_away_ends_no_training(
         patch.setattr(tracker.client, "log_batch", away)  # type: ignore[attr-defined]
         tracker.epoch({"validation": 0.5}, 1)
         tracker.epoch({"validation": 0.4}, 2)
-    assert "MLflow refuses (connection refused); training goes on, 2 epochs wait" in capsys.readouterr().err
+    assert "MLflow refuses (connection refused); training continues, 2 epochs are waiting" in capsys.readouterr().err
     tracker.epoch({"validation": 0.3}, 3)
     tracker.close({"best_epoch": 3})
     told = in_mlflow(folder)
@@ -173,7 +173,7 @@ def test_a_server_that_is_not_there_is_refused(folder: Run, monkeypatch: pytest.
     needs("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(InputError, match=r"MLflow at MLFLOW_TRACKING_URI refuses .*; leave --track out"):
+    with pytest.raises(InputError, match=r"MLflow at MLFLOW_TRACKING_URI refuses .*; leave out --track"):
         open_tracker("mlflow", folder.path, folder.config)
 
 

@@ -117,7 +117,7 @@ def test_a_killed_training_goes_on_with_the_same_command(cache: Cache, tmp_path:
     process.wait()
     assert (folder / "checkpoint.safetensors").exists() and not (folder / "calibration.json").exists()
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert "going on after epoch" in again.stdout and f"{folder.name}: trained for 60" in again.stdout
+    assert "resuming after epoch" in again.stdout and f"{folder.name}: trained for 60" in again.stdout
     # The same in this process, with as many threads: another number of them rounds otherwise.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -137,12 +137,12 @@ def test_resuming_with_other_settings_is_refused_with_the_difference(cache: Cach
     run = trained(cache, tmp_path / "a")
     with pytest.raises(InputError, match=r"settings.training.epochs: 3 -> 9"):
         continue_or_create(prepare(plan(cache, "epochs=9")), run.path, resume=True)
-    with pytest.raises(InputError, match="exists and is finished; take another --out"):
+    with pytest.raises(InputError, match="exists and is finished; choose another --out"):
         continue_or_create(prepare(plan(cache)), run.path, resume=False)
     assert continue_or_create(prepare(plan(cache)), run.path, resume=True).finished
     with pytest.raises(InputError, match="has no unfinished cae of these settings"):
         continue_or_create(prepare(plan(cache)), None, resume=True)
-    with pytest.raises(InputError, match="is no run folder to go on with"):
+    with pytest.raises(InputError, match="is not a run folder that can be resumed"):
         continue_or_create(prepare(plan(cache)), tmp_path / "b", resume=True)
 
 
@@ -239,7 +239,7 @@ def test_films_that_are_abnormal_only_are_no_training_set(cache: Cache, monkeypa
 def test_sizes_variants_devices_and_precisions_are_checked(cache: Cache) -> None:
     with pytest.raises(InputError, match=r"needs a film side that is a multiple of 32; .* has 64 px"):
         prepare(plan(cache, "size=48"))
-    with pytest.raises(InputError, match="holds films of 64 px, cae was to take 512"):
+    with pytest.raises(InputError, match="holds films of 64 px, but cae is set to 512"):
         prepare(Plan("cae", cache.path, preset="paper", device="cpu"))
     with pytest.raises(InputError, match="no variant 'fulll'; there are: raw"):
         prepare(plan(cache, variant="fulll"))

@@ -404,7 +404,7 @@ def test_storages_that_cannot_be_taken(cache: Cache, tmp_path: Path) -> None:
             searched(cache, name=name)
     Path("full").mkdir()
     Path("full/file").touch()
-    with pytest.raises(InputError, match="full exists and is no study"):
+    with pytest.raises(InputError, match="full exists and is not a study"):
         searched(cache, folder=Path("full"))
     Path("full/study.json").write_text("[")
     with pytest.raises(InputError, match=r"full/study\.json is damaged"):

@@ -20,7 +20,7 @@ UsageError: Any = (
 
 
 def main() -> None:
-    """Run the command line; an error is one line on stderr, status 2 for what the user can mend and 1 for our own."""
+    """Run the command line; an error is one line on stderr, status 2 for what the user can fix and 1 for our own."""
     if "--debug" in sys.argv:  # wherever it stands
         sys.argv.remove("--debug")
         os.environ["ANOMALY_DEBUG"] = "1"

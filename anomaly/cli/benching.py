@@ -83,7 +83,7 @@ def _grid(options: BenchOptions) -> "Grid":
     named = words_of(options.models) or (*PAPER_MODELS, *(() if protocol else (TRAINING_FREE, "classifier")))
     seeds = words_of(options.seeds) or words_of(PAPER_SEEDS if protocol else "0")
     if not all(text.isdecimal() for text in seeds):
-        raise InputError(f"--seeds {options.seeds!r} is no comma list of whole numbers")
+        raise InputError(f"--seeds {options.seeds!r} is not a comma list of whole numbers")
     rows = [row for name in named for row in (every_model(options.preset) if name == "all" else (name,))]
     grid = Grid(
         path,
@@ -139,7 +139,7 @@ def _bench_cache(options: BenchOptions, size: int) -> Path:
         from preprocessing.phantom import DEFAULT, plan_films
 
         patients = next(n for n in range(DEFAULT, 3, -1) if len(plan_films(seed=0, patients=n)) <= MOST_BUILT_IN)
-        say("neither SOURCE nor --cache given, so built-in films are taken")
+        say("neither SOURCE nor --cache given: using built-in films")
         source = CACHES / f"phantoms-{patients}"
         phantom(PhantomOptions(source, patients=patients))
     wanted = PreprocessOptions(source, recipe=options.recipe, size=size)

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
@@ -13,6 +14,9 @@ from anomaly.pipeline.options import Flag
 
 Options = TypeVar("Options")
 Result = TypeVar("Result")
+
+_METAVARS = {Path: "PATH", int: "N", str: "TEXT", bool: None}
+"""How a value of each type is called in `--help`."""
 
 app = typer.Typer(
     help="Unsupervised anomaly detection for X-ray films: films, cache, model, scores, heatmaps.",
@@ -68,7 +72,8 @@ def _parameter(declared: "Field[Any]", hint: Any) -> inspect.Parameter:
     required, default = declared.default is MISSING, declared.default
     if _is_list(hint):
         kind, default = list[get_args(kind)[0]] if required else list[get_args(kind)[0]] | None, None  # type: ignore[misc]
-    about: dict[str, Any] = {"help": flag.help, "metavar": flag.metavar, "min": flag.min, "max": flag.max}
+    metavar = flag.metavar or (declared.name.upper() if flag.argument else _METAVARS[_scalar(kind)])
+    about: dict[str, Any] = {"help": flag.help, "metavar": metavar, "min": flag.min, "max": flag.max}
     name = f"--{(flag.name or declared.name).replace('_', '-')}"  # a switch has no negative form
     option = typer.Argument(**about) if flag.argument else typer.Option(name, **about)
     empty = inspect.Parameter.empty
@@ -78,6 +83,12 @@ def _parameter(declared: "Field[Any]", hint: Any) -> inspect.Parameter:
         default=empty if required else default,
         annotation=Annotated[kind, option],
     )
+
+
+def _scalar(kind: Any) -> Any:
+    """Return the type of one value: of an optional, or of a list's members."""
+    inner = [one for one in get_args(kind) if one is not type(None)]
+    return _scalar(inner[0]) if inner else kind
 
 
 def _is_list(hint: Any) -> bool:

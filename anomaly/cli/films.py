@@ -31,11 +31,11 @@ def phantom(options: PhantomOptions) -> None:
 
 @command(PreprocessOptions)
 def preprocess(options: PreprocessOptions) -> "Preprocessed":
-    """Prepare films: crop, localize, mask, equalize, into one HDF5 cache. The same command goes on after a stop."""
+    """Prepare films into one HDF5 cache: crop, localize, mask, equalize. The same command resumes."""
     from anomaly.pipeline import preprocess as preparation
 
     if options.source is None:
-        say("no SOURCE given, so the built-in films are taken")
+        say("no SOURCE given: using the built-in films")
     done = preparation.preprocess(options, display=progress)
     for note in done.notes:
         warn(note)
@@ -65,14 +65,14 @@ def _describe(done: "Preprocessed") -> None:
         say(SYNTHETIC)
     labels = [record.label for record in source.records]
     if source.kind == "folder":
-        warn(f"{source.name} says nothing of its films, so {counted(len(labels), 'film')} are taken as normal")
+        warn(f"{source.name} has no labels: {counted(len(labels), 'film')} assumed to be normal")
     elif 0 not in labels:
         warn(f"{source.name} has no normal films, so detectors can't be trained on it")
 
 
 @command(InspectOptions)
 def inspect(options: InspectOptions) -> None:
-    """Say what is in a cache: counts, sizes, depths, splits, fallbacks, failures; problem films first."""
+    """Summarize a cache: counts, sizes, depths, splits, fallbacks, failures; problem films first."""
     from anomaly.runs import to_json
     from preprocessing import inspect as inspection
     from preprocessing.cache.reader import Cache, newest_cache
@@ -104,6 +104,6 @@ def original_films(cache: "Cache", moved: Path | None, *, needed: bool) -> "Sour
     path = moved or Path(cache.source_path)
     if not path.exists():
         if needed or moved:
-            raise InputError(f"the films of {cache.path} are not at {path}; say where with --source")
+            raise InputError(f"the films of {cache.path} are not at {path}; give their place with --source")
         return None
     return open_source(path)

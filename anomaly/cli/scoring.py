@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 @command(ScoreOptions)
 def score(options: ScoreOptions) -> None:
-    """Score films, studies and patients; with labels: ROC-AUC and AP with intervals, a table, a page.
+    """Score films, studies and patients; with labels: ROC-AUC and AP with confidence intervals, a table, a page.
 
-    Of a run of ssd, unet or dense: how well it locates hands and markers, or segments the foreground.
+    For a run of ssd, unet or dense: how well it detects hands and markers, or segments the foreground.
     """
     from anomaly.models import TOOLS
     from anomaly.pipeline.results import write_results
@@ -122,7 +122,7 @@ def _selection(run: "Run", options: ScoreOptions | HeatmapOptions) -> "Iterator[
         yield recorded_films(run, options.split, options.cache)
         return
     if options.split or options.cache:
-        raise InputError("--split and --cache go with the run's own films; leave them out, or the PATHS")
+        raise InputError("--split and --cache apply to the run's own films; leave out either them or PATHS")
     with new_films(run, open_films(list(options.paths)), workers=options.workers, display=progress) as selection:
         yield selection
 
@@ -194,7 +194,7 @@ def heatmap(options: HeatmapOptions) -> None:
     if options.space not in ("cache", "film"):
         raise InputError(f"no space {options.space!r}; there are: cache, film")
     if options.source and (options.space != "film" or options.paths):
-        raise InputError("--source goes with --space film on the run's own films; leave it out")
+        raise InputError("--source applies to --space film on the run's own films; leave it out")
     run = Run(options.run)
     opened = _open(run, options.device, options.cache)
     main = opened.main_score(options.by)

@@ -81,13 +81,13 @@ def _announce(prepared: "Prepared", run: "Run", world: "World") -> None:
     if prepared.cache.synthetic:
         say(SYNTHETIC)
     if done := run.epochs_done():
-        say(f"going on after epoch {done}")
+        say(f"resuming after epoch {done}")
     if "abnormal" in config.films:
         say(f"{config.films['abnormal']} of the films to train on are abnormal")
     if config.weights:
         say(f"pretrained weights: {config.weights.file}")
     elif "weights" in config.settings.model:
-        say("pretrained weights: none; --weights imagenet or FILE takes some")
+        say("pretrained weights: none; --weights imagenet or FILE loads some")
 
 
 def _conclude(prepared: "Prepared", run: "Run") -> None:
@@ -152,7 +152,7 @@ def tune(options: TuneOptions) -> None:
 
 @command(EnsembleOptions)
 def ensemble(options: EnsembleOptions) -> None:
-    """Make one run of several: the mean of their scores, each in standard deviations of validation normals."""
+    """Combine runs into one: the mean of their scores, each in standard deviations of validation normals."""
     from anomaly.pipeline.ensemble import combine
     from anomaly.runs import Run
     from anomaly.training.device import choose_device

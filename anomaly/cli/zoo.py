@@ -31,11 +31,11 @@ MADE_OF = {"seed": 1, "patients": 400, "size": 512}
 
 @command(ModelsOptions)
 def models(options: ModelsOptions) -> None:
-    """List the models; or all settings and presets of one; or train the nets that prepare films."""
+    """List the models, or the settings and presets of one; or train the nets that prepare films."""
     if options.make:
         if options.name not in (None, *MADE):
             raise InputError(
-                f"{options.name!r} is not made this way; there are: {', '.join(MADE)}, or both without a name"
+                f"{options.name!r} is not trained by --make; there are: {', '.join(MADE)}, or both without a name"
             )
         _make_nets(MADE if options.name is None else (options.name,), options.workers)
     elif options.name is None:
@@ -67,7 +67,7 @@ def _explain(name: str) -> None:
 
     model, entries = find_model(name), zoo()
     if name in COMPOSED:
-        raise InputError(f"{name} has no settings: it is made of finished runs, `anomaly {name} RUN RUN`")
+        raise InputError(f"{name} has no settings, as it is made of finished runs: `anomaly {name} RUN RUN`")
     package = entries[name].package if name in entries else None
     about = (model.__doc__ or "").strip().splitlines()
     say(f"{name}{f' (of the package {package})' if package else ''}: {about[0] if about else ''}")
@@ -127,7 +127,7 @@ def _make_nets(names: tuple[str, ...], workers: int) -> None:
 
 @command(DemoOptions)
 def demo(options: DemoOptions) -> None:
-    """Walk the whole path on the built-in SYNTHETIC films: draw, prepare, train, score, map."""
+    """Run the whole pipeline on the built-in SYNTHETIC films: draw, prepare, train, score, map."""
     start, folder = time.monotonic(), options.folder
     films, cache, run = folder / "films", folder / "films.h5", folder / "cae"
     sheet = folder / "sheet.png"
@@ -154,9 +154,9 @@ def demo(options: DemoOptions) -> None:
         try:
             step()
         except InputError as error:
-            raise InputError(f"{error} (to start the demo afresh, delete {folder})") from error
+            raise InputError(f"{error} (to start the demo from scratch, delete {folder})") from error
     say()
-    say(f"The whole path took {clock(time.monotonic() - start)}. {SYNTHETIC}.")
+    say(f"The whole demo took {clock(time.monotonic() - start)}. {SYNTHETIC}.")
     say("Open these:")
     pictures: list[Path] = [sheet, run / "learning_curve.png", run / "reconstructions.png", run / "maps"]
     for path in pictures:

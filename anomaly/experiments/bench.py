@@ -49,7 +49,7 @@ class Bench:
         file = path / "bench.json"
         is_bench = file.is_file() or any(path.glob("cells/[!.]*/run.json"))
         if not is_bench and path.exists() and any(not inside.name.startswith(".") for inside in path.iterdir()):
-            raise InputError(f"{path} exists and is no bench; take another --out")
+            raise InputError(f"{path} exists and is not a bench; choose another --out")
         wanted = grid.to_file()
         with self.locked():
             try:
@@ -61,10 +61,12 @@ class Bench:
                 return
             except ValueError as error:
                 raise InputError(
-                    f"{file} is damaged ({error}); delete it, the same command writes it anew and keeps the cells"
+                    f"{file} is damaged ({error}); delete it, the same command writes it again and keeps the cells"
                 ) from None
         if changed:
-            raise InputError(f"{path} is a bench of other films or settings: {'; '.join(changed)}; take another --out")
+            raise InputError(
+                f"{path} is a bench with other films or settings: {'; '.join(changed)}; choose another --out"
+            )
 
     def _check_cell(self, cell: Cell) -> None:
         """Raise InputError for a cell of other films or settings than the grid's, in a folder without bench.json."""
@@ -87,7 +89,7 @@ class Bench:
         known |= {"settings": old.settings.model_dump(), "cache": {"content_hash": old.cache.content_hash}}
         if changed := runs.differences(known, wanted):
             raise InputError(
-                f"{self.folder(cell)} is a cell of other films or settings: {'; '.join(changed)}; take another --out"
+                f"{self.folder(cell)} has other films or settings: {'; '.join(changed)}; choose another --out"
             )
 
     @contextmanager
@@ -208,7 +210,7 @@ def reopen(path: Path, cache: Path | None = None) -> Bench:
     try:
         known = read_grid(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"{file} can't be read ({error}); the same `anomaly bench` command writes it anew") from None
+        raise InputError(f"{file} can't be read ({error}); the same `anomaly bench` command writes it again") from None
     return Bench(path, Grid.from_file(known, cache or _recorded_cache(path)))
 
 
@@ -222,7 +224,7 @@ def _recorded_cache(path: Path) -> Path:
         raise InputError(f"{path} has no cell yet; repeat the command that made it, or show it as it is with --cache")
     existing = next((place for place in places if place.is_file()), None)
     if existing is None:
-        raise InputError(f"the films of {path} are not at {places[0]}; say where with --cache")
+        raise InputError(f"the films of {path} are not at {places[0]}; name their cache with --cache")
     return existing
 
 

@@ -230,7 +230,7 @@ def _find_study(model: str, options: SearchOptions, settings: dict[str, JsonValu
     file = StudyFile(study=name, storage="own" if options.storage is None else "given", settings=settings)
     if known is None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"{folder} exists and is no study; take another --out")
+            raise InputError(f"{folder} exists and is not a study; choose another --out")
         runs.write_atomic(folder / "study.json", runs.to_json(file.model_dump(mode="json")))
     elif changed := runs.differences(known.model_dump(mode="json"), file.model_dump(mode="json")):
         raise other_settings(folder, [text.removeprefix("settings.") for text in changed])
@@ -245,4 +245,4 @@ def _read_study(folder: Path) -> StudyFile | None:
     try:
         return StudyFile.model_validate_json(path.read_bytes())
     except ValidationError:
-        raise InputError(f"{path} is damaged; take another --out, or delete {folder}") from None
+        raise InputError(f"{path} is damaged; choose another --out, or delete {folder}") from None

@@ -68,7 +68,7 @@ def check_settings(search: Search, study: "Study", settings: "Mapping[str, Any]"
     """Record what a new study searches; raise InputError where an older one searches something else."""
     known = study.user_attrs.get("settings")
     if known is None and study.get_trials(deepcopy=False):
-        raise InputError(f"the study {search.name} of --storage is not one of `anomaly tune`; take another --study")
+        raise InputError(f"the study {search.name} of --storage is not one of `anomaly tune`; choose another --study")
     if known is None:
         study.set_user_attr("settings", settings)
     elif changed := runs.differences(known, settings):

@@ -395,7 +395,7 @@ def _address(backbone: BackboneName) -> str:
 def _published(backbone: BackboneName) -> Path:
     """Return torchvision's file of ImageNet weights, downloaded unless it is there."""
     if backbone == "cnn":
-        raise InputError("cnn has no ImageNet weights; take another --set backbone=, or --weights none")
+        raise InputError("cnn has no ImageNet weights; choose another --set backbone=, or --weights none")
     address = _address(backbone)
     path = Path(torch.hub.get_dir(), "checkpoints", address.rpartition("/")[2])
     if not path.is_file():

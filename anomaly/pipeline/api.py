@@ -3,21 +3,24 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from anomaly.console import progress, silent
-from anomaly.models import zoo
+from anomaly.models import TOOLS, zoo
 from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.loaded_run import LoadedRun
 from anomaly.pipeline.open_run import open_run
-from anomaly.pipeline.options import PreprocessOptions, TrainOptions
+from anomaly.pipeline.options import Flag, PreprocessOptions, TrainOptions
 from anomaly.pipeline.plan import prepare
 from anomaly.pipeline.preprocess import Preprocessed
 from anomaly.pipeline.preprocess import preprocess as prepare_films
-from anomaly.runs import Run
+from anomaly.runs import Run, first_error
 from anomaly.training.device import choose_device
 from preprocessing import InputError
 
+Options = TypeVar("Options")
 Settings = Mapping[str, Any] | Sequence[str]
 """Settings by name, or as "key=value"."""
 
@@ -41,11 +44,13 @@ def train(
 ) -> LoadedRun:
     """Train a model on the films of a cache, the newest in cache/ by default, and return its run.
 
-    The same call after an interruption goes on where it stopped. `settings` are those that `anomaly models MODEL`
-    lists; `options` the other fields of `TrainOptions`: variant, preset, seed, split_seed, weights, out, resume,
+    The same call resumes an interrupted training. `settings` are those that `anomaly models MODEL`
+    lists; `options` are the flags of `anomaly train`, by name: variant, preset, seed, split_seed, weights, out, resume,
     device, precision, workers, track. Raises InputError for what can't be trained, before a folder is made.
     """
-    chosen = _options(TrainOptions, model=model, cache=_path(cache), settings=_settings(settings), **options)
+    if model in TOOLS:
+        raise InputError(f"{model} prepares films and scores none; `anomaly train {model}` trains it")
+    chosen = _options(TrainOptions, model=model, cache=cache, settings=_settings(settings), **options)
     prepared = prepare(chosen.plan())
     run = continue_or_create(prepared, chosen.out, resume=chosen.resume)
     epochs = prepared.training.most_epochs
@@ -66,12 +71,12 @@ def preprocess(
 ) -> Preprocessed:
     """Prepare films into a cache, and return what became of them; `path` is the cache file.
 
-    source  a folder, zip or CSV manifest; None draws the built-in SYNTHETIC films. `settings` are those of the recipe,
-    `options` the other fields of `PreprocessOptions`: recipe, size, variants, localizer, mask, net, out, compression,
-    workers, cluster, force. Films that can't be read are in `failures`.
+    source  a folder, zip or CSV manifest; None draws the built-in SYNTHETIC films. `settings` are those of the recipe;
+    `options` are the flags of `anomaly preprocess`, by name: recipe, size, variants, localizer, mask, net (--for), out,
+    compression, workers, cluster, force. Films that can't be read are in `failures`.
     """
     display = silent if quiet else progress
-    chosen = _options(PreprocessOptions, source=_path(source), settings=_settings(settings), **options)
+    chosen = _options(PreprocessOptions, source=source, settings=_settings(settings), **options)
     done = prepare_films(chosen, display=display)
     for note in (*done.notes, *done.report.notes):
         warnings.warn(note, stacklevel=2)
@@ -83,22 +88,31 @@ def list_models() -> list[str]:
     return sorted(zoo())
 
 
-def _path(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path)
-
-
 def _settings(settings: Settings) -> tuple[str, ...]:
     if isinstance(settings, Mapping):
         return tuple(f"{name}={'none' if value is None else value}" for name, value in settings.items())
-    return tuple(settings)
+    return (settings,) if isinstance(settings, str) else tuple(settings)
 
 
-def _options(kind: Any, **options: Any) -> Any:
-    """Return options of a kind; an unknown name is answered with those there are."""
+def _options(kind: type[Options], **options: Any) -> Options:
+    """Return options of a kind, checked as the command line checks them; a comma list may be given as a sequence."""
+    hints = get_type_hints(kind, include_extras=True)
     for name, value in options.items():
-        if name not in kind.__dataclass_fields__:
-            names = ", ".join(sorted(kind.__dataclass_fields__))
-            raise InputError(f"no option {name!r}; there are: {names}")
-        if name == "out":
-            options[name] = _path(value)
-    return kind(**options)
+        if name not in hints:
+            raise InputError(f"no option {name!r}; there are: {', '.join(sorted(hints))}")
+        if isinstance(value, (list, tuple)) and name != "settings":
+            options[name] = ",".join(map(str, value))
+    try:
+        chosen = TypeAdapter(kind).validate_python(options)
+    except ValidationError as error:
+        raise InputError(f"option {first_error(error)}") from None
+    for name in options:
+        _, flag = get_args(hints[name])
+        value = getattr(chosen, name)
+        assert isinstance(flag, Flag)
+        if value is not None and (
+            (flag.min is not None and value < flag.min) or (flag.max is not None and value > flag.max)
+        ):
+            upper = "or more" if flag.max is None else f"to {flag.max}"
+            raise InputError(f"option {name} is {value}; give {flag.min} {upper}")
+    return chosen

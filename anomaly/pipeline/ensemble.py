@@ -27,7 +27,9 @@ def combine(members: Sequence[runs.Run], out: Path | None, cache_path: Path | No
     """
     models = [load_weights(run, find_detector(run.config.model), device) for run in members]
     if not set.intersection(*(set(model.score_names) for model in models)):
-        raise InputError(f"{', '.join(str(r.path) for r in members)} have no score in common; `anomaly models NAME`")
+        raise InputError(
+            f"{', '.join(str(r.path) for r in members)} have no score in common; `anomaly models NAME` lists them"
+        )
     _check_members(members)
     first = members[0].config
     cache, split = run_cache_and_split(members[0], cache_path)
@@ -87,4 +89,4 @@ def _check_members(members: Sequence[runs.Run]) -> None:
                     f"{run.path} has {key} {own}, {members[0].path} {shared}; an ensemble's members share one"
                 )
     if len({str(run.path.resolve()) for run in members}) != len(members) or len(members) < 2:
-        raise InputError("an ensemble has at least two runs, each once; name more")
+        raise InputError("an ensemble needs at least two different runs; name more")

@@ -45,18 +45,18 @@ def continue_or_create(prepared: Prepared, out: Path | None, *, resume: bool) ->
                     return run
         if resume:
             raise InputError(
-                f"{runs.RUNS}/ has no unfinished {prepared.plan.model} of these settings; leave --resume out"
+                f"{runs.RUNS}/ has no unfinished {prepared.plan.model} with these settings; leave out --resume"
             )
         return _create(runs.next_path(prepared.plan.model), prepared)
     if not (out / "run.json").is_file():
         if resume:
-            raise InputError(f"{out} is no run folder to go on with; leave --resume out")
+            raise InputError(f"{out} is not a run folder that can be resumed; leave out --resume")
         return _create(out, prepared)
     run = runs.Run(out)
     if changed := _changed(run, prepared):
-        raise InputError(f"{out} was started with other settings: {'; '.join(changed)}; give those, or another --out")
+        raise InputError(f"{out} was started with other settings: {'; '.join(changed)}; use those, or another --out")
     if run.finished and not resume:
-        raise InputError(f"{out} exists and is finished; take another --out, or score it: `anomaly score {out}`")
+        raise InputError(f"{out} exists and is finished; choose another --out, or score it: `anomaly score {out}`")
     return run
 
 

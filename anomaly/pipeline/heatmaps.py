@@ -45,8 +45,11 @@ class Heatmap:
         """Return the film with its heat, a title and the color bar: (H', W', 3) RGB."""
         return overlay(self.film, self.map, self.mask, self.scale, title=self.title, unit=self.unit)
 
-    def save(self, file: Path) -> None:
+    def save(self, file: str | Path) -> None:
         """Write the overlay as PNG, or the map's own numbers as TIFF or NPY (float32), by the suffix."""
+        file = Path(file)
+        if file.suffix.removeprefix(".") not in MAP_FORMATS:
+            raise InputError(f"{file}: no format {file.suffix!r}; there are: {', '.join(MAP_FORMATS)}")
         if file.suffix == ".png":
             write_png(file, self.overlay())
         else:
@@ -90,7 +93,7 @@ def heatmaps(
 
 def _drawn(predicted: PredictedFilms, main: str, on_films: Callable[[int], None]) -> Iterator[_Drawn]:
     if predicted.maps is None:
-        raise InputError("this model draws no heatmap: it scores a film as a whole; the cae, for one, draws them")
+        raise InputError("this model has no heatmap: it scores a film as a whole; cae, for example, has one")
     for index, score in enumerate(predicted.scores[main]):
         yield _Drawn(predicted.places.start + index, float(score), predicted.smoothed_map(index))
         on_films(1)
@@ -105,9 +108,9 @@ def _heatmap(run: OpenRun, selection: Selection, drawn: _Drawn, main: str, origi
         film, values, mask = _on_original(selection, drawn.place, values, mask, originals)
     path, hand = str(cache.index["path"][row]), int(cache.index["hand"][row])  # hand 0: the film's only one
     threshold = run.calibration.thresholds["mean"]["film"][main]  # a film alone is its own mean
-    label = LABELS[int(part.label[0])]
+    label = int(part.label[0])
     title = f"{cache.names[row]}\n{'SYNTHETIC film, ' * cache.synthetic}{main} {drawn.score:.4g}, flagged from "
-    title += f"{threshold:.4g}, labelled {label}" if label else f"{threshold:.4g}"
+    title += f"{threshold:.4g}" if label < 0 else f"{threshold:.4g}, labelled {LABELS[label]}"
     return Heatmap(
         str(cache.names[row]),
         f"{path}-{hand}" if hand else path,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly.console import progress, silent
-from anomaly.evaluation.figures import Metrics, Pooling, Unit
+from anomaly.evaluation.figures import POOLINGS, Metrics, Pooling, Unit
 from anomaly.pipeline.heatmaps import Heatmap, heatmaps
 from anomaly.pipeline.in_memory import source_of
 from anomaly.pipeline.open_run import OpenRun
@@ -82,7 +82,8 @@ class LoadedRun:
         """Score films; where labels are known, with all figures.
 
         films  a path, a 2-D array or a pydicom dataset, or a list of such; paths may be films, folders, zips or
-               manifests. None takes the run's cache, of which `split` names a part: test by default, val, train or all.
+               manifests. The result has them in this order. None takes the run's cache, of which `split` names a part:
+               test by default, val, train or all.
         by     the score that flags and ranks; None takes the model's first.    aggregate  how films make a study or
                patient: "mean" or "max".    maps  whether each film's heatmap is kept with its score.
         workers  processes that prepare films; 0 takes what suits the machine.
@@ -90,6 +91,9 @@ class LoadedRun:
         Films that can't be read are in `failures` of the result, and a warning says so. Raises InputError where no film
         can be read, or a name is wrong.
         """
+        if aggregate not in POOLINGS:
+            raise InputError(f"no aggregate {aggregate!r}; there are: {', '.join(POOLINGS)}")
+        self._opened.main_score(by)  # a wrong name is answered before any film is prepared
         with self._selection(films, split, workers) as selection:
             return score_selection(
                 self._opened, selection, by=by, pooling=aggregate, display=self._display, keep_maps=maps
@@ -112,6 +116,9 @@ class LoadedRun:
         """
         if space not in ("cache", "film"):
             raise InputError(f"no space {space!r}; there are: cache, film")
+        if limit is not None and limit < 1:
+            raise InputError(f"limit is {limit}; give 1 or more")
+        self._opened.main_score(by)
         with self._selection(films, split, workers) as selection:
             originals = None
             if space == "film":
@@ -124,7 +131,7 @@ class LoadedRun:
             yield recorded_films(self._opened.run, split, self._cache)
             return
         if split is not None:
-            raise InputError(f"split {split!r} goes with the run's own films; leave it out, or the films")
+            raise InputError(f"split {split!r} applies to the run's own films; leave out either it or the films")
         with (
             source_of(films) as source,
             new_films(self._opened.run, source, workers=workers, display=self._display) as selection,

@@ -59,7 +59,7 @@ def open_run(run: Run, device: torch.device, cache_path: Path | None = None) -> 
         model.fit_reference(batches(train, device))
     note = (
         f"{run.path} is unfinished: these are the weights of epoch {best_epoch}, the best of {epochs} so far; "
-        f"{resume_command(run)} goes on with it"
+        f"{resume_command(run)} resumes it"
     )
     return OpenRun(run, model, calibrate(model, val, device), device, note)
 
@@ -72,7 +72,7 @@ def run_films(run: Run, split: str, cache_path: Path | None = None) -> tuple[Fil
     cache, splits = run_cache_and_split(run, cache_path)
     rows = np.flatnonzero((splits == split) | (split == "all"))
     if not len(rows):
-        raise InputError(f"{cache.path} has no films in {split}; take another --split")
+        raise InputError(f"{cache.path} has no films in {split}; choose another --split")
     return FilmSet(cache, run.config.variant, rows, run.config.size), splits[rows]
 
 
@@ -95,7 +95,7 @@ def run_cache(run: Run, cache_path: Path | None = None) -> Cache:
     """Return the cache that a run was trained on; `cache_path` says where it is now, if not where it was."""
     recorded = run.config.cache
     if cache_path is None and not Path(recorded.path).is_file():
-        raise InputError(f"the cache {recorded.path} of {run.path} is gone; say with --cache where it is now")
+        raise InputError(f"the cache {recorded.path} of {run.path} is gone; give its new place with --cache")
     cache = Cache(cache_path or Path(recorded.path))
     if cache.content_hash != recorded.content_hash:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What each verb can be told: one frozen dataclass a verb, made by the command line from its flags and by Python from
+"""The options of each verb: one frozen dataclass a verb, made by the command line from its flags and by Python from
 keyword arguments. A field is declared here once, with its type, default, limits and help.
 
 Imports nothing heavy: `anomaly --help` is made of these.
@@ -30,20 +30,22 @@ class Flag:
 
 
 Cache = Annotated[Path | None, Flag("Cache file.  [default: the newest in cache/]")]
-RunCache = Annotated[Path | None, Flag("Where the run's cache is now, if not where it was.")]
+RunCache = Annotated[Path | None, Flag("Where the run's cache is now, if it has moved.")]
 Device = Annotated[str, Flag("auto, cpu, cuda, cuda:1, ...")]
 Precision = Annotated[str, Flag("auto, float32 or bfloat16.")]
-Workers = Annotated[int, Flag("Processes; 0 takes what suits the machine.", min=0, max=MOST_WORKERS)]
-Variant = Annotated[str | None, Flag("Variant of the films.  [default: the cache's last, but -clahe and -contrast]")]
+Workers = Annotated[int, Flag("Processes; 0: as many as suit the machine.", min=0, max=MOST_WORKERS)]
+Variant = Annotated[
+    str | None, Flag("Variant of the films.  [default: the cache's last one other than -clahe and -contrast]")
+]
 By = Annotated[str | None, Flag("Score that flags, ranks and is reported first.  [default: the model's first]")]
 RunFolder = Annotated[Path, Flag("Run folder, such as runs/cae-1.", metavar="RUN", argument=True)]
 Films = Annotated[
     Sequence[Path],
-    Flag("New films, files or folders; none: the run's cache.", metavar="[PATHS]...", argument=True),
+    Flag("New films: files, folders, zips, manifests.  [default: the run's cache]", metavar="PATHS", argument=True),
 ]
-Split = Annotated[str | None, Flag("Films of the run's cache to take: test, val, train or all.  [default: test]")]
-SplitSeed = Annotated[int, Flag("Decides the splits where the source gives none.", min=0, max=LARGEST_SEED)]
-Model = Annotated[str, Flag("Which model; `anomaly models` lists them.", argument=True)]
+Split = Annotated[str | None, Flag("Split of the run's cache: test, val, train or all.  [default: test]")]
+SplitSeed = Annotated[int, Flag("Seed of the splits, where the source has none.", min=0, max=LARGEST_SEED)]
+Model = Annotated[str, Flag("Name of the model; `anomaly models` lists them.", argument=True)]
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,11 @@ class PreprocessOptions:
 
     source: Annotated[
         Path | None,
-        Flag("Folder, zip or CSV manifest of films; none: the built-in SYNTHETIC films.", argument=True),
+        Flag("Folder, zip or CSV manifest of films.  [default: the built-in SYNTHETIC films]", argument=True),
     ] = None
     recipe: Annotated[str, Flag("hand; or plain for films that fill the frame, such as chests.")] = "hand"
     size: Annotated[
-        int | None, Flag("Side of the prepared films in pixels; the paper: 512.  [default: 128]", min=16, max=2048)
+        int | None, Flag("Side of the prepared films in pixels (the paper: 512).  [default: 128]", min=16, max=2048)
     ] = None
     variants: Annotated[
         str | None,
@@ -78,7 +80,7 @@ class PreprocessOptions:
     mask: Annotated[
         str | None, Flag("The foreground: grabcut, otsu, none, unet or unet:RUN.  [default: the recipe's]")
     ] = None
-    net: Annotated[str | None, Flag("Make films to train ssd, unet or dense with.", name="for", metavar="NET")] = None
+    net: Annotated[str | None, Flag("Prepare films for training ssd, unet or dense.", name="for", metavar="NET")] = None
     settings: Annotated[
         Sequence[str], Flag("A setting of the recipe; repeatable.", name="set", metavar="KEY=VALUE")
     ] = ()
@@ -86,7 +88,8 @@ class PreprocessOptions:
     compression: Annotated[str, Flag("none: fastest, and can always be resumed; lzf or gzip: smaller files.")] = "none"
     workers: Workers = 0
     cluster: Annotated[
-        str | None, Flag("A Dask scheduler, such as tcp://host:8786, to prepare on.", metavar="ADDRESS")
+        str | None,
+        Flag("Prepare on a Dask cluster: its scheduler's address, such as tcp://host:8786.", metavar="ADDRESS"),
     ] = None
     force: Annotated[bool, Flag("Replace a cache of other content under the same name.")] = False
 
@@ -99,7 +102,7 @@ class InspectOptions:
     verify: Annotated[bool, Flag("Recompute every checksum.")] = False
     sheet: Annotated[Path | None, Flag("Draw a contact sheet (PNG): film, carrier, hand box, mask, result.")] = None
     films: Annotated[int, Flag("Films on the sheet, problem films first.", min=1, max=200)] = 24
-    source: Annotated[Path | None, Flag("Where the films are now, if not where they were.")] = None
+    source: Annotated[Path | None, Flag("Where the films are now, if they have moved.")] = None
     json: Annotated[bool, Flag("Print the summary as JSON.")] = False
 
 
@@ -110,11 +113,13 @@ class Plan:
     model: Model
     cache: Cache = None
     variant: Variant = None
-    preset: Annotated[str, Flag("standard, fast, paper or, of a classifier, mura, hip, fracture, cnn.")] = "standard"
+    preset: Annotated[str, Flag("standard, fast or paper; for a classifier also mura, hip, fracture or cnn.")] = (
+        "standard"
+    )
     settings: Annotated[
         Sequence[str], Flag("A setting of model or training; repeatable.", name="set", metavar="KEY=VALUE")
     ] = ()
-    seed: Annotated[int, Flag("Decides weights, order, augmentation.", min=0, max=LARGEST_SEED)] = 0
+    seed: Annotated[int, Flag("Seed of weights, order and augmentation.", min=0, max=LARGEST_SEED)] = 0
     split_seed: SplitSeed = 0
     device: Device = "auto"
     precision: Precision = "auto"
@@ -129,7 +134,7 @@ class TrainOptions(Plan):
         Flag("Pretrained weights: imagenet, a .safetensors file, a run folder, none.  [default: none]"),
     ] = None
     out: Annotated[Path | None, Flag("Run folder.  [default: runs/<model>-<n>]")] = None
-    resume: Annotated[bool, Flag("Go on with an interrupted run.")] = False
+    resume: Annotated[bool, Flag("Resume an interrupted run.")] = False
     workers: Annotated[
         int, Flag("Processes that prepare batches beside the training one.", min=0, max=MOST_WORKERS)
     ] = 0
@@ -162,20 +167,20 @@ class TuneOptions:
     settings: Annotated[
         Sequence[str], Flag("A setting to fix, not search; repeatable.", name="set", metavar="KEY=VALUE")
     ] = ()
-    trials: Annotated[int, Flag("Finished trials of the study in all, stopped ones too.", min=1)] = 30
-    jobs: Annotated[int, Flag("Processes that share study and cores.", min=1, max=MOST_WORKERS)] = 1
+    trials: Annotated[int, Flag("Finished trials of the study in total, including stopped ones.", min=1)] = 30
+    jobs: Annotated[int, Flag("Processes that share the study and the cores.", min=1, max=MOST_WORKERS)] = 1
     objective: Annotated[str, Flag("loss: on the validation films; auc: ROC-AUC on labelled validation films.")] = (
         "loss"
     )
     by: Annotated[str | None, Flag("Score of --objective auc.  [default: the model's first]")] = None
-    least_epochs: Annotated[int | None, Flag("Epochs for every trial.  [default: a 27th of all]", min=1)] = None
+    least_epochs: Annotated[int | None, Flag("Epochs that every trial gets.  [default: a 27th of all]", min=1)] = None
     study: Annotated[str | None, Flag("Name of the study.  [default: <model>-<n>]")] = None
     storage: Annotated[
         str | None,
         Flag("postgresql://..., sqlite:///... or a journal file, for several machines; with --study."),
     ] = None
     out: Annotated[Path | None, Flag("Folder.  [default: tune/<study>]")] = None
-    seed: Annotated[int, Flag("Decides the draws, and each training.", min=0, max=LARGEST_SEED)] = 0
+    seed: Annotated[int, Flag("Seed of the search and of each training.", min=0, max=LARGEST_SEED)] = 0
     split_seed: SplitSeed = 0
     device: Device = "auto"
     precision: Precision = "auto"
@@ -186,31 +191,37 @@ class BenchOptions:
     """Train models x variants x seeds."""
 
     source: Annotated[
-        Path | None, Flag("Films to prepare; none: --cache, or else the built-in SYNTHETIC films.", argument=True)
+        Path | None, Flag("Films to prepare.  [default: --cache, or else the built-in SYNTHETIC films]", argument=True)
     ] = None
-    table: Annotated[bool, Flag("Print the table when all is done; `report` shows it as far as it is.")] = False
+    table: Annotated[bool, Flag("Print the table when all is done; `report` shows it at any time.")] = False
     cache: Annotated[Path | None, Flag("Cache file, instead of a SOURCE.")] = None
     models: Annotated[
         str | None,
         Flag(
-            "Comma list of models, as cae or classifier/mura; or all.  [default: the paper's five, contrast_density, "
-            "classifier]"
+            "Comma list of models, such as cae or classifier/mura; or all.  [default: the paper's five, "
+            "contrast_density, classifier]"
         ),
     ] = None
-    variants: Annotated[str | None, Flag("Comma list.  [default: the paper's six, as the cache has]")] = None
-    seeds: Annotated[str | None, Flag("Comma list.  [default: 0; four for the paper]")] = None
-    preset: Annotated[str, Flag("fast, standard or paper: the paper's protocol.")] = "fast"
+    variants: Annotated[
+        str | None, Flag("Comma list of variants.  [default: those of the paper's six that the cache has]")
+    ] = None
+    seeds: Annotated[str | None, Flag("Comma list of seeds.  [default: 0; four for the paper]")] = None
+    preset: Annotated[str, Flag("fast, standard, or paper (the paper's protocol).")] = "fast"
     settings: Annotated[
         Sequence[str], Flag("A setting for every model that has it.", name="set", metavar="KEY=VALUE")
     ] = ()
-    size: Annotated[int | None, Flag("Pixels.  [default: 64; 512 for the paper]", min=16, max=2048)] = None
-    recipe: Annotated[str, Flag("hand or plain, to prepare a SOURCE with.")] = "hand"
-    paper: Annotated[bool, Flag("The published figure beside each one.")] = False
-    format: Annotated[str, Flag("Of the table printed: terminal, markdown, latex, csv or json.")] = "terminal"
+    size: Annotated[
+        int | None, Flag("Side of the films in pixels.  [default: 64; 512 for the paper]", min=16, max=2048)
+    ] = None
+    recipe: Annotated[str, Flag("Recipe that prepares SOURCE: hand or plain.")] = "hand"
+    paper: Annotated[bool, Flag("Show the published figures beside ours.")] = False
+    format: Annotated[str, Flag("Format of the printed table: terminal, markdown, latex, csv or json.")] = "terminal"
     out: Annotated[Path | None, Flag("Bench folder.  [default: runs/bench-<n>]")] = None
-    dry_run: Annotated[bool, Flag("Say what would be trained, and how long it takes.")] = False
-    jobs: Annotated[int, Flag("Processes; 0 takes what suits.", min=0, max=MOST_WORKERS)] = 0
-    cluster: Annotated[str | None, Flag("A Dask scheduler; its workers share the disk.", metavar="ADDRESS")] = None
+    dry_run: Annotated[bool, Flag("Show what would be trained, and how long it takes.")] = False
+    jobs: Annotated[int, Flag("Processes; 0: as many as suit the machine.", min=0, max=MOST_WORKERS)] = 0
+    cluster: Annotated[
+        str | None, Flag("Address of a Dask scheduler whose workers share the disk.", metavar="ADDRESS")
+    ] = None
     device: Device = "auto"
     precision: Precision = "auto"
 
@@ -219,9 +230,7 @@ class BenchOptions:
 class EnsembleOptions:
     """Make one run of several."""
 
-    runs: Annotated[
-        Sequence[Path], Flag("Finished runs on the same films and size.", metavar="RUN RUN...", argument=True)
-    ]
+    runs: Annotated[Sequence[Path], Flag("Finished runs on the same films and size.", metavar="RUN", argument=True)]
     out: Annotated[Path | None, Flag("Run folder.  [default: runs/ensemble-<n>]")] = None
     cache: RunCache = None
     device: Device = "auto"
@@ -235,7 +244,7 @@ class ScoreOptions:
     paths: Films = ()
     split: Split = None
     by: By = None
-    aggregate: Annotated[str, Flag("How films make a study or patient: mean or max.")] = "mean"
+    aggregate: Annotated[str, Flag("How scores of films are combined for studies and patients: mean or max.")] = "mean"
     cache: RunCache = None
     out: Annotated[
         Path | None,
@@ -257,7 +266,9 @@ class HeatmapOptions:
     formats: Annotated[str, Flag("Comma list of png (overlay), tiff, npy (float32 values).")] = "png,tiff,npy"
     limit: Annotated[int | None, Flag("The highest-scored films only.", min=1)] = None
     cache: RunCache = None
-    source: Annotated[Path | None, Flag("Where the original films are now, for --space film.")] = None
+    source: Annotated[Path | None, Flag("Where the original films are now, if they have moved; for --space film.")] = (
+        None
+    )
     out: Annotated[Path | None, Flag("Folder.  [default: RUN/maps; RUN/<split>/maps, RUN/new/maps]")] = None
     device: Device = "auto"
     workers: Workers = 0
@@ -269,7 +280,7 @@ class ReportOptions:
 
     path: Annotated[
         Path | None,
-        Flag("Run or bench folder.  [default: the newest in runs/]", metavar="[RUN|BENCH]", argument=True),
+        Flag("Run or bench folder.  [default: the newest in runs/]", metavar="RUN|BENCH", argument=True),
     ] = None
     cache: RunCache = None
     device: Device = "auto"
@@ -279,18 +290,20 @@ class ReportOptions:
 class ModelsOptions:
     """List the models."""
 
-    name: Annotated[str | None, Flag("One model: all its settings and presets.", argument=True)] = None
-    make: Annotated[bool, Flag("Train ssd and unet on built-in films, for `preprocess` to take.")] = False
+    name: Annotated[str | None, Flag("Show all settings and presets of this model.", argument=True)] = None
+    make: Annotated[
+        bool, Flag("Train ssd and unet on built-in films, for `preprocess --localizer ssd --mask unet`.")
+    ] = False
     workers: Workers = 0
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Walk the whole path on built-in films."""
+    """Run the whole pipeline on built-in films."""
 
-    folder: Annotated[Path, Flag("Where films, cache and run go.")] = Path("runs/demo")
+    folder: Annotated[Path, Flag("Folder for films, cache and run.")] = Path("runs/demo")
     patients: Annotated[
-        int | None, Flag("Patients to draw; few are quick.  [default: those of `anomaly phantom`]", min=8)
+        int | None, Flag("Patients to draw; fewer are faster.  [default: those of `anomaly phantom`]", min=8)
     ] = None
     workers: Workers = 0
 

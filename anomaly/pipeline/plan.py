@@ -45,7 +45,7 @@ def resolve(name: str, preset: str, settings: Sequence[str]) -> tuple[Settings, 
     """Return the model's and the training's settings: defaults, then the preset's, then each "key=value" in turn."""
     model = find_model(name)
     if not model.presets:
-        raise InputError(f"{name} isn't trained: it is made of finished runs, `anomaly {name} RUN RUN`")
+        raise InputError(f"{name} is not trained but made of finished runs: `anomaly {name} RUN RUN`")
     if preset not in model.presets:
         raise InputError(f"no preset {preset!r} of {name}; there are: {', '.join(sorted(model.presets))}")
     owners = settings_of(model)
@@ -199,18 +199,20 @@ def _check_settings(name: str, model: type[Model], training: TrainConfig) -> Non
     if (training.noise or training.erase) and not model.reconstructs:
         raise InputError(f"{name} doesn't reconstruct, so it can't learn to denoise: leave out noise and erase")
     if training.sample == "study" and model.targets != "labels":
-        raise InputError(f"{name} learns from each film by itself: leave out sample=study")
+        raise InputError(f"{name} is trained on single films: leave out sample=study")
     if not prepares_films(model):
         return
     if training.augmented_by == "device":
-        raise InputError(f"{name} learns boxes or masks, which only imgaug moves with the film: leave out augmented_by")
+        raise InputError(
+            f"{name} learns boxes or masks, which only imgaug transforms with the film: leave out augmented_by"
+        )
     if model.targets == "boxes" and training.augmentation not in ("none", "upright"):
         raise InputError(
             f"augmentation {training.augmentation} mirrors films, which makes right hands left ones; {name} takes none "
             "or upright"
         )
     if training.splits != "paper":
-        raise InputError(f"{name} is split by patient whatever the labels; leave out splits")
+        raise InputError(f"{name} is always split by patient, whatever the labels; leave out splits")
 
 
 def _variant(plan: Plan, model: type[Model], cache: Cache) -> str:
@@ -218,7 +220,7 @@ def _variant(plan: Plan, model: type[Model], cache: Cache) -> str:
     if prepares_films(model):
         own = cast("type[LocalizationModel]", model).variant
         if plan.variant not in (None, own):
-            raise InputError(f"{plan.model} is trained on films of variant {own}; leave --variant out")
+            raise InputError(f"{plan.model} is trained on films of variant {own}; leave out --variant")
         variant = own
     else:
         variant = plan.variant or default_variant(cache.variants)
@@ -231,8 +233,8 @@ def _size(name: str, model: type[Model], config: Settings, training: TrainConfig
     size = training.size or cache.size
     if size > cache.size:
         raise InputError(
-            f"{cache.path} holds films of {cache.size} px, {name} was to take {size}: `anomaly preprocess SOURCE "
-            f"--size {size}` makes them, --set size={cache.size} takes these"
+            f"{cache.path} holds films of {cache.size} px, but {name} is set to {size}: `anomaly preprocess SOURCE "
+            f"--size {size}` makes such films, --set size={cache.size} uses these"
         )
     if reason := model.check_size(config, size):
         raise InputError(
@@ -283,7 +285,7 @@ def _check_films(prepared: Prepared) -> None:
         for value in (0, 1):
             if not (labels == value).any():
                 raise InputError(
-                    f"{path} has {counted(len(labels), 'labelled film')} to {use} and not one of them is "
+                    f"{path} has {counted(len(labels), 'labelled film')} to {use} and none of them is "
                     f"{LABELS[value]}; {prepared.plan.model} learns from both classes: prepare films of both, or train "
                     "a detector that needs normal films alone, `anomaly train cae`"
                 )

@@ -44,9 +44,9 @@ class Preprocessed:
         return list(self.report.failures)
 
     def __repr__(self) -> str:
-        synthetic = "SYNTHETIC " * self.source.synthetic
+        films = counted(self.report.rows, "SYNTHETIC film" if self.source.synthetic else "film")
         unread = f", {len(self.failures)} unreadable" if self.failures else ""
-        return f"<cache {self.path}: {synthetic}{counted(self.report.rows, 'film')}{unread}>"
+        return f"<cache {self.path}: {films}{unread}>"
 
 
 def draw_phantoms(options: PhantomOptions, *, display: Display = silent) -> Any:

@@ -95,8 +95,8 @@ class ScoringResult:
         if figures and figures.main.roc_auc is not None:
             text = f", ROC-AUC {with_interval(figures.main.roc_auc, figures.main.roc_auc_interval)}"
         unread = f", {len(self.failures)} unreadable" if self.failures else ""
-        synthetic = "SYNTHETIC " * self.scored.cohort.synthetic
-        return f"<{self.main} of {synthetic}{counted(len(self), 'film')}: {flagged} flagged{text}{unread}>"
+        films = counted(len(self), "SYNTHETIC film" if self.scored.cohort.synthetic else "film")
+        return f"<{self.main} of {films}: {flagged} flagged{text}{unread}>"
 
     def groups(self, unit: Unit) -> Groups:
         """Return the films, studies or patients with their scores."""

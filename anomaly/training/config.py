@@ -19,9 +19,9 @@ class TrainConfig(Settings):
     size: int | None = Field(default=None, ge=16, le=2048)
     """Side of the films in pixels; none takes the cache's own. Smaller ones are made by an area filter."""
     epochs: int = Field(default=100, ge=1)
-    """Passes over the training films at most."""
+    """Largest number of passes over the training films."""
     batch_size: int = Field(default=16, ge=2)
-    """Films a step at most; the batches of an epoch differ by one film."""
+    """Largest number of films in a batch; the batches of an epoch differ by at most one film."""
     sample: Sample = "film"
     """What is one sample, of which `batch_size` make a batch: a film, or a study with all of its films, however many
     (supervised models only: the loss is that of the study)."""
@@ -31,15 +31,15 @@ class TrainConfig(Settings):
     optimizer: Literal["adam", "sgd"] = "adam"
     """Adam, or stochastic gradient descent with momentum."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Step size of the optimizer."""
+    """Learning rate of the optimizer."""
     schedule: Literal["constant", "cosine", "plateau"] = "constant"
-    """How the step size goes on: as it is; down to nothing along half a cosine, epoch by epoch (Loshchilov and Hutter
-    2017, without restarts); or times `factor` whenever the validation loss has not fallen, by a ten-thousandth of
-    itself, for `plateau` epochs (torch's ReduceLROnPlateau)."""
+    """Schedule of the learning rate: constant; cosine, down to zero along half a cosine, epoch by epoch (Loshchilov and
+    Hutter 2017, without restarts); or plateau, times `factor` whenever the validation loss has not fallen by a
+    ten-thousandth of itself for `plateau` epochs (torch's ReduceLROnPlateau)."""
     factor: float = Field(default=0.1, gt=0, lt=1)
-    """What the schedule `plateau` multiplies the step size by."""
+    """Factor by which the schedule `plateau` multiplies the learning rate."""
     plateau: int = Field(default=5, ge=0)
-    """Epochs without a lower validation loss that the schedule `plateau` bears before it does."""
+    """Epochs without a lower validation loss before the schedule `plateau` lowers the learning rate."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Adam's decay of the mean gradient."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -49,24 +49,24 @@ class TrainConfig(Settings):
     weight_decay: float = Field(default=0.0, ge=0)
     """L2 penalty of the optimizer."""
     clip: float = Field(default=0.0, ge=0)
-    """Greatest norm of a player's gradient; 0 doesn't clip."""
+    """Largest norm of a player's gradient; 0: no clipping."""
     augmentation: AugmentationName = "advanced"
     """none, flips, advanced (flips, brightness, zoom, rotation), upright (brightness, zoom, shift), or mirrored
     (horizontal flips, rotation up to 10 degrees)."""
     augmented_by: Literal["auto", "imgaug", "device"] = "auto"
-    """imgaug, on the processor; or one affine warp of the whole batch on the device of the training, equal in
-    distribution. auto: the device where that is a GPU, else imgaug, and imgaug for nets that find boxes or masks."""
+    """imgaug, on the CPU; or device: one affine warp of the whole batch on the training device, equal in distribution.
+    auto: the device if it is a GPU, else imgaug; always imgaug for nets that learn boxes or masks."""
     noise: float = Field(default=0.0, ge=0, le=1)
-    """Gaussian noise of this standard deviation on the film that is shown, the plain one to be drawn (models that
-    reconstruct only: a denoising autoencoder, Vincent et al. 2008)."""
+    """Standard deviation of Gaussian noise on the input, of which the clean film is to be reconstructed (only models
+    that reconstruct: a denoising autoencoder, Vincent et al. 2008)."""
     noise_cell: int = Field(default=1, ge=1, le=128)
-    """Pixels a side over which that noise is alike (Kascenas et al. 2022: 8 at 128 px)."""
+    """Side in pixels of the squares over which that noise is constant (Kascenas et al. 2022: 8 at 128 px)."""
     erase: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the squares of an 8 x 8 grid that are blackened in the film that is shown, to be painted in (the same
-    models; Zavrtanik et al. 2021)."""
+    """Share of the squares of an 8 x 8 grid that are black in the input and have to be inpainted (the same models;
+    Zavrtanik et al. 2021)."""
     compile: bool = False
-    """Compile the networks (torch.compile; takes a C++ compiler, and about a minute before the first step): pays for
-    itself in long trainings of large films."""
+    """Compile the networks (torch.compile; needs a C++ compiler, and about a minute before the first step): pays off
+    in long trainings of large films."""
     patience: int = Field(default=15, ge=0)
     """Epochs without a lower validation loss after which training, or its stage, stops; 0 never stops early."""
     stages: str = "all"

@@ -31,7 +31,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].partition(". ")[0][:160]
-        raise InputError(f"no device {name!r} ({reason}); take `--device cpu`, or `auto`") from None
+        raise InputError(f"no device {name!r} ({reason}); use `--device cpu`, or `auto`") from None
     return device
 
 

@@ -158,7 +158,7 @@ class _MLflow(Tracker):
         except (MlflowException, ImportError) as error:  # it may not know the SQLAlchemy that is there
             raise InputError(
                 f"MLflow at {'MLFLOW_TRACKING_URI' if given else RUNS / 'mlflow'} refuses ({_first_line(error)}); "
-                "leave --track out, or mend that"
+                "leave out --track, or fix that"
             ) from None
         self.last = max((metric.step for history in histories for metric in history), default=0)
         self.waiting = [(figures, number, when) for number, figures, when in _past(run) if number > self.last]
@@ -212,7 +212,7 @@ class _MLflow(Tracker):
                 self.last = number
                 del self.waiting[0]
         except self.refused as error:
-            warn(f"MLflow refuses ({_first_line(error)}); training goes on, {len(self.waiting)} epochs wait")
+            warn(f"MLflow refuses ({_first_line(error)}); training continues, {len(self.waiting)} epochs are waiting")
             return False
         return True
 
@@ -223,7 +223,7 @@ class _MLflow(Tracker):
             try:
                 self.client.set_terminated(self.id, status)
             except self.refused as error:
-                warn(f"MLflow refuses ({_first_line(error)}); there the run seems to go on")
+                warn(f"MLflow refuses ({_first_line(error)}); the run seems unfinished there")
 
 
 @contextmanager

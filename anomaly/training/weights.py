@@ -21,7 +21,7 @@ BEST = "best/"
 def load_weights(run: Run, kind: type[M], device: torch.device) -> M:
     """Return the trained model of a finished run, of its class, on `device` and in evaluation mode."""
     if not run.finished:
-        raise InputError(f"{run.path} is unfinished; {resume_command(run)} goes on with it")
+        raise InputError(f"{run.path} is unfinished; {resume_command(run)} resumes it")
     path = run.path / "weights.safetensors"
     if not path.is_file():
         raise InputError(f"{path} is gone; train again with another --out")
@@ -35,13 +35,13 @@ def load_best_checkpoint(run: Run, kind: type[M], device: torch.device) -> tuple
     """
     path = run.path / "checkpoint.safetensors"
     if not path.is_file():
-        raise InputError(f"{run.path} is unfinished and has no checkpoint yet; {resume_command(run)} goes on with it")
+        raise InputError(f"{run.path} is unfinished and has no checkpoint yet; {resume_command(run)} resumes it")
     state = checkpoint_state(path)
     return _loaded(run, kind, device, path, prefix=BEST), int(state["best_epoch"]), int(state["epoch"])
 
 
 def resume_command(run: Run) -> str:
-    """Return the command, in backquotes, that goes on with an unfinished run."""
+    """Return the command, in backquotes, that resumes an unfinished run."""
     return f"`anomaly train {run.config.model} --out {run.path} --resume`"
 
 

@@ -41,7 +41,7 @@ class Cache:
     remake         the command that replaces it
     content_hash   equal for equal content, however it was made
 
-    Raises InputError for a file that is missing, foreign, of another schema, unfinished, cut short or damaged: at once
+    Raises InputError for a file that is missing, foreign, of another schema, unfinished, truncated or damaged: at once
     where its layout is, and at the first use of its index where that is not what was written.
     """
 
@@ -150,7 +150,7 @@ class Cache:
                 raise InputError(f"{self.path}: may not be read ({reason}); change its permissions") from error
             if not h5py.is_hdf5(self.path):
                 raise InputError(f"{self.path}: not a cache (not an HDF5 file); run `anomaly preprocess`") from error
-            fault = "cut short" if "truncated" in reason else f"damaged ({reason})"
+            fault = "truncated" if "truncated" in reason else f"damaged ({reason})"
             raise InputError(f"{self.path}: {fault}; make it again with `anomaly preprocess ... --force`") from error
 
     def _read_header(self, file: Any) -> None:

@@ -74,11 +74,13 @@ def _decode_dicom(dataset: Any, window: bool) -> NDArray[Any]:
     if values.ndim == 3:
         return np.asarray(values)
     if not kind.startswith("MONOCHROME"):
-        raise InputError(f"photometric interpretation {kind!r}; MONOCHROME1, MONOCHROME2, RGB, YBR or palette is read")
+        raise InputError(
+            f"photometric interpretation {kind!r}; MONOCHROME1, MONOCHROME2, RGB, YBR and palette are supported"
+        )
 
     bits = int(dataset.BitsStored)
     if "HighBit" in dataset and int(dataset.HighBit) != bits - 1:
-        raise InputError(f"high bit {dataset.HighBit} for {bits} bits stored; {bits - 1} is read")
+        raise InputError(f"high bit {dataset.HighBit} for {bits} bits stored; {bits - 1} is supported")
     values = values.astype(np.int32) & (2**bits - 1)  # the bits above may hold an overlay
     signed = bool(dataset.PixelRepresentation)
     if signed:

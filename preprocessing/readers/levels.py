@@ -60,7 +60,7 @@ def check_finite(values: NDArray[Any]) -> None:
         raise InputError(f"pixels of type {values.dtype}; real numbers are needed")
     bad = values.size - int(np.isfinite(values).sum())
     if bad:
-        raise InputError(f"NaN or infinity in {counted(bad, 'pixel')}; give every pixel a grey level")
+        raise InputError(f"NaN or infinity in {counted(bad, 'pixel')}; give every pixel a gray level")
 
 
 def upright(planes: NDArray[Any], orientation: int) -> NDArray[Any]:

@@ -28,7 +28,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from preprocessing import InputError
 from preprocessing.readers import SUFFIXES
@@ -57,27 +59,44 @@ def open_source(path: Path, *, unlabelled: int = 0) -> Source:
     return source
 
 
-def open_films(paths: list[Path]) -> Source:
+def open_films(paths: list[Path], *, names: Mapping[Path, str] = MappingProxyType({})) -> Source:
     """List new films for scoring: any mix of files, folders, archives and manifests, each film once.
 
-    Patients, studies, boxes and masks are kept where they are known; labels are -1 and splits empty. Paths are relative
-    to the folder that all of `paths` have in common; so are patients and studies where they come from more than one
-    tree. Raises `InputError` if there is no film; contradictions in labels and splits do not matter here.
+    names  path -> what a lone film is called in place of its path, such as one written to a temporary folder.
+
+    Films are in the order of `paths`, those of a folder, archive or manifest in its own. Patients, studies, boxes and
+    masks are kept where they are known; labels are -1 and splits empty. Paths are relative to the folder that all of
+    `paths` have in common; so are patients and studies where they come from more than one tree. Raises `InputError` if
+    there is no film; contradictions in labels and splits do not matter here.
     """
     if not paths:
         raise InputError("no films named; give files or folders")
     places = [_existing(path) for path in paths]
-    root = Path(os.path.commonpath([place.parent if place.is_file() else place for place in places]))
+    folders = [
+        place.parent if place.is_file() else place
+        for path, place in zip(paths, places, strict=True)
+        if path not in names
+    ]
+    root = Path(os.path.commonpath(folders)) if folders else Path("films in memory")
     sources = [_list_films(place, None) if _is_collection(place) else _lone_film(place) for place in places]
     trees = [_tree(place, source) for place, source in zip(places, sources, strict=True)]
     several = len({tree for tree in trees if tree is not None}) > 1
 
     files: dict[str, tuple[Store, str]] = {}
     records: dict[str, Record] = {}
-    for source, tree in zip(sources, trees, strict=True):
+    for path, source, tree in zip(paths, sources, trees, strict=True):
+        if path in names:
+            (record,), name = source.records, names[path]
+            files[name] = source.store, record.path
+            records[name] = Record(name, name, name, -1)
+            continue
         prefix = _prefix(source.root, root)
         for record in source.records:
             moved = _new_film(record, prefix, _prefix(tree, root) if tree is not None and several else "")
+            if moved.path in names.values():
+                raise InputError(
+                    f"{source.root / record.path}: {moved.path} is the name of a film in memory; rename it"
+                )
             # A new film has no pixel truth, which is the last of a record's files.
             files |= {new: (source.store, old) for new, old in zip(moved.files(), record.files(), strict=False)}
             records.setdefault(moved.path, moved)
@@ -86,7 +105,7 @@ def open_films(paths: list[Path]) -> Source:
         name=sources[0].name if len(sources) == 1 else safe_name(root.name),
         kind=kinds.pop() if len(kinds) == 1 else "folder",
         root=root,
-        records=sorted(records.values(), key=lambda record: natural_key(record.path)),
+        records=list(records.values()),
         synthetic=any(source.synthetic for source in sources),
         ignored=sum(source.ignored for source in sources),
         store=Parts(files),
