@@ -43,11 +43,11 @@ PLACEHOLDERS = {
 
 APPENDED = {
     "anomaly train cae": BRIEF,
-    "anomaly train ssd": BRIEF,
+    "anomaly train ssd": f"{BRIEF} --set size=96",
     "anomaly train classifier": BRIEF,  # a small net of its own in place of EfficientNet-B0
     "anomaly train cae --track tensorboard": BRIEF,
     "anomaly train cae --variant raw-contrast --set code_channels=2 --set augmentation=none": BRIEF,
-    "anomaly tune cae --trials 30 --jobs 2": f"{BRIEF} --trials 2",
+    "anomaly tune cae --trials 30 --jobs 2": f"{BRIEF} --trials 2 --jobs 1",
     "anomaly tune cae --study mine --storage postgresql://host/studies": f"{BRIEF} --trials 1",
     "anomaly bench --table": f"{GRID} --models cae,contrast_density",  # else 42 trainings on 300 films of 512 px
     "anomaly bench --cluster tcp://host:8786": f"{GRID} --models contrast_density",
@@ -77,15 +77,12 @@ BEFORE = {
 """Command -> what the paragraph takes to be done already."""
 
 AFTER = {
-    "anomaly score runs/ssd-1": ["anomaly preprocess FILMS --localizer ssd:runs/ssd-1"],
+    "anomaly score runs/ssd-1": ["anomaly preprocess FILMS --localizer ssd:runs/ssd-1 --workers 1"],
     "anomaly ensemble runs/cae-1 runs/cae-2": [
         "anomaly score runs/ensemble-1",
-        "anomaly heatmap runs/ensemble-1",
-        "anomaly report runs/ensemble-1",
-        "anomaly score runs/ensemble-1 NEW",
+        "anomaly heatmap runs/ensemble-1 --limit 2",
     ],
     "anomaly train contrast_density": ["anomaly score runs/contrast_density-1"],
-    "torchrun -m anomaly train cae": ["anomaly score runs/cae-2"],
 }
 """Command -> what the paragraph says in words can be done then."""
 
@@ -134,9 +131,8 @@ def scenes(text: str) -> dict[str, list[Shown]]:
                     names = re.findall(r"[\w<>-]+(?:/[\w<>.-]*)+|[\w<>-]+\.[a-z0-9]+", promise)
                     shown.append(Shown(" ".join(words.split()), tuple(names)))
         else:
-            for code in re.findall(r"`([^`]+)`", block):
-                if code.startswith(tuple(f"{name} " for name in PROGRAMS)):
-                    shown.append(Shown(" ".join(code.split())))
+            codes = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", block)]
+            shown += [Shown(code) for code in codes if code.startswith(tuple(f"{name} " for name in PROGRAMS))]
         if shown:
             title = re.sub(r"[^\w ]", "", " ".join(block.split())).split()[:3]
             found[f"{number} {' '.join(title)}"] = shown
