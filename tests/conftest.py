@@ -34,7 +34,7 @@ def on_path(folder: Path) -> dict[str, str]:
 collect_ignore = ["without_bfloat16"]  # imported by the processes that it is for, and not to be imported here
 WITHOUT_BFLOAT16 = Path(__file__).parent / "without_bfloat16"
 if os.environ.get("ANOMALY_TEST_BFLOAT16") == "0":
-    torch.cpu._is_avx512_bf16_supported = lambda: False  # what anomaly.train.has_avx512_bf16 asks
+    torch.cpu._is_avx512_bf16_supported = lambda: False  # what anomaly.training.device.has_avx512_bf16 asks
     os.environ |= on_path(WITHOUT_BFLOAT16)
 
 

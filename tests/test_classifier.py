@@ -12,15 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anomaly.data.batch import Batch, as_batch
-from anomaly.data.dataset import Films, load_films
+from anomaly.data.dataset import Films, FilmSet
 from anomaly.evaluation.calibration import read_calibration
 from anomaly.models import classifier as module
 from anomaly.models.classifier import BACKBONES, CAM_CELLS, Classifier, ClassifierConfig
 from anomaly.nn.losses import class_weighted_cross_entropy, log_mean
 from anomaly.pipeline.ensemble import combine
 from anomaly.pipeline.fit import continue_or_create, fit
-from anomaly.pipeline.open_run import open_model
-from anomaly.pipeline.plan import Plan, prepare, resolve
+from anomaly.pipeline.open_run import open_run
+from anomaly.pipeline.options import Plan
+from anomaly.pipeline.plan import prepare, resolve
 from anomaly.runs import Run
 from anomaly.training.config import State, TrainConfig
 from anomaly.training.trainer import Trainer, after_plateaus
@@ -95,7 +96,7 @@ def test_a_study_is_one_sample_whatever_its_films() -> None:
     films = Batch(films.film, films.mask, torch.tensor([1, 1, 0, 0, 0]), study=study, studies=2)
     model.set_class_counts(normal=6, abnormal=2)
     with torch.inference_mode():
-        p = model.scores(films)["probability"]
+        p = model.predict(films).scores["probability"]
         loss, right = model.validate(films).values()
     assert loss.shape == (2,) and films.study is not None
     expected = [-0.25 * math.log(1 - float(p[2:].mean())), -0.75 * math.log(float(p[:2].mean()))]
@@ -114,7 +115,7 @@ def test_without_balance_all_samples_weigh_alike_and_two_outputs_are_a_softmax()
         made = model.head(model.features((films.film - model.shift) / model.spread))
         expected = torch.nn.functional.cross_entropy(made, films.label, reduction="none")
         torch.testing.assert_close(model.validation_loss(films), expected)
-        torch.testing.assert_close(model.scores(films)["probability"].float(), made.softmax(dim=1)[:, 1])
+        torch.testing.assert_close(model.predict(films).scores["probability"].float(), made.softmax(dim=1)[:, 1])
 
 
 @pytest.mark.parametrize(("normalize", "low", "high"), [("symmetric", -1.0, 1.0), ("imagenet", -2.117904, 2.64)])
@@ -166,8 +167,8 @@ def test_every_backbone_trains_and_maps_at_its_least_size(backbone: str) -> None
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     model.eval()
     with torch.inference_mode():
-        heat = model.anomaly_map(films)
-    assert heat.shape == films.film.shape and (heat >= 0).all() and heat.isfinite().all()
+        heat = model.predict(films, maps=True).map
+    assert heat is not None and heat.shape == films.film.shape and (heat >= 0).all() and heat.isfinite().all()
 
 
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))
@@ -176,7 +177,7 @@ def test_the_map_is_of_the_deepest_layer_with_enough_cells(backbone: str, size: 
     with torch.device("meta"):
         model = built(size, backbone=backbone)
         seen: list[int] = []
-        model._cam_layer().register_forward_hook(lambda _, __, made: seen.append(made.shape[-1]))
+        model.features[model._cam_layer()].register_forward_hook(lambda _, __, made: seen.append(made.shape[-1]))
         model.eval()(torch.empty(1, 1, size, size))
     assert seen[0] >= CAM_CELLS
     strides = [stride for stride, _ in BACKBONES[backbone].stages]  # type: ignore[index]
@@ -201,8 +202,9 @@ def test_the_map_lies_where_the_evidence_is(tmp_path: Path) -> None:
     assert figures["validation_accuracy"] == 1.0 and figures["accuracy"] > 0.9
     model.eval()
     with torch.inference_mode():
-        heat = model.anomaly_map(as_batch(films, CPU))[:, 0].numpy()
-        p = model.scores(as_batch(films, CPU))["probability"].numpy()
+        prediction = model.predict(as_batch(films, CPU), maps=True)
+    assert prediction.map is not None
+    heat, p = prediction.map[:, 0].numpy(), prediction.scores["probability"].numpy()
     assert p[label == 1].min() > p[label == 0].max()
     # A map that doesn't know of the square has 1 there on average; measured from 3.6, of the seed of the coarsest map.
     near = [heat[i][y : y + 10, x : x + 10].mean() > 2 * heat[i].mean() for i, (y, x) in enumerate(place) if label[i]]
@@ -290,8 +292,7 @@ def test_weights_of_a_run_or_a_file_are_what_training_begins_with(cache: Cache, 
     first = trained(cache, tmp_path / "a")
     prepared = prepare(plan(cache, f"weights={first.path}", "epochs=1", "learning_rate=1e-12"))
     assert (
-        prepared.config.weights["sha256"]
-        == hashlib.sha256((first.path / "weights.safetensors").read_bytes()).hexdigest()
+        prepared.config.weights.sha256 == hashlib.sha256((first.path / "weights.safetensors").read_bytes()).hexdigest()
     )
     second = fit(
         prepared, continue_or_create(prepared, tmp_path / "b", resume=False), workers=0, on_epoch=lambda report: None
@@ -335,9 +336,8 @@ def stage_loop(model: Classifier, films: Films, **settings: object) -> Trainer:
 @pytest.fixture
 def some(cache: Cache) -> Films:
     label = cache.index["label"]
-    return load_films(
-        cache, "full-he", np.r_[np.flatnonzero(label == 0)[:6], np.flatnonzero(label == 1)[:6]], 64, sample="study"
-    )
+    rows = np.r_[np.flatnonzero(label == 0)[:6], np.flatnonzero(label == 1)[:6]]
+    return FilmSet(cache, "full-he", rows, 64, sample="study").read()
 
 
 @pytest.mark.parametrize(
@@ -430,9 +430,9 @@ def test_a_run_learns_from_labels_and_its_thresholds_too(cache: Cache, tmp_path:
     calibration = read_calibration(run)
     assert calibration.rule == "youden" and calibration.map_scale
     prepared = prepare(plan(cache, preset="fast"))
-    assert calibration.films == len(prepared.rows("val"))
+    assert calibration.films == len(prepared.films("val"))
     assert 0 < calibration.thresholds["mean"]["study"]["probability"] < 1
-    assert open_model(run, CPU).class_weights.sum() == 1
+    assert open_run(run, CPU).model.class_weights.sum() == 1
 
 
 @pytest.mark.parametrize(
@@ -492,11 +492,12 @@ def test_an_ensemble_of_classifiers_says_the_mean_probability(cache: Cache, tmp_
     members = [trained(cache, tmp_path / name, f"dropout={share}") for name, share in (("a", 0.1), ("b", 0.4))]
     made = combine(members, tmp_path / "both", None, CPU)
     label = cache.index["label"]
-    films = as_batch(load_films(cache, made.config.variant, np.flatnonzero(label >= 0)[:5], made.config.size), CPU)
+    rows = np.flatnonzero(label >= 0)[:5]
+    films = as_batch(FilmSet(cache, made.config.variant, rows, made.config.size).read(), CPU)
     with torch.inference_mode():
-        said = [open_model(one, CPU).scores(films)["probability"] for one in (*members, made)]
+        said = [open_run(one, CPU).model.predict(films).scores["probability"] for one in (*members, made)]
     torch.testing.assert_close(said[2].double(), (said[0] + said[1]) / 2, rtol=1e-5, atol=1e-6)
-    assert open_model(made, CPU).supervised and read_calibration(made).rule == "youden"
+    assert open_run(made, CPU).model.targets == "labels" and read_calibration(made).rule == "youden"
     with pytest.raises(InputError, match="have no score in common"):
         combine([members[0], run], tmp_path / "mixed", None, CPU)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from anomaly.data.augment import AugmentationName
 from anomaly.data.batch import Batch
-from anomaly.data.dataset import Films, StoredFilms, brought_to, bytes_of, load_films
+from anomaly.data.dataset import Films, FilmSet, resize_mask
 from anomaly.data.loader import TrainingBatches
 from anomaly.data.splits import SplitRule, assign_splits, split_hash
 from anomaly.memory import free_memory
@@ -127,13 +127,13 @@ def test_the_split_hash_does_not_depend_on_the_order_but_on_every_film() -> None
 
 def test_films_come_smaller_by_their_area_mean_and_never_larger(cache: Cache) -> None:
     rows = np.arange(4)
-    whole, half = load_films(cache, "raw", rows), load_films(cache, "raw", rows, 32)
-    inside = half.mask & np.stack([brought_to(mask, 32) for mask in whole.mask])
+    whole, half = (FilmSet(cache, "raw", rows, size).read() for size in (64, 32))
+    inside = half.mask & np.stack([resize_mask(mask, 32) for mask in whole.mask])
     means = whole.film.reshape(4, 32, 2, 32, 2).mean(axis=(2, 4))
     assert np.abs(means - half.film)[inside].max() <= 1
     assert (half.film[~half.mask] == 0).all()
     with pytest.raises(InputError, match="holds films of 64 px, 128 were asked for"):
-        load_films(cache, "raw", rows, 128)
+        FilmSet(cache, "raw", rows, 128)
 
 
 def counted(count: int, dtype: type = np.uint8) -> Films:
@@ -206,11 +206,11 @@ def test_films_that_stay_in_the_cache_make_the_same_batches(
     cache: Cache, workers: int, sample: Literal["film", "study"], size: int
 ) -> None:
     rows = np.arange(len(cache))[3:40][::-1]
-    kept = load_films(cache, "full-he", rows, size, sample=sample)
-    stored = StoredFilms(cache, "full-he", rows, size, sample)
+    stored = FilmSet(cache, "full-he", rows, size, sample=sample)
+    kept = stored.read()
     assert len(stored) == len(kept) and (stored.label == kept.label).all()
 
-    def batches(films: Films | StoredFilms) -> list[Batch]:
+    def batches(films: Films | FilmSet) -> list[Batch]:
         made = TrainingBatches(films, batch_size=4, augmentation="advanced", seed=0, workers=workers, device=CPU)
         return list(made.epoch(1))
 
@@ -221,8 +221,9 @@ def test_films_that_stay_in_the_cache_make_the_same_batches(
 
 
 def test_the_memory_that_films_take_is_that_of_their_arrays(cache: Cache) -> None:
-    films = load_films(cache, "full-he", np.arange(5), 32)
-    assert bytes_of(cache, 5, 32) == films.film.nbytes + films.mask.nbytes
+    stored = FilmSet(cache, "full-he", np.arange(5), 32)
+    films = stored.read()
+    assert stored.bytes == films.film.nbytes + films.mask.nbytes
     free = free_memory()
     assert free is None or 0 < free < 2**50
 
@@ -230,7 +231,8 @@ def test_the_memory_that_films_take_is_that_of_their_arrays(cache: Cache) -> Non
 SHARED = """
 from pathlib import Path
 import numpy as np, torch
-from anomaly.data import Films, TrainingBatches
+from anomaly.data.dataset import Films
+from anomaly.data.loader import TrainingBatches
 
 film = np.zeros((800, 256, 256), np.uint8)
 films = Films(film, film == 0, np.zeros(len(film), np.int8))

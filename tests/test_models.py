@@ -2,18 +2,18 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
-from anomaly.data.batch import Batch, as_batch
-from anomaly.data.dataset import Films, load_films
+from anomaly.data.batch import Batch, as_batch, batches
+from anomaly.data.dataset import Films, FilmSet
 from anomaly.models import ZOO, find_model
 from anomaly.models.base import Detector
-from anomaly.pipeline.fit import batches
 from anomaly.pipeline.plan import resolve, settings_of
 from anomaly.runs import Run
 from anomaly.training.config import TrainConfig
@@ -53,8 +53,8 @@ def some(cache: Cache, name: str) -> Films:
     normal, abnormal = ((cache.index["label"] == value).nonzero()[0] for value in (0, 1))
     kind = find_model(name)
     assert issubclass(kind, Detector)
-    rows = np.concatenate([normal[:6], abnormal[:6]]) if kind.supervised else normal[:12]
-    return load_films(cache, "full-he", rows, SIZE)
+    rows = np.concatenate([normal[:6], abnormal[:6]]) if kind.targets == "labels" else normal[:12]
+    return FilmSet(cache, "full-he", rows, SIZE).read()
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def ready(model: Detector, some: Films) -> Detector:
 
 @torch.inference_mode()
 def test_scores_are_finite_repeatable_and_named(ready: Detector, batch: Batch) -> None:
-    first, second = ready.scores(batch), ready.scores(batch)
+    first, second = ready.predict(batch).scores, ready.predict(batch).scores
     assert set(first) == set(ready.score_names)
     for key, values in first.items():
         assert values.shape == (len(batch.film),) and values.isfinite().all()
@@ -121,10 +121,10 @@ def test_scores_are_finite_repeatable_and_named(ready: Detector, batch: Batch) -
 
 @torch.inference_mode()
 def test_a_score_does_not_depend_on_the_company(ready: Detector, some: Films, batch: Batch) -> None:
-    whole = ready.scores(batch)
-    turned = ready.scores(Batch(batch.film.flip(0), batch.mask.flip(0), batch.label.flip(0)))
+    whole = ready.predict(batch).scores
+    turned = ready.predict(Batch(batch.film.flip(0), batch.mask.flip(0), batch.label.flip(0))).scores
     for i in range(0, len(some), 5):
-        alone = ready.scores(as_batch(Films(some.film[i : i + 1], some.mask[i : i + 1], some.label[i : i + 1]), CPU))
+        alone = ready.predict(as_batch(some.part(slice(i, i + 1)), CPU)).scores
         for key, values in whole.items():
             torch.testing.assert_close(alone[key][0], values[i], rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(turned[key][len(some) - 1 - i], values[i], rtol=1e-4, atol=1e-6)
@@ -134,22 +134,58 @@ def test_a_score_does_not_depend_on_the_company(ready: Detector, some: Films, ba
 def test_scores_look_under_the_mask_only(ready: Detector, some: Films, batch: Batch) -> None:
     """Whatever a cache has off the mask, no score sees it."""
     other = Films(np.where(some.mask, some.film, 200).astype(np.uint8), some.mask, some.label)
-    for key, values in ready.scores(as_batch(other, CPU)).items():
-        assert torch.equal(values, ready.scores(batch)[key])
+    for key, values in ready.predict(as_batch(other, CPU)).scores.items():
+        assert torch.equal(values, ready.predict(batch).scores[key])
 
 
 @torch.inference_mode()
 def test_maps_look_under_the_mask_only(ready: Detector, batch: Batch) -> None:
     """What differs from the reconstruction outside the mask costs nothing: the mask is real at any level."""
-    drawn = ready.anomaly_map(batch)
+    drawn = ready.predict(batch, maps=True).map
     if drawn is None:
         pytest.skip("draws no map")
     assert drawn.shape == batch.film.shape and (drawn >= 0).all()
     assert (drawn[~batch.mask] == 0).all() and (drawn[batch.mask] > 0).any()
     nothing = Batch(batch.film, torch.zeros_like(batch.mask), batch.label)
-    scores = ready.scores(nothing)
+    scores = ready.predict(nothing).scores
     assert all(values.isfinite().all() for values in scores.values())
     assert all((values == 0).all() for key, values in scores.items() if key in ERRORS)
+
+
+@torch.inference_mode()
+def test_one_pass_gives_scores_map_and_reconstruction(ready: Detector, batch: Batch) -> None:
+    """Each film passes the first layer of each player's networks once, with maps and without, for the same scores."""
+    passed: dict[str, int] = {}
+
+    def count(player: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], __: Any) -> None:
+            passed[player] = passed.get(player, 0) + len(inputs[0])
+
+        return hook
+
+    for player, modules in ready.players().items():
+        for number, module in enumerate(modules):
+            layer = next(part for part in module.modules() if isinstance(part, (nn.Conv2d, nn.Linear)))
+            layer.register_forward_hook(count(f"{player}.{number}"))
+    plain, films = ready.predict(batch), len(batch.film)
+    assert all(count == films for count in passed.values()), passed
+    passed.clear()
+    mapped = ready.predict(batch, maps=True)
+    assert all(count == films for count in passed.values()), passed
+    assert plain.map is None and set(plain.scores) == set(mapped.scores)
+    for key, values in plain.scores.items():
+        torch.testing.assert_close(mapped.scores[key], values, rtol=1e-6, atol=1e-9)
+    assert (mapped.reconstruction is None) == (not ready.reconstructs)
+
+
+@torch.inference_mode()
+def test_a_preview_needs_no_reference_and_leaves_the_model_as_it_was(model: Detector, batch: Batch) -> None:
+    model.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    shown = model.preview(batch)
+    assert (shown.reconstruction is None) == (not model.reconstructs)
+    assert shown.map is None or ((shown.map >= 0).all() and (shown.map[~batch.mask] == 0).all())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 @torch.inference_mode()
@@ -157,8 +193,8 @@ def test_what_is_saved_scores_the_same_when_reopened(ready: Detector, name: str,
     again = made(name)
     again.load_state_dict(load(save({k: v.contiguous() for k, v in ready.state_dict().items()})))
     again.eval()
-    for key, values in ready.scores(batch).items():
-        assert torch.equal(values, again.scores(batch)[key])
+    for key, values in ready.predict(batch).scores.items():
+        assert torch.equal(values, again.predict(batch).scores[key])
 
 
 def test_training_resumes_to_the_bit(name: str, some: Films, tmp_path: Path) -> None:
@@ -207,7 +243,7 @@ def test_a_batch_can_be_overfitted_and_a_planted_blob_raises_the_score(model: De
     each processor, and where it stands after so many steps is chance.
     """
     some = some.part(slice(0, 6))
-    if model.reconstruct(as_batch(some, CPU)) is None:
+    if not model.reconstructs:
         pytest.skip("reconstructs nothing")
     loop = trainer(model, some, learning_rate=5e-3)
     with torch.inference_mode():
@@ -217,7 +253,7 @@ def test_a_batch_can_be_overfitted_and_a_planted_blob_raises_the_score(model: De
     def error(films: Films) -> Tensor:
         model.eval()
         with torch.inference_mode():
-            return model.scores(as_batch(films, CPU))["mse"]
+            return model.predict(as_batch(films, CPU)).scores["mse"]
 
     film = np.ma.array(some.film / 255, mask=~some.mask)
     uninformed = float(((film - film.mean(axis=0)) ** 2).mean(axis=(1, 2)).mean())

@@ -17,15 +17,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from anomaly.data.batch import Batch, as_batch
-from anomaly.data.dataset import load_films
+from anomaly.data.dataset import Films, FilmSet
 from anomaly.models import TOOLS, ZOO, find_model
 from anomaly.models.base import Step
 from anomaly.models.cae import CAE
 from anomaly.models.vae import VAE, VAEConfig
 from anomaly.nn.blocks import ToPoint
 from anomaly.pipeline.fit import continue_or_create, fit
-from anomaly.pipeline.plan import Plan, Prepared, prepare, resolve
-from anomaly.runs import Run
+from anomaly.pipeline.options import Plan
+from anomaly.pipeline.plan import Prepared, prepare, resolve
+from anomaly.runs import Run, Warnings
 from anomaly.training.config import EpochReport, TrainConfig
 from anomaly.training.device import choose_device, choose_precision
 from anomaly.training.trainer import Trainer, _compilable, corrupt
@@ -60,7 +61,7 @@ def test_a_run_folder_holds_what_its_docstring_says(run: Run) -> None:
     names = {p.name for p in run.path.iterdir()}
     expected = {"run.json", "history.csv", "warnings.json", "weights.safetensors", "calibration.json"}
     assert names - {".lock"} == expected | {"learning_curve.png", "reconstructions.png"}
-    assert run.finished and run.config.films.train >= 8
+    assert run.finished and run.config.films["train"] >= 8
     assert len((run.path / "history.csv").read_text().splitlines()) == 4  # a header and three epochs
 
 
@@ -140,7 +141,7 @@ def test_resuming_with_other_settings_is_refused_with_the_difference(cache: Cach
     with pytest.raises(InputError, match="exists and is finished; choose another --out"):
         continue_or_create(prepare(plan(cache)), run.path, resume=False)
     assert continue_or_create(prepare(plan(cache)), run.path, resume=True).finished
-    with pytest.raises(InputError, match="has no unfinished cae of these settings"):
+    with pytest.raises(InputError, match="has no unfinished cae with these settings"):
         continue_or_create(prepare(plan(cache)), None, resume=True)
     with pytest.raises(InputError, match="is not a run folder that can be resumed"):
         continue_or_create(prepare(plan(cache)), tmp_path / "b", resume=True)
@@ -264,7 +265,7 @@ def test_auto_takes_bfloat16_where_the_processor_has_it_and_it_pays(
 
 
 def test_processes_of_tests_can_be_kept_from_bfloat16() -> None:
-    code = "import sys; at_start = 'torch' in sys.modules; from anomaly.train import has_avx512_bf16, torch\n"
+    code = "import sys; at_start = 'torch' in sys.modules; from anomaly.training.device import has_avx512_bf16, torch\n"
     code += "print(at_start, has_avx512_bf16(), torch.cpu._is_avx512_bf16_supported.__module__)"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=on_path(WITHOUT_BFLOAT16), capture_output=True, text=True, check=True)
@@ -272,7 +273,8 @@ def test_processes_of_tests_can_be_kept_from_bfloat16() -> None:
 
 
 def test_run_json_says_what_made_the_run(run: Run, cache: Cache) -> None:
-    config = json.loads((run.path / "run.json").read_text())
+    assert json.loads((run.path / "run.json").read_text()) == run.config.model_dump()
+    config = Run(run.path).config
     assert config.cache.content_hash == cache.content_hash and config.cache.synthetic is True
     assert config.settings.model["width"] == 4 and config.seed == 0
     assert {"torch", "numpy", "xray-anomaly", "python"} <= set(config.versions)
@@ -280,7 +282,7 @@ def test_run_json_says_what_made_the_run(run: Run, cache: Cache) -> None:
 
 def test_a_denoising_training_shows_a_damaged_film_and_asks_for_the_plain_one(cache: Cache) -> None:
     rows = (cache.index["label"] == 0).nonzero()[0][:8]
-    batch = as_batch(load_films(cache, "full-he", rows, 64), torch.device("cpu"))
+    batch = as_batch(FilmSet(cache, "full-he", rows, 64).read(), torch.device("cpu"))
     assert corrupt(batch, TrainConfig()).model_input is batch.film
     for settings in ({"noise": 0.2}, {"noise": 0.2, "noise_cell": 8}, {"erase": 0.3}, {"noise": 0.1, "erase": 0.5}):
         hurt = corrupt(batch, TrainConfig.model_validate(settings))
@@ -303,8 +305,8 @@ def test_a_warning_is_said_once_and_kept_with_its_epochs(
     run = continue_or_create(prepared, tmp_path / "run", resume=False)
     fit(prepared, run, workers=0, on_epoch=lambda report: said.extend(report.warnings))
     assert len(said) == 1
-    kept = run.read_json("warnings.json")["warnings"]
-    assert [(w["first"], w["last"]) for w in kept] == [(1, 3)] and kept[0]["text"].startswith("it fails (by")
+    kept = run.read("warnings.json", Warnings).warnings
+    assert [(warning.first, warning.last) for warning in kept] == [(1, 3)] and kept[0].text.startswith("it fails (by")
     assert [text.startswith("epochs 1 to 3: it fails") for text in run.warnings()] == [True]
 
 
@@ -338,7 +340,13 @@ def test_films_that_outgrow_the_memory_are_read_as_needed_with_the_same_result(
     prepared = prepare(plan(cache, "epochs=2"))
     said = prepared.outgrown
     assert said and "of films stay in" in said
-    monkeypatch.setattr(Prepared, "films", lambda *_: pytest.fail("read whole"))
+    few = len(prepared.films("val")) // 2  # pictures are drawn of some films
+
+    def read(films: FilmSet) -> Films:
+        assert len(films) <= few, "read whole"
+        return films.part(slice(None))
+
+    monkeypatch.setattr(FilmSet, "read", read)
     assert same(kept, trained(cache, tmp_path / "read", "epochs=2"))
 
 
