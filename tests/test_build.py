@@ -818,7 +818,7 @@ LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
 sys.argv = ["anomaly", *{arguments!r}]
-from anomaly.cli import main
+from anomaly.cli.app import main
 main()
 """
 

@@ -22,7 +22,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from anomaly.models.base import Batch, Detector, Settings, Step
+from anomaly.data.batch import Batch
+from anomaly.models.base import Detector, Prediction, Settings, Step
 from anomaly.nn.losses import masked_mean, squared_error
 
 print("TOY RUNS")
@@ -44,10 +45,6 @@ class Toy(Detector):
         super().__init__()
         self.film = nn.ParameterList([torch.full((1, 1, size, size), config.grey)])
 
-    @classmethod
-    def check_size(cls, config: ToyConfig, size: int) -> None:
-        return None
-
     def players(self) -> dict[str, list[nn.Module]]:
         return {"film": [self.film]}
 
@@ -55,16 +52,10 @@ class Toy(Detector):
         yield Step("film", distance=self.validation_loss(batch).mean())
 
     def validation_loss(self, batch: Batch) -> Tensor:
-        return self.scores(batch)["distance"]
+        return self.predict(batch).scores["distance"]
 
-    def scores(self, batch: Batch) -> dict[str, Tensor]:
-        return {"distance": masked_mean(squared_error(batch.film, self.film[0], batch.mask), batch.mask)}
-
-    def anomaly_map(self, batch: Batch) -> None:
-        return None
-
-    def reconstruct(self, batch: Batch) -> None:
-        return None
+    def predict(self, batch: Batch, *, maps: bool = False) -> Prediction:
+        return Prediction({"distance": masked_mean(squared_error(batch.film, self.film[0], batch.mask), batch.mask)})
 '''
 
 
@@ -137,7 +128,7 @@ def test_a_model_of_another_package_is_listed_trained_and_scored(cache: Cache, s
         (
             "half_model:Toy",
             "from anomaly.models.base import Detector\nclass Toy(Detector): Config = presets = score_names = ()",
-            "has no anomaly_map, check_size, players, reconstruct, scores, training_steps, validation_loss",
+            "has no predict",
         ),
         ("bare_model:Toy", TOY.replace("    score_names", "    names"), "has no score_names"),
     ],

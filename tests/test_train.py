@@ -25,7 +25,7 @@ from anomaly.models.vae import VAE, VAEConfig
 from anomaly.nn.blocks import ToPoint
 from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.options import Plan
-from anomaly.pipeline.plan import Prepared, prepare, resolve
+from anomaly.pipeline.plan import prepare, resolve
 from anomaly.runs import Run, Warnings
 from anomaly.training.config import EpochReport, TrainConfig
 from anomaly.training.device import choose_device, choose_precision
