@@ -33,9 +33,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import joblib
 import numpy as np
 
+from anomaly.experiments.supervisor import available_cores
 from benchmarks.record import record
 from preprocessing.phantom import FilmPlan, plan_films, write_phantoms
 
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 0], help="of preprocess; 0: every core")
     parser.add_argument("--scorings", type=int, default=3)
     options = parser.parse_args()
-    workers = list(dict.fromkeys(number or joblib.cpu_count() for number in options.workers))
+    workers = list(dict.fromkeys(number or available_cores() for number in options.workers))
     sizes = sorted(set(options.sizes))
     stages: dict[str, list[Took]] = {}
     disk: dict[str, list[int]] = {"cache": [], "run": []}

@@ -4,11 +4,10 @@ import socket
 from asyncio import CancelledError
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
-
-import joblib
 
 from preprocessing import InputError
 from preprocessing.workers import LOST
@@ -24,7 +23,7 @@ class Cluster:
     client     of Dask
     cores      of all of them together
     at_once    tasks for which there is room: a GPU or, without, a worker each
-    processes  gives the context in which joblib finds them
+    resources  of Dask that each task takes
     lost       what is raised where a task took its workers with it
     """
 
@@ -32,7 +31,7 @@ class Cluster:
     client: Any
     cores: int
     at_once: int
-    processes: Callable[[], AbstractContextManager[Any]]
+    resources: dict[str, int]
     lost: type[Exception]
 
     def run_in_order(
@@ -48,17 +47,40 @@ class Cluster:
         try:
             while True:
                 while len(futures) < ahead and (task := next(todo, None)) is not None:
-                    futures.append(self.client.submit(function, task, pure=False))
+                    futures.append(self._submit(function, task))
                 if not futures:
                     return
                 yield self._result(futures.popleft())
         finally:
             self.client.cancel(list(futures))
 
-    def _result(self, future: Any) -> Any:
+    def run_as_completed(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Generator[Any, None, None]:
+        """Run a function on tasks, as many at a time as there is room for; yields its results as they come.
+
+        Raises what the function raises, `lost` where a task ended its workers, and InputError where the cluster fails.
+        """
+        from distributed import as_completed
+
+        todo = iter(tasks)
+        first = [self._submit(function, task) for task in islice(todo, self.at_once)]
+        futures: Any = as_completed(first, loop=self.client.loop)  # type: ignore[no-untyped-call]
+        try:
+            for future in futures:
+                yield self._result(future, raise_lost=True)
+                if (task := next(todo, None)) is not None:
+                    futures.add(self._submit(function, task))
+        finally:
+            self.client.cancel(list(futures.futures))
+
+    def _submit(self, function: Callable[[Any], Any], task: Any) -> Any:
+        return self.client.submit(function, task, pure=False, resources=self.resources or None)
+
+    def _result(self, future: Any, *, raise_lost: bool = False) -> Any:
         try:
             return future.result()
         except self.lost:
+            if raise_lost:
+                raise
             return LOST
         except InputError:
             raise
@@ -80,29 +102,10 @@ def connect(
     try:
         from distributed import Client, KilledWorker
         from distributed.comm.addressing import get_address_host_port
-        from joblib._dask import DaskDistributedBackend
     except ImportError as error:
         raise InputError(
             f"no cluster without Dask ({error}); run `pip install xray-anomaly[cluster]`, or leave out `--cluster`"
         ) from error
-
-    class Backend(DaskDistributedBackend):  # type: ignore[misc]
-        """joblib's own, which would wait for ever for a film that ends every worker, and leave one core unused."""
-
-        def effective_n_jobs(self, n_jobs: int) -> int:
-            return n_jobs
-
-        def submit(self, func: Any, callback: Any = None) -> Any:
-            future = super().submit(func, callback)
-            future.add_done_callback(lambda done: callback(done.exception()) if done.exception() else None)
-            return future
-
-        def retrieve_result_callback(self, out: Any) -> Any:
-            if isinstance(out, KilledWorker):
-                raise out
-            if isinstance(out, BaseException):  # of the cluster: those of a task are among its outcomes
-                raise _failed(address, out) from out
-            return super().retrieve_result_callback(out)
 
     try:
         # Asked first, as a client that finds nobody leaves a thread behind.
@@ -126,17 +129,9 @@ def connect(
                 raise InputError(f"{address}: worker {worker}: {fault}; it needs this program, and {needs} there")
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         gpus = [int(worker.get("resources", {}).get("GPU", 0)) for worker in workers]
-        requested = {"resources": {"GPU": 1}} if gpu and any(gpus) else {}
+        resources = {"GPU": 1} if gpu and any(gpus) else {}
         cores = sum(client.ncores().values())  # type: ignore[no-untyped-call]
-        at_once = sum(gpus) if requested else len(gpus)
-        yield Cluster(
-            address,
-            client,
-            cores,
-            at_once,
-            lambda: joblib.parallel_config(Backend(client=client, **requested)),
-            KilledWorker,
-        )
+        yield Cluster(address, client, cores, sum(gpus) if resources else len(gpus), resources, KilledWorker)
 
 
 def _failed(address: str, error: BaseException) -> InputError:

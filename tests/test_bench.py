@@ -11,14 +11,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import joblib
 import pytest
 
 from anomaly import runs
@@ -360,13 +359,22 @@ class Lost(Exception):
     """What a cluster raises where a worker was lost."""
 
 
+class Near(Cluster):
+    """A cluster of two threads of this process."""
+
+    def run_as_completed(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Generator[Any, None, None]:
+        with ThreadPoolExecutor(2) as pool:
+            for future in as_completed([pool.submit(function, task) for task in tasks]):
+                yield future.result()
+
+
 @pytest.fixture
 def near(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster of two threads of this process."""
 
     @contextmanager
     def connect(*arguments: object, **more: object) -> Iterator[Cluster]:
-        yield Cluster("tcp://test", None, 2, 2, lambda: joblib.parallel_config("threading"), Lost)
+        yield Near("tcp://test", None, 2, 2, {}, Lost)
 
     monkeypatch.setattr(running, "connect", connect)
 
@@ -392,9 +400,9 @@ def test_a_cell_that_a_cluster_loses_fails_alone(
     deaths: list[Cell] = []
     on_worker = running.do_cell_on_worker
 
-    def loses(path: Path, chosen: Grid, cell: Cell, threads: int) -> None:
+    def loses(path: Path, chosen: Grid, threads: int, cell: Cell) -> None:
         if cell != poison or len(deaths) == MOST_ATTEMPTS:
-            on_worker(path, chosen, cell, threads)
+            on_worker(path, chosen, threads, cell)
             return
         deaths.append(cell)
         attempts = {"tries": len(deaths), "place": "at the start"}  # what a worker leaves that ends on the spot

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from joblib import Parallel, delayed
 
 from anomaly import runs
 from anomaly.experiments.bench import Bench
@@ -57,10 +56,8 @@ def run_on_cluster(bench: Bench, address: str, *, threads: int, on_change: OnCha
         deaths = 0
         while remaining := bench.remaining():
             before = bench.achieved()
-            with cluster.processes():  # at least two: with one joblib would work in this process
-                parallel = Parallel(n_jobs=max(2, cluster.at_once), batch_size=1, return_as="generator_unordered")
             try:
-                for _ in parallel(delayed(do_cell_on_worker)(path, grid, cell, threads) for cell in remaining):
+                for _ in cluster.run_as_completed(partial(do_cell_on_worker, path, grid, threads), remaining):
                     on_change(bench_progress(bench, {}))
             except cluster.lost:
                 # The cell whose worker was lost has an attempt more, which changes what was achieved.
@@ -81,7 +78,7 @@ def _check_worker(path: Path, cache: Path) -> int:
     return runs.FORMAT
 
 
-def do_cell_on_worker(path: Path, grid: Grid, cell: Cell, threads: int) -> None:
+def do_cell_on_worker(path: Path, grid: Grid, threads: int, cell: Cell) -> None:
     """Do one cell on a worker of a cluster, unless another process does it."""
     torch.set_num_threads(threads)
     do_cell(Bench(path, grid), cell, lambda cell, state: None)
