@@ -32,6 +32,7 @@ import os
 import platform
 import re
 import secrets
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -255,7 +256,8 @@ class Run:
         version = content.get("format") if isinstance(content, dict) else None
         if isinstance(version, int) and version != FORMAT:
             raise InputError(
-                f"{file} has format {version}, this version reads {FORMAT}; train again with another --out"
+                f"{file} has format {version}, this version reads {FORMAT}; train again: `{_remake(content)}` "
+                "(with the settings in that file)"
             )
         try:
             self.config = RunConfig.model_validate(content)
@@ -342,6 +344,16 @@ def _existing(path: Path) -> str:
     folder = path.parent if path.parent.is_dir() else RUNS
     names = sorted(str(p.parent) for p in folder.glob("[!.]*/run.json"))
     return f"; there are: {', '.join(names[-5:])}" if names else ""
+
+
+def _remake(content: Mapping[str, Any]) -> str:
+    """Return the command that trains what a run.json of another format is of, as far as it says what that is."""
+    cache = content.get("cache")
+    words = ["anomaly", "train", str(content.get("model", "MODEL"))]
+    words += ["--cache", str(cache["path"])] if isinstance(cache, dict) and "path" in cache else []
+    flags = {f"--{key.replace('_', '-')}": content.get(key) for key in ("variant", "preset", "seed", "split_seed")}
+    words += [word for flag, value in flags.items() if value not in (None, "", 0) for word in (flag, str(value))]
+    return shlex.join([*words, "--out", "NEW"])
 
 
 def first_error(error: ValidationError) -> str:

@@ -1,5 +1,6 @@
 """Run folders: safe writes, names that stay inside, refusals that say what to do."""
 
+import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -147,7 +148,13 @@ def test_what_is_no_run_is_refused_with_those_there_are(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="is damaged"):
             runs.Run(tmp_path / "cae-1")
     (tmp_path / "cae-1/run.json").write_text('{"format": 99}')
-    with pytest.raises(InputError, match=r"has format 99, this version reads \d"):
+    unknown = r"has format 99, this version reads \d; train again: `anomaly train MODEL --out NEW`"
+    with pytest.raises(InputError, match=unknown):
+        runs.Run(tmp_path / "cae-1")
+    old = {"format": 2, "model": "vae", "cache": {"path": "my films.h5"}, "preset": "fast", "seed": 3, "split_seed": 0}
+    (tmp_path / "cae-1/run.json").write_text(json.dumps(old))
+    command = "`anomaly train vae --cache 'my films.h5' --preset fast --seed 3 --out NEW`"
+    with pytest.raises(InputError, match=rf"format 2, .*train again: {command}"):
         runs.Run(tmp_path / "cae-1")
 
 
