@@ -453,6 +453,8 @@ def test_a_net_that_detects_nothing_right_says_so(
     caches: dict[str, Cache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(SSD, "detect", lambda self, batch: [detection([], []) for _ in batch.film])
+    films = films_with([[[0, 0, 10, 10, 1]]])
+    assert choose_threshold(SSD(SSD.Config(), SIZE).eval(), films, CPU).figure == 0
     trained(caches, "ssd", tmp_path / "blind", "epochs=1")
     assert "nothing is detected correctly on the validation films" in capsys.readouterr().err
 
