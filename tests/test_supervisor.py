@@ -67,10 +67,11 @@ def test_each_process_has_its_threads_and_leaves_ctrl_c_to_the_one_that_started_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    before = signal.getsignal(signal.SIGINT)  # a shell lets what it starts in the background ignore Ctrl-C
     alive = run(partial(note_settings, tmp_path), jobs=2, threads=3)
     assert [file.read_text() for file in tmp_path.iterdir()] == ["3 True"] * 2
     assert alive[0] == 2 and os.environ["OMP_NUM_THREADS"] == "7"
-    assert signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_one_that_dies_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
