@@ -76,7 +76,7 @@ def serve(descriptor: int) -> None:
     while True:
         try:
             function, task = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # reset: the parent closed it with an answer unread
             return
         try:
             answer: tuple[bool, Any] = (True, function(task))
