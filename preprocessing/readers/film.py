@@ -31,9 +31,9 @@ import logging
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -57,12 +57,25 @@ _MASK_FORMATS = ("PNG", "TIFF", "NIfTI")
 class Film:
     """One grey film.
 
-    pixels  (H, W) uint8 where `depth` is 8, otherwise uint16; larger is brighter as displayed.
-    depth   significant bits of the source, 8..16: levels lie in 0..2 ** depth - 1.
+    pixels          (H, W) uint8 where `depth` is 8, otherwise uint16; larger is brighter as displayed.
+    depth           significant bits of the source, 8..16: levels lie in 0..2 ** depth - 1.
+    polarity_known  whether the file says which end of its levels is black, as DICOM does; otherwise dark bones on a
+                    bright background may be an inverted film.
+    exposed         (H, W) bool, False where the file says that there is no image: padding, and what lies beyond the
+                    shutter or collimator; None where it says nothing.
+    aspect          height of a pixel divided by its width.
+    spacing         of pixel rows and columns in mm, or None where the file says nothing.
+    tags            what the header says of the patient and view, by DICOM keyword, those that are not empty alone:
+                    PatientID, StudyInstanceUID, Laterality, BodyPartExamined, ViewPosition, ...; {} without a header.
     """
 
     pixels: NDArray[np.uint8] | NDArray[np.uint16]
     depth: int
+    polarity_known: bool = False
+    exposed: NDArray[np.bool_] | None = None
+    aspect: float = 1.0
+    spacing: tuple[float, float] | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_film(name: str, data: bytes, *, window: bool = False) -> Film:

@@ -18,14 +18,20 @@ Kind = Literal["mura", "classes", "manifest", "folder"]
 class Record:
     """One film of a source, and what the source says about it.
 
-    path          relative POSIX path within the source; so are `mask` and `anomaly_mask`.
-    study         unique across patients, such as "patient00001/study1".
-    label         0 normal, 1 abnormal, -1 not known.
-    split         "train", "val", "test", or "" where the source leaves it open.
-    box           (x0, y0, x1, y1) in pixels of the film as read: the region to take, in place of localisation.
-    mask          a given foreground mask, in place of segmentation.
-    anomaly_mask  pixel truth: for measuring, never for training.
-    boxes         class ("right hand", "left marker", ...), x0, y0, x1, y1 in pixels of the film as read: to learn from.
+    path           relative POSIX path within the source; so are `mask` and `anomaly_mask`.
+    patient        unique in the source; where `patient_known` is False, the path or the study stands in.
+    study          unique across patients, such as "patient00001/study1".
+    label          0 normal, 1 abnormal, -1 not known.
+    split          "train", "val", "test", or "" where the source leaves it open.
+    box            (x0, y0, x1, y1) in pixels of the film as read: the region to take, in place of localization.
+    mask           a given foreground mask, in place of segmentation.
+    anomaly_mask   pixel truth: for measuring, never for training.
+    boxes          class ("right hand", "left marker", ...), x0, y0, x1, y1 in pixels of the film as read; learned from.
+    patient_known  whether the source says which patient the film is of.
+    lesion_boxes   x0, y0, x1, y1 in pixels of the film as read: pixel truth where there is no `anomaly_mask`.
+    columns        name and value of everything else that a manifest or label file says of the film, as it is written:
+                   region, view, site, sex, age, scanner, ...; sorted by name, without empty values.
+    missing        why there is no such film, where a manifest names one that is not there; "" otherwise.
     """
 
     path: str
@@ -39,10 +45,15 @@ class Record:
     mask: str | None = None
     anomaly_mask: str | None = None
     boxes: tuple[tuple[str, float, float, float, float], ...] = ()
+    patient_known: bool = False
+    lesion_boxes: tuple[tuple[float, float, float, float], ...] = ()
+    columns: tuple[tuple[str, str], ...] = ()
+    missing: str = ""
 
     def files(self) -> Iterator[str]:
-        """Yield the paths of the film and its masks."""
-        yield from (path for path in (self.path, self.mask, self.anomaly_mask) if path is not None)
+        """Yield the paths of the film, unless it is missing, and of its masks."""
+        film = None if self.missing else self.path
+        yield from (path for path in (film, self.mask, self.anomaly_mask) if path is not None)
 
 
 @dataclass
