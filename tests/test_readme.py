@@ -94,7 +94,6 @@ LEFT_OUT = {
     "pip install -e '.[tune]'": "installs packages",
     "pip install -e '.[tensorboard]'": "installs packages",
     "pip install -e '.[mlflow]'": "installs packages",
-    "pip install -e '.[dicom]'": "installs packages",
 }
 """Command -> why it is not run."""
 

@@ -110,6 +110,8 @@ def _entries(item: Any, count: int, *, order: str, narrow: bool) -> NDArray[np.i
     """Give the entries, one a word, or, where the length says so, one a byte: C.11.1.1.2, C.11.2.1.1."""
     data = item.get("LUTData")
     if isinstance(data, bytes):
+        if item["LUTData"].VR == "UN":  # PS3.5 6.2.2: always little endian
+            order = "<"
         one_a_byte = len(data) in (count, count + count % 2)
         if one_a_byte and order == ">" and item["LUTData"].VR == "OW":
             data = np.frombuffer(data, ">u2").astype("<u2").tobytes()  # words hold two entries, the first one low

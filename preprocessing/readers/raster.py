@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,19 @@ from preprocessing.readers.codestream import Codestream, decode, describe
 from preprocessing.readers.header import Header, Pixels, check_size
 from preprocessing.readers.levels import ORIENTATION, depth_of, over_black, upright
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_ALPHA = (4, 6)  # colour types of ISO/IEC 15948, 11.2.2
+_PNG_ESSENTIAL = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 
 
 def open_png(data: bytes) -> Header:
     """Read the header; a file without its end, or of several frames (APNG), is refused."""
-    chunks = dict(reversed(_png_chunks(data)))  # of several of a kind, the first
-    if "IEND" not in chunks or len(chunks.get("IHDR", b"")) != 13:
+    chunks = _png_chunks(data)
+    first = dict(reversed(chunks))  # of several of a kind, the first
+    if b"IEND" not in first or len(first.get(b"IHDR", b"")) != 13:
         raise InputError("truncated file")
-    width, height, bits, color = struct.unpack_from(">IIBB", chunks["IHDR"])
-    frames = struct.unpack(">I", chunks["acTL"][:4])[0] if len(chunks.get("acTL", b"")) == 8 else 1
+    width, height, bits, color = struct.unpack_from(">IIBB", first[b"IHDR"])
+    frames = struct.unpack(">I", first[b"acTL"][:4])[0] if len(first.get(b"acTL", b"")) == 8 else 1
     if frames > 1:
         raise InputError(f"{frames} frames; a film has one: save a single frame")
     check_size(height, width, 4 * (2 if bits == 16 else 1))
@@ -32,28 +36,40 @@ def open_png(data: bytes) -> Header:
     def decode_png() -> Pixels:
         import imagecodecs
 
-        planes = np.asarray(imagecodecs.png_decode(data))
+        planes = np.asarray(imagecodecs.png_decode(_essential(chunks)))
         if planes.shape[:2] != (height, width) or planes.dtype != (np.uint16 if depth == 16 else np.uint8):
             raise InputError(f"it decodes to {planes.shape} of {planes.dtype}, where its header says otherwise")
-        alpha = color in _PNG_ALPHA or (color == 3 and "tRNS" in chunks)
+        alpha = color in _PNG_ALPHA or (color == 3 and b"tRNS" in first)
         planes = _without_alpha(planes, depth, meant=alpha)
         return Pixels(upright(planes, _orientation(data, "PNG")), depth)
 
     return Header(height, width, depth, decode_png)
 
 
-def _png_chunks(data: bytes) -> list[tuple[str, bytes]]:
-    """List the chunks, up to the end of the image; libpng checks their sums."""
-    chunks, position = [], 8
+def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """List the chunks, up to the end of the image; refuse wrong sums of those that hold pixels."""
+    chunks, position = [], len(_PNG)
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
-        if position + 12 + length > len(data):
+        end = position + 8 + length
+        if end + 4 > len(data):
             break
-        chunks.append((kind.decode("latin-1"), data[position + 8 : position + 8 + length]))
-        position += 12 + length
+        if kind in _PNG_ESSENTIAL and zlib.crc32(data[position + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise InputError("damaged PNG: a checksum is wrong")
+        chunks.append((kind, data[position + 8 : end]))
+        position = end + 4
         if kind == b"IEND":
             break
     return chunks
+
+
+def _essential(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    """Write the file without what is no pixels: libpng would print warnings about profiles and damaged comments."""
+    return _PNG + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+        if kind in _PNG_ESSENTIAL
+    )
 
 
 def _without_alpha(planes: NDArray[Any], bits: int, *, meant: bool) -> NDArray[Any]:
