@@ -261,9 +261,14 @@ def test_every_format_is_recognized_by_its_first_bytes() -> None:
         assert recognize(data[:HEAD_BYTES]) == expected, name
 
 
-@given(st.binary(max_size=1024))
-def test_noise_is_not_recognized(data: bytes) -> None:
-    assert recognize(data) is None
+def test_noise_and_text_are_not_recognized() -> None:
+    generator = np.random.default_rng(0)
+    for length in [*range(64), *[HEAD_BYTES] * 500]:
+        assert recognize(generator.bytes(length)) is None
+        assert recognize(bytes(length)) is None
+        assert recognize(b"\x08\0" + generator.bytes(length)) is None  # the first group of DICOM, and nothing of it
+    for text in ("path,label\na.png,1\n" * 40, "{}", "BM is no bitmap, nor is this line of some length", "n+1"):
+        assert recognize(text.encode()) is None
 
 
 def test_packed_files_that_are_neither_nifti_nor_dicom_are_not_recognized() -> None:

@@ -604,6 +604,36 @@ def test_dicom_without_preamble_syntax_or_representation() -> None:
     check_film(read_film("few", stream.getvalue()), levels, 12)
 
 
+def test_implicit_values_without_pixel_representation_are_unsigned() -> None:
+    """pydicom leaves what is US or SS as bytes there."""
+    item = table(np.arange(4096), bits=12, first=(64512, "US"))
+    elements = {"PixelPaddingValue": 4095, "RescaleIntercept": -1024, "RescaleSlope": 1, "VOILUTSequence": [item]}
+    dataset = dcmread(io.BytesIO(rewritten(dicom(ramp(12), **elements), ImplicitVRLittleEndian)))
+    del dataset.PixelRepresentation
+    stream = io.BytesIO()
+    dataset.save_as(stream)
+    film = read_film("i.dcm", stream.getvalue(), window=True)
+    assert film.exposed is not None
+    np.testing.assert_array_equal(film.exposed, ramp(12) != 4095)
+    check_film(film, np.where(film.exposed, ramp(12), 0), 12)
+
+
+def test_the_depth_of_a_codestream_is_known_from_its_header() -> None:
+    values = np.random.default_rng(3).integers(0, 4096, (24, 20)).astype(np.uint16)
+    stream, syntax = coded(values, 12, "JPEG Lossless")
+    data = dicom(values >> 4, bits=8, BitsAllocated=8, syntax=syntax, PixelData=encapsulate([stream]))
+    assert peek_depth("d.dcm", data) == 12
+    check_film(read_film("d.dcm", data), values, 12)
+
+
+def test_a_directory_of_films_is_no_film() -> None:
+    data = dicom(None)
+    data = data.replace(b"1.2.840.10008.5.1.4.1.1.7\0", b"1.2.840.10008.1.3.10\0\0\0\0\0\0")
+    assert recognize(data[:HEAD_BYTES]) is None
+    with pytest.raises(InputError, match="a DICOMDIR: it lists films and is none"):
+        read_film("DICOMDIR", data)
+
+
 @pytest.mark.parametrize(("shape", "inverted"), [("IDENTITY", False), ("INVERSE", True)])
 def test_without_photometric_interpretation_the_presentation_decides(shape: str, inverted: bool) -> None:
     levels = ramp(12)

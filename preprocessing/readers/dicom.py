@@ -15,7 +15,7 @@ import numpy as np
 
 from preprocessing import InputError
 from preprocessing.readers.dicom_exposed import beyond_collimator, is_padding, shuttered
-from preprocessing.readers.dicom_header import geometry, number, polarity_known, tags, text
+from preprocessing.readers.dicom_header import geometry, number, polarity_known, present, tags, text
 from preprocessing.readers.dicom_lut import Table, apply_window, modality_table, voi_of
 from preprocessing.readers.dicom_pixels import Layout, Stored, layout_of, peek_bits, read_pixels, to_rgb
 from preprocessing.readers.header import MAX_BYTES, Header, Pixels, check_size
@@ -33,6 +33,9 @@ def open_dicom(data: bytes, *, window: bool) -> Header:
     bare = is_bare_dicom(data)
     _check_deflated(data, 0 if bare else 132)  # 128 bytes of preamble, 4 of prefix
     dataset = pydicom.dcmread(io.BytesIO(data), force=bare)
+    if not present(dataset, "PixelRepresentation"):
+        # What is implicitly US or SS would stay bytes. C.7.6.3: pixels that are not said to be signed are not.
+        dataset.PixelRepresentation = 0
     if "PixelData" not in dataset:  # reports, plans, waveforms; parametric maps keep floats elsewhere
         raise InputError(f"a DICOM file without integer pixels (modality {text(dataset, 'Modality') or 'unknown'})")
     layout = layout_of(dataset)

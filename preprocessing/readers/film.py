@@ -229,6 +229,8 @@ def _recognized(data: bytes) -> str:
         return name
     if not data:
         raise InputError("the file is empty")
+    if data[128:132] == b"DICM":
+        raise InputError("a DICOMDIR: it lists films and is none")
     if is_gzip(data):
         raise InputError("what the gzip file holds is neither NIfTI nor DICOM; unpack it")
     raise InputError(f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file (it begins with {data[:8]!r})")

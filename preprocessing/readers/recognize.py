@@ -18,6 +18,7 @@ _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _JPEG_2000 = (b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # sizes of the header that follows, of every version
 _GZIP = b"\x1f\x8b\x08"
+_DIRECTORY = b"1.2.840.10008.1.3.10"  # PS3.4 annex B.5: the class of a DICOMDIR, which lists films and is none
 
 # PS3.5 6.2: value representations, and those whose length has 32 bits (7.1.2).
 _LONG = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
@@ -32,8 +33,8 @@ def recognize(head: bytes) -> str | None:
     """Name the format of a film by the first bytes of its file, `HEAD_BYTES` of them or the whole file.
 
     Returns PNG, JPEG (JPEG-LS, too), JPEG 2000, TIFF, BMP, DICOM or NIfTI, also where gzip packs the last two, and None
-    for anything else. DICOM without a preamble is known by three well-formed elements in order, of which the first
-    belongs to the file meta information or the identifying group: PS3.10 section 7, PS3.5 section 7.
+    for anything else, a DICOMDIR included. DICOM without a preamble is known by three well-formed elements in order, of
+    which the first belongs to the file meta information or the identifying group: PS3.10 section 7, PS3.5 section 7.
 
     >>> recognize(b"\\x89PNG\\r\\n\\x1a\\n"), recognize(b"%PDF-1.7")
     ('PNG', None)
@@ -56,12 +57,12 @@ def is_gzip(data: bytes) -> bool:
 
 
 def _recognize_unpacked(head: bytes) -> str | None:
+    if head[128:132] == b"DICM":  # first: the 128 bytes ahead may be anything, and some hold a TIFF header
+        return None if _DIRECTORY in head else "DICOM"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     if head.startswith(b"\xff\xd8\xff"):
         return "JPEG"
-    if head[128:132] == b"DICM":  # before TIFF: the 128 bytes ahead may be anything, and some hold a TIFF header
-        return "DICOM"
     if head[:4] in _TIFF:
         return "TIFF"
     if head.startswith(_JPEG_2000):
