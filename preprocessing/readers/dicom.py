@@ -9,14 +9,16 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from preprocessing import InputError
 from preprocessing.readers.dicom_exposed import beyond_collimator, is_padding, shuttered
 from preprocessing.readers.dicom_header import geometry, number, polarity_known, present, tags, text
-from preprocessing.readers.dicom_lut import Table, apply_window, modality_table, voi_of
+from preprocessing.readers.dicom_lut import Table, apply_window, modality_table, palette_table, voi_of
 from preprocessing.readers.dicom_pixels import Layout, Stored, layout_of, peek_bits, read_pixels, to_rgb
 from preprocessing.readers.header import MAX_BYTES, Header, Pixels, check_size
 from preprocessing.readers.levels import depth_of
@@ -42,12 +44,16 @@ def open_dicom(data: bytes, *, window: bool) -> Header:
     check_size(layout.height, layout.width, layout.samples * (1 if layout.allocated <= 8 else 2))
     table = modality_table(dataset, signed=layout.signed) if layout.is_monochrome else None
     bits = table.bits if table else peek_bits(dataset, layout)
+    decode = partial(_decode, dataset, layout, table, window)
+    if layout.photometric == "PALETTE COLOR":
+        colors, bits = palette_table(dataset, layout.bits)
+        decode = partial(_colored, dataset, layout, colors, bits)
     aspect, spacing = geometry(dataset)
     return Header(
         layout.height,
         layout.width,
         depth_of(bits),
-        lambda: _decode(dataset, layout, table, window),
+        decode,
         polarity_known=polarity_known(dataset, layout.photometric),
         aspect=aspect,
         spacing=spacing,
@@ -68,11 +74,17 @@ def _check_deflated(data: bytes, start: int) -> None:
             raise InputError(f"it unpacks to more than {MAX_BYTES} bytes, the limit")
 
 
+def _colored(dataset: Any, layout: Layout, colors: NDArray[np.uint16], bits: int) -> Pixels:
+    """Look the colours of a palette up."""
+    values = read_pixels(dataset, layout).values
+    if int(values.max()) >= len(colors):
+        raise InputError(f"colour {int(values.max())} of a palette of {len(colors)}: damaged file")
+    return Pixels(colors[values].astype(np.uint8 if bits <= 8 else np.uint16), bits)
+
+
 def _decode(dataset: Any, layout: Layout, table: Table | None, window: bool) -> Pixels:
     """Decode the frame, and find out where there is no image."""
     stored = read_pixels(dataset, layout)
-    if layout.photometric == "PALETTE COLOR":
-        return _palette(dataset, stored)
     if layout.samples == 3:
         values, bits = to_rgb(stored.values, layout.photometric, stored.bits), stored.bits
         return Pixels(values.astype(np.uint8 if bits <= 8 else np.uint16), bits)
@@ -82,14 +94,6 @@ def _decode(dataset: Any, layout: Layout, table: Table | None, window: bool) -> 
         blank = shutter if blank is None else blank | shutter
     beyond = beyond_collimator(dataset, stored.values.shape)
     return Pixels(pixels.values, pixels.bits, pixels.signed, pixels.inverted, blank, beyond)
-
-
-def _palette(dataset: Any, stored: Stored) -> Pixels:
-    """Look colours up, C.7.6.3.1.5 and C.7.9.2 for segmented tables."""
-    from pydicom.pixels.processing import apply_color_lut
-
-    planes = np.asarray(apply_color_lut(stored.values.astype(np.uint16), dataset))[..., :3]
-    return Pixels(planes, 8 * planes.dtype.itemsize)
 
 
 def _monochrome(dataset: Any, layout: Layout, stored: Stored, table: Table | None, window: bool) -> Pixels:

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from preprocessing.readers.dicom_header import numbers, present
 from preprocessing.readers.dicom_pixels import Stored
 
+_EDGES = ("LeftVertical", "RightVertical", "UpperHorizontal", "LowerHorizontal")
 _MAX_VERTICES = 1000
+_LEAST_FIELD = 0.02  # of a film: a finger on a plate for chests is twice as large
 
 
 def is_padding(dataset: Any, stored: Stored) -> NDArray[np.bool_] | None:
@@ -42,35 +44,40 @@ def _stored_number(dataset: Any, keyword: str, stored: Stored) -> int | None:
 
 
 def shuttered(dataset: Any, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
-    """What lies behind the display shutter, (H, W), C.7.6.11; None without one."""
-    return _outside(dataset, shape, "Shutter")
+    """What lies behind the display shutter, (H, W), C.7.6.11; None without one, and where it hides all or nothing."""
+    inside = _inside(dataset, shape, "Shutter")
+    return None if inside.all() or not inside.any() else inside == 0
 
 
 def beyond_collimator(dataset: Any, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
-    """What lies beyond the collimator's edges, (H, W), C.8.7.3; None where nothing is said of it."""
-    return _outside(dataset, shape, "Collimator")
+    """What lies beyond the collimator's edges, (H, W), C.8.7.3; None where nothing, or nothing sound, is said of it.
+
+    No viewer shows these attributes, so they are wrong in real files: millimetres from the beam's axis, for instance.
+    Edges that are no rows and columns of the film, or that leave next to nothing of it, are not believed.
+    """
+    edges = [value for name in _EDGES for value in numbers(dataset, f"Collimator{name}Edge")]
+    center = numbers(dataset, "CenterOfCircularCollimator")
+    corners = numbers(dataset, "VerticesOfThePolygonalCollimator")
+    columns, rows = edges[:2] + center[1::2] + corners[1::2], edges[2:] + center[::2] + corners[::2]
+    if not all(0 <= column <= shape[1] + 1 for column in columns) or not all(0 <= row <= shape[0] + 1 for row in rows):
+        return None
+    inside = _inside(dataset, shape, "Collimator")
+    return None if inside.all() or inside.mean() < _LEAST_FIELD else inside == 0
 
 
-def _outside(dataset: Any, shape: tuple[int, ...], device: str) -> NDArray[np.bool_] | None:
-    """What lies outside a device's shapes, all of which limit the image; None where they hide all or nothing."""
+def _inside(dataset: Any, shape: tuple[int, ...], device: str) -> NDArray[np.uint8]:
+    """What lies inside all of a device's shapes, 0 or 1; a shape without its numbers says nothing."""
     shapes = {kind.strip().upper() for kind in map(str, present(dataset, f"{device}Shape"))}
     inside = np.ones(shape, np.uint8)
-    if "RECTANGULAR" in shapes:
-        inside &= _rectangle(dataset, shape, device)
-    if "CIRCULAR" in shapes:
-        inside &= _circle(dataset, shape, device)
-    if "POLYGONAL" in shapes:
-        inside &= _polygon(dataset, shape, device)
-    # A shape that leaves no pixel, or that is left empty, says nothing.
-    return None if inside.all() or not inside.any() else inside == 0
+    for kind, draw in (("RECTANGULAR", _rectangle), ("CIRCULAR", _circle), ("POLYGONAL", _polygon)):
+        if kind in shapes:
+            inside &= draw(dataset, shape, device)
+    return inside
 
 
 def _rectangle(dataset: Any, shape: tuple[int, ...], device: str) -> NDArray[np.uint8]:
     """Columns and rows from edge to edge, counted from 1."""
-    edges = [
-        numbers(dataset, f"{device}{side}Edge")
-        for side in ("LeftVertical", "RightVertical", "UpperHorizontal", "LowerHorizontal")
-    ]
+    edges = [numbers(dataset, f"{device}{name}Edge") for name in _EDGES]
     inside = np.ones(shape, np.uint8)
     if not all(edges):
         return inside

@@ -16,7 +16,8 @@ _LONGEST = 64  # of LO, the longest of these representations: PS3.5 6.2
 
 # Of equal worth here: distance at the patient, at the detector, on the scanned film. C.7.6.2, C.8.11.4, C.8.6.1.
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
-_WIDEST = 100.0  # mm or ratio; beyond it, or below its inverse, a number is a mistake
+_MM = (0.005, 10.0)  # real files give metres, or zeros
+_RATIO = (0.1, 10.0)
 
 
 def present(dataset: Any, keyword: str) -> list[Any]:
@@ -67,14 +68,16 @@ def tags(dataset: Any) -> dict[str, str]:
 def geometry(dataset: Any) -> tuple[float, tuple[float, float] | None]:
     """Give a pixel's height divided by its width, and the spacing of rows and columns in mm or None.
 
-    Spacing goes before PixelAspectRatio, C.7.6.3.1.7: that one stands only where there is no spacing.
+    Spacing goes before PixelAspectRatio, C.7.6.3.1.7: that one stands only where there is no spacing. What is absurd
+    counts as absent, but the ratio of two numbers in a wrong unit is right.
     """
     for keyword in _SPACINGS:
         spacing = numbers(dataset, keyword)
-        if len(spacing) == 2 and all(1 / _WIDEST / 100 < side < _WIDEST for side in spacing):
-            return spacing[0] / spacing[1], (spacing[0], spacing[1])
+        if len(spacing) == 2 and min(spacing) > 0 and _RATIO[0] < spacing[0] / spacing[1] < _RATIO[1]:
+            in_mm = _MM[0] < min(spacing) and max(spacing) < _MM[1]
+            return spacing[0] / spacing[1], (spacing[0], spacing[1]) if in_mm else None
     ratio = numbers(dataset, "PixelAspectRatio")
-    if len(ratio) == 2 and min(ratio) > 0 and 1 / _WIDEST < ratio[0] / ratio[1] < _WIDEST:
+    if len(ratio) == 2 and min(ratio) > 0 and _RATIO[0] < ratio[0] / ratio[1] < _RATIO[1]:
         return ratio[0] / ratio[1], None
     return 1.0, None
 

@@ -47,6 +47,14 @@ def modality_table(dataset: Any, *, signed: bool) -> Table | None:
     return _first_table(dataset, "ModalityLUTSequence", signed=signed)
 
 
+def palette_table(dataset: Any, bits: int) -> tuple[NDArray[np.uint16], int]:
+    """Give the colours of all numbers of `bits` bits, (2 ** bits, 3), and the bits of these: C.7.6.3.1.5, C.7.9.2."""
+    from pydicom.pixels.processing import apply_color_lut
+
+    colors = np.asarray(apply_color_lut(np.arange(2**bits, dtype=np.uint16)[None], dataset))[0, :, :3]
+    return colors.astype(np.uint16), _real_bits(colors, 8 * colors.dtype.itemsize)
+
+
 def voi_of(dataset: Any, *, negative: bool) -> Table | Window | None:
     """Give the first display table, else the first window, else None; what is empty counts as absent.
 
@@ -101,9 +109,13 @@ def _table(descriptor: list[float], item: Any, *, signed: bool, order: str) -> T
     if signed and first >= 32768:
         first -= 65536
     entries = _entries(item, count, order=order, narrow=claimed <= 8)
+    return Table(entries, first, _real_bits(entries, claimed))
+
+
+def _real_bits(entries: NDArray[Any], claimed: int) -> int:
+    """Believe the bits that are claimed, unless the greatest entry needs more or leaves the top ones unused."""
     real = max(int(entries.max()).bit_length(), 1)
-    bits = claimed if claimed - _EMPTY_BITS < real <= claimed <= 16 else max(real, 8)
-    return Table(entries, first, bits)
+    return claimed if claimed - _EMPTY_BITS < real <= claimed <= 16 else max(real, 8)
 
 
 def _entries(item: Any, count: int, *, order: str, narrow: bool) -> NDArray[np.int32]:

@@ -112,9 +112,6 @@ def _check_colors(photometric: str, samples: int, signed: bool) -> None:
 
 def peek_bits(dataset: Any, layout: Layout) -> int:
     """Give the bits stored, from the header alone; those of the codestream where 8 or fewer are promised falsely."""
-    if layout.photometric == "PALETTE COLOR":
-        entry = dataset.RedPaletteColorLookupTableDescriptor[2]
-        return 8 if int(entry) <= 8 else 16
     if layout.bits <= 8 and _is_encapsulated(dataset):
         frame = _frame(dataset)
         if is_codestream(frame):
@@ -158,18 +155,17 @@ def _unpack_coded(values: NDArray[np.int32], layout: Layout, coded: int, *, over
     Decoders give numbers at the low end. Where some need more bits than are said to be stored, and no overlay lies in
     them, the codestream is believed: it knows what was coded.
     """
-    bits = layout.bits
-    if layout.shift and coded > bits:
+    bits, fits = layout.bits, int(values.max()) < 2**layout.bits
+    if layout.shift and coded > bits and not fits:
         return _unpack(values, layout)
-    top = int(values.max())
-    if top < 2**bits or overlay:
-        # Signed numbers were coded in the bits stored, or, sign-extended, in more.
-        return _unpack(values, replace(layout, shift=0))
+    if fits or overlay:
+        # Signed numbers were coded in the bits stored or fewer, or, sign-extended, in more.
+        stored = _unpack(values, replace(layout, shift=0, bits=min(bits, coded)))
+        return replace(stored, bits=bits)
     if layout.signed:
-        extended = _with_sign(values, coded)
-        if int(extended.min()) >= -(2 ** (bits - 1)) and int(extended.max()) < 2 ** (bits - 1):
-            return Stored(extended, extended, bits, True)
-        return Stored(extended, extended, coded, True)
+        values = _with_sign(values, coded)
+        fits = int(values.min()) >= -(2 ** (bits - 1)) and int(values.max()) < 2 ** (bits - 1)
+        return Stored(values, values, bits if fits else coded, True)
     return Stored(values, values, coded, False)
 
 
