@@ -16,6 +16,7 @@ from PIL import Image
 from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.uid import (
     MPEG2MPML,
     UID,
@@ -751,7 +752,7 @@ def test_the_files_of_pydicom_equal_its_values_or_are_refused_by_name() -> None:
 
 
 def compare_with_pydicom(film: Film, path: Path) -> bool:
-    """Hold a grey or RGB film to pydicom's; False where pydicom needs another package, or colours a palette."""
+    """Hold a film to pydicom's; False where pydicom needs another package."""
     data = path.read_bytes()
     dataset = dcmread(io.BytesIO(gzip.decompress(data) if path.suffix == ".gz" else data), force=True)
     try:
@@ -759,7 +760,10 @@ def compare_with_pydicom(film: Film, path: Path) -> bool:
     except (AttributeError, RuntimeError):
         return False
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        return False
+        values = apply_color_lut(values, dataset)[..., :3]
+    if "ModalityLUTSequence" in dataset:
+        np.testing.assert_array_equal(film.pixels, apply_modality_lut(values, dataset), err_msg=str(path))
+        return True
     if values.ndim == 3:
         assert np.abs(film.pixels - luminance(values)).max() <= 1, path
         return True
