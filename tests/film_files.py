@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 from PIL import Image
+from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels.encoders.base import get_encoder
@@ -24,9 +25,11 @@ from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLosslessSV1,
+    JPEGLSLossless,
     RLELossless,
     generate_uid,
 )
@@ -208,3 +211,55 @@ def png_header(width: int, height: int) -> bytes:
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def with_elements(data: bytes, **elements: tuple[object, str]) -> bytes:
+    """Add elements of given value representations."""
+    dataset = dcmread(io.BytesIO(data))
+    for name, (value, representation) in elements.items():
+        dataset.add_new(name, representation, value)
+    stream = io.BytesIO()
+    dataset.save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
+
+
+def table(
+    entries: np.ndarray | bytes,
+    *,
+    bits: int,
+    first: tuple[int, str] = (0, "US"),
+    kind: str = "US",
+    count: int | None = None,
+) -> Dataset:
+    """A lookup table; `entries` are given as they are to be stored."""
+    item = Dataset()
+    number = len(entries) if count is None else count
+    item.add_new("LUTDescriptor", first[1], [number % 65536, first[0], bits])
+    stored = entries if isinstance(entries, bytes) or kind == "US" else entries.astype("<u2").tobytes()
+    item.add_new("LUTData", kind, stored if isinstance(stored, bytes) else [int(entry) for entry in stored])
+    item.ModalityLUTType = "US"
+    return item
+
+
+def rewritten(data: bytes, syntax: UID) -> bytes:
+    """Write an uncompressed file in another syntax."""
+    dataset = dcmread(io.BytesIO(data))
+    if not syntax.is_little_endian:
+        dataset.PixelData = np.frombuffer(dataset.PixelData, "<u2").astype(">u2").tobytes()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    stream = io.BytesIO()
+    implicit, little = syntax.is_implicit_VR, syntax.is_little_endian
+    dcmwrite(stream, dataset, implicit_vr=implicit, little_endian=little, force_encoding=True)
+    return stream.getvalue()
+
+
+def coded(values: np.ndarray, bits: int, codec: str) -> tuple[bytes, UID]:
+    """Code levels losslessly with a stated precision."""
+    if codec == "JPEG 2000":
+        options = {"level": 0, "codecformat": "J2K", "bitspersample": bits}
+        return imagecodecs.jpeg2k_encode(values, **options), JPEG2000Lossless
+    if codec == "HTJ2K":
+        return imagecodecs.htj2k_encode(values), HTJ2KLossless
+    if codec == "JPEG-LS":
+        return imagecodecs.jpegls_encode(values), JPEGLSLossless
+    return imagecodecs.jpeg8_encode(values, lossless=True, bitspersample=bits), JPEGLosslessSV1
