@@ -46,6 +46,8 @@ class Outcome:
 
 def prepare(job: Job, record: Record) -> Outcome:
     """Prepare a film; whatever is wrong with it becomes the outcome's reason."""
+    if record.missing:
+        return Outcome(record.path, reason=record.missing)
     written = last_written(job.source, record)  # asked before reading: whatever changes the files later is noticed
     files: dict[str, bytes] = {}
     rows: tuple[Row, ...] = ()
