@@ -250,7 +250,7 @@ class Run:
                 f"{path} is not a run folder (no run.json); `anomaly train cae` makes one{_existing(path)}"
             )
         try:
-            content = json.loads(file.read_text())
+            content = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{file} is damaged ({error}); train again with another --out") from None
         version = content.get("format") if isinstance(content, dict) else None

@@ -10,6 +10,7 @@ from anomaly.cli.films import inspect, phantom, preprocess
 from anomaly.cli.scoring import heatmap, score
 from anomaly.cli.training import USES, train
 from anomaly.console import SYNTHETIC, clock, say
+from anomaly.formatting import command_line
 from anomaly.pipeline.options import (
     CACHES,
     DemoOptions,
@@ -131,26 +132,26 @@ def demo(options: DemoOptions) -> None:
     start, folder = time.monotonic(), options.folder
     films, cache, run = folder / "films", folder / "films.h5", folder / "cae"
     sheet = folder / "sheet.png"
-    steps: list[tuple[str, Callable[[], object]]] = [
+    steps: list[tuple[tuple[object, ...], Callable[[], object]]] = [
         (
-            f"anomaly phantom {films}{f' --patients {options.patients}' if options.patients else ''}",
+            ("phantom", films, *(("--patients", options.patients) if options.patients else ())),
             lambda: phantom(PhantomOptions(films, patients=options.patients)),
         ),
         (
-            f"anomaly preprocess {films} --size 128 --out {cache}",
+            ("preprocess", films, "--size", 128, "--out", cache),
             lambda: preprocess(PreprocessOptions(films, size=128, out=cache, workers=options.workers)),
         ),
-        (f"anomaly inspect {cache} --sheet {sheet}", lambda: inspect(InspectOptions(cache, sheet=sheet))),
+        (("inspect", cache, "--sheet", sheet), lambda: inspect(InspectOptions(cache, sheet=sheet))),
         (
-            f"anomaly train cae --preset fast --cache {cache} --out {run}",
+            ("train", "cae", "--preset", "fast", "--cache", cache, "--out", run),
             lambda: train(TrainOptions("cae", cache, preset="fast", out=run, resume=run.exists())),
         ),
-        (f"anomaly score {run}", lambda: score(ScoreOptions(run, workers=options.workers))),
-        (f"anomaly heatmap {run}", lambda: heatmap(HeatmapOptions(run, workers=options.workers))),
+        (("score", run), lambda: score(ScoreOptions(run, workers=options.workers))),
+        (("heatmap", run), lambda: heatmap(HeatmapOptions(run, workers=options.workers))),
     ]
-    for text, step in steps:
+    for words, step in steps:
         say()
-        say(f"$ {text}")
+        say(f"$ {command_line('anomaly', *words)}")
         try:
             step()
         except InputError as error:

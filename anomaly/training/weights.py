@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from anomaly.formatting import command_line
 from anomaly.memory import keep_freed_memory
 from anomaly.models.base import Model
 from anomaly.runs import Run, checkpoint_state
@@ -42,7 +43,7 @@ def load_best_checkpoint(run: Run, kind: type[M], device: torch.device) -> tuple
 
 def resume_command(run: Run) -> str:
     """Return the command, in backquotes, that resumes an unfinished run."""
-    return f"`anomaly train {run.config.model} --out {run.path} --resume`"
+    return f"`{command_line('anomaly', 'train', run.config.model, '--out', run.path, '--resume')}`"
 
 
 def _loaded(run: Run, kind: type[M], device: torch.device, path: Path, *, prefix: str) -> M:
