@@ -238,7 +238,7 @@ def test_what_is_no_film_is_answered(loaded: LoadedRun, given: Any, message: str
         (lambda run: anomaly.train("cae", settings="epochs"), "--set 'epochs' is not key=value"),
         (lambda run: anomaly.preprocess("gone"), "gone: No such file"),
         (lambda run: anomaly.preprocess("films", size=4), "option size is 4; give 16 to 2048"),
-        (lambda run: anomaly.preprocess("films", sise=64), "no option 'sise'; there are: cluster"),
+        (lambda run: anomaly.preprocess("films", sise=64), "no option 'sise'; there are: abnormal, cluster"),
     ],
 )
 def test_wrong_names_are_answered_before_anything_is_made(

@@ -84,6 +84,13 @@ class PreprocessOptions:
     settings: Annotated[
         Sequence[str], Flag("A setting of the recipe; repeatable.", name="set", metavar="KEY=VALUE")
     ] = ()
+    normal: Annotated[
+        str | None, Flag("Comma list of folders, or words for labels, that mean normal; * for any.", metavar="NAMES")
+    ] = None
+    abnormal: Annotated[
+        str | None, Flag("Comma list of folders, or words for labels, that mean abnormal.", metavar="NAMES")
+    ] = None
+    follow_links: Annotated[bool, Flag("Follow symbolic links that stay in SOURCE.")] = False
     out: Annotated[Path | None, Flag("Cache file.  [default: cache/<source>-<recipe>-<size>-<digest>.h5]")] = None
     compression: Annotated[str, Flag("none: fastest, and can always be resumed; lzf or gzip: smaller files.")] = "none"
     workers: Workers = 0
@@ -306,6 +313,15 @@ class DemoOptions:
         int | None, Flag("Patients to draw; fewer are faster.  [default: those of `anomaly phantom`]", min=8)
     ] = None
     workers: Workers = 0
+
+
+def names_of(text: str | None) -> tuple[str, ...]:
+    """Return the names of a comma list, which may have spaces in them, each once.
+
+    >>> names_of("no fracture, old,")
+    ('no fracture', 'old')
+    """
+    return tuple(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
 
 
 def words_of(text: str | None) -> tuple[str, ...]:

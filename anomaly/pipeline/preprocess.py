@@ -9,14 +9,14 @@ from anomaly.console import silent
 from anomaly.localization.base import LocalizationModel
 from anomaly.localization.nets import load_localizer, load_segmenter, made_nets
 from anomaly.models import TOOLS, find_model
-from anomaly.pipeline.options import CACHES, PhantomOptions, PreprocessOptions, pairs_of, words_of
+from anomaly.pipeline.options import CACHES, PhantomOptions, PreprocessOptions, names_of, pairs_of, words_of
 from anomaly.pipeline.selection import Display, advancing
 from preprocessing import InputError
 from preprocessing.build import BuildOptions, BuildReport, build, cache_path
 from preprocessing.phantom import DEFAULT, plan_films, write_phantoms
 from preprocessing.recipe import VARIANTS, Nets, Recipe
 from preprocessing.sources import Source, open_source
-from preprocessing.sources.annotations import annotate, films
+from preprocessing.sources.annotations import annotate
 from preprocessing.wording import counted
 
 PHANTOMS = CACHES / "phantoms"
@@ -71,10 +71,14 @@ def preprocess(options: PreprocessOptions, *, display: Display = silent) -> Prep
     if options.source is None:
         draw_phantoms(PhantomOptions(PHANTOMS), display=display)
     origin = options.source or PHANTOMS
-    source = open_source(origin)
+    source = open_source(
+        origin,
+        normal=names_of(options.normal),
+        abnormal=names_of(options.abnormal),
+        follow_links=options.follow_links,
+    )
     candidates = len(source.records)
     if net:
-        candidates = len(films(source))  # a folder's listing has masks in it
         source = annotate(source, cast("Any", net.targets))
     wanted = VARIANTS if variants == "all" else words_of(variants)
     path = options.out or cache_path(source, recipe, wanted, CACHES, nets)
@@ -156,6 +160,8 @@ def _command(
         "--size": str(recipe.size),
         "--variants": variants,
         "--for": options.net,
+        "--normal": options.normal,
+        "--abnormal": options.abnormal,
         "--localizer": named.get("localizer", steps.get("hand")),
         "--mask": named.get("segmenter", steps.get("mask")),
         "--out": options.out and str(options.out.absolute()),
@@ -164,4 +170,5 @@ def _command(
     words = ["anomaly", "preprocess", str(origin.absolute())]
     words += [word for flag, value in flags.items() if value for word in (flag, value)]
     words += [word for setting in options.settings for word in ("--set", setting)]
+    words += ["--follow-links"] if options.follow_links else []
     return shlex.join(words)

@@ -196,6 +196,14 @@ def _open(data: bytes, *, window: bool = False) -> Header:
     return header
 
 
+def recognize(head: bytes) -> str | None:
+    """Name the format of a film by the first 1024 bytes of its file; None for what no reader reads."""
+    try:
+        return _recognize(head)
+    except InputError:
+        return None
+
+
 def _recognize(data: bytes) -> str:
     """Name the format by its signature."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
