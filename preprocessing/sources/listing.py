@@ -69,12 +69,12 @@ class Listing:
 def list_files(store: Store, root: Path, *, is_archive: bool) -> Listing:
     """Tell films from all other files that a store lists."""
     listing = Listing(store, root, is_archive)
-    runs = {name.rpartition("/")[0] for name in store.sizes if PurePosixPath(name).name in RUN_FILES}
+    runs = {name.rpartition("/")[0] for name in store.sizes if name.rpartition("/")[2] in RUN_FILES}
     beside: Counter[tuple[str, str]] = Counter()
     by_bytes: Counter[str] = Counter()
     films = []
     for name in sorted(store.sizes, key=natural_key):
-        file = PurePosixPath(name).name
+        file = name.rpartition("/")[2]
         if _HEATMAP.fullmatch(file) or (runs and _is_below(name, runs)):
             listing.own += 1
             continue
@@ -118,7 +118,7 @@ def _known_by_bytes(name: str, suffix: str, store: Store) -> bool:
 
 def _belongs(name: str) -> bool:
     """Whether a file that is no film says something of the films."""
-    file = PurePosixPath(name).name
+    file = name.rpartition("/")[2]
     return file in (SYNTHETIC, MANIFEST, BOXES) or is_mura_sidecar(name)
 
 

@@ -106,7 +106,7 @@ def list_source(path: Path, asked: Asked, *, follow_links: bool = False) -> Sour
         raise InputError(f"{path}: {_nothing_in(listing)}")
     found = _records(listing, asked)
     _note_links(listing, walk, follow_links)
-    drawn = any(PurePosixPath(file).name == SYNTHETIC for file in store.sizes)
+    drawn = any(file.rpartition("/")[2] == SYNTHETIC for file in store.sizes)
     drawn = drawn or (found.kind == "mura" and place.is_dir() and drawn_above(root))
     return _source(name, root, store, found, _left_notes(listing, found), drawn)
 

@@ -67,7 +67,7 @@ def question(where: object, names: Iterable[str]) -> str:
     listed = ", ".join(sorted({*names}))
     return (
         f"{where}: folders {listed} look like classes; say which is normal, with --normal NAME and --abnormal NAME "
-        "(comma lists, * for all), or write a manifest"
+        "of `anomaly preprocess` (comma lists, * for all), or write a manifest"
     )
 
 

@@ -115,8 +115,8 @@ class Folder(Store):
             except OSError as error:
                 raise InputError(f"{folder}: cannot be listed ({error.strerror})") from error
             for entry in entries:
-                place = Path(entry.path)
                 if entry.is_symlink():
+                    place = Path(entry.path)
                     is_film = place.is_file() and film_suffix(entry.name) in SUFFIXES
                     if (place.is_dir() or is_film) and not self._within(place):
                         raise InputError(
@@ -128,6 +128,7 @@ class Folder(Store):
                     else:
                         walk.special += 1
                 elif entry.is_dir():
+                    place = Path(entry.path)
                     if top != self.root:  # reached by a link, and perhaps by another one
                         if place.resolve() in seen:
                             walk.repeated += 1
