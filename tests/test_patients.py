@@ -16,6 +16,9 @@ from .source_trees import by_path, plant
     [
         ("patient7/study2/a.png", "patient7", "patient7/study2"),
         ("x/Patient0012_b.png", "Patient0012", None),
+        ("Patient 4/a.png", "Patient 4", None),
+        ("patient_007/study_1/a.png", "patient_007", "patient_007/study_1"),
+        ("subject-12_left.png", "subject-12", None),
         ("sub-01/ses-02/xray/sub-01_ses-02_hand.png", "sub-01", "sub-01/ses-02"),
         ("sub-A7/sub-A7_hand.png", "sub-A7", None),
         ("sub-03_ses-pre_hand.png", "sub-03", "sub-03/ses-pre"),

@@ -2,7 +2,8 @@
 
 Paths, in this order; only the whole words are looked for:
 
-patient00001/study1/  a folder or a file name that begins with `patient<digits>`, as in MURA and CheXpert.
+patient00001/study1/  a folder or a file name that begins with `patient<digits>` or `subject<digits>`, also with a
+                      space, `_` or `-` before the digits, as in MURA and CheXpert.
 sub-01/ses-02/        BIDS (Gorgolewski et al. 2016; specification, "Entities"): folders, or file names that begin so.
 p10000032/s50414267/  MIMIC-CXR: subject and study folders of eight digits.
 00000001_000.png      NIH ChestX-ray14: patient and follow-up number. Only where nearly all film names are of this kind.
@@ -26,7 +27,7 @@ NEARLY_ALL = 0.95
 """A pattern of names that could be a coincidence counts where at least this share of the films has it."""
 
 _MANY_FOLDERS = 10
-_NAMED = re.compile(r"(?:^|/)(patient[0-9]+)(?:[/_-](study[0-9]+))?", re.IGNORECASE)
+_NAMED = re.compile(r"(?:^|/)((?:patient|subject)[ _-]?[0-9]+)(?:[/_-](study[ _-]?[0-9]+))?", re.IGNORECASE)
 _BIDS = re.compile(r"(?:^|/)(sub-[0-9A-Za-z]+)(?:[/_](?:\1[/_])?(ses-[0-9A-Za-z]+))?(?=[/_.])")
 _MIMIC = re.compile(r"(?:^|/)(p[0-9]{8})/(s[0-9]{8})/")
 _NIH = re.compile(r"(?:^|/)([0-9]{8})_[0-9]{3}\.[^/]+$")
