@@ -42,7 +42,7 @@ def main() -> None:
             for name, how in sides.items():
                 for workers in (1, 2):
                     start = time.perf_counter()
-                    recipe = Recipe(name="hand", size=options.size)
+                    recipe = Recipe(name="limb", size=options.size)
                     settings = BuildOptions(workers=workers, force=True, variants=how["variants"])
                     build(source, recipe, Path(folder) / "cache.h5", how.get("nets", Nets()), settings)
                     if number:  # the first round starts the processes

@@ -195,13 +195,13 @@ Call = Callable[[], object]
 def our_steps(film: Phantom, localizer: Localizer | None, segmenter: Segmenter | None) -> dict[str, Call]:
     """Return each of our steps on what the steps before it give."""
     carrier = steps.find_carrier(film.pixels)
-    pixels = steps.invert(film.pixels) if steps.is_inverted(film.pixels, carrier=carrier) else film.pixels
+    pixels = steps.invert(film.pixels) if steps.is_inverted(film.pixels) else film.pixels
     upright = pixels if carrier is None else steps.rectify(pixels, carrier)[0]
     box = steps.find_hand(upright)
     crop = upright if box is None else upright[box[1] : box[3], box[0] : box[2]]
     calls: dict[str, Call] = {
         "carrier": lambda: steps.find_carrier(film.pixels),
-        "inversion": lambda: steps.is_inverted(film.pixels, carrier=carrier),
+        "inversion": lambda: steps.is_inverted(film.pixels),
         "cutting out": lambda: carrier is not None and steps.rectify(pixels, carrier),
         "hand": lambda: steps.find_hand(upright),
         "mask, GrabCut": lambda: steps.foreground(crop, method="grabcut"),
@@ -320,8 +320,8 @@ def main() -> None:
         localizer = load_localizer(options.localizer) if options.localizer else None
         segmenter = load_segmenter(options.segmenter) if options.segmenter else None
 
-    recipe = Recipe(name="hand", size=options.size)
-    otsu = Recipe(name="hand", size=options.size, mask="otsu")
+    recipe = Recipe(name="limb", size=options.size)
+    otsu = Recipe(name="limb", size=options.size, mask="otsu")
     plans = plan_films(seed=options.seed)[: options.films]
     found: dict[str, list[Figures]] = {}
     spent: dict[str, dict[str, list[float]]] = {"ours": {}, "original": {}}

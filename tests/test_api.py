@@ -283,7 +283,7 @@ def test_reprs_read_well(loaded: LoadedRun, films: Path, film: Path) -> None:
     (heatmap,) = loaded.heatmap(film)
     assert re.fullmatch(r"<heatmap of image1\.png: 64 x 64, score [\d.e-]+>", repr(heatmap))
     prepared = anomaly.preprocess(films / "XR_HAND/patient00001", size=16, quiet=True)
-    assert re.fullmatch(r"<cache cache/patient00001-hand-16-\w+\.h5: \d+ SYNTHETIC films?>", repr(prepared))
+    assert re.fullmatch(r"<cache cache/patient00001-limb-16-\w+\.h5: \d+ SYNTHETIC films?>", repr(prepared))
 
 
 # ---- runs
