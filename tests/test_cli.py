@@ -247,7 +247,7 @@ def test_caches_that_cannot_be_taken(capsys: pytest.CaptureFixture[str], cache: 
 
 
 def test_wrong_words(capsys: pytest.CaptureFixture[str], films: Path, cache: Cache) -> None:
-    assert "no recipe 'foot'; there are: hand, plain" in refused(capsys, "preprocess", films, "--recipe", "foot")
+    assert "no recipe 'foot'; there are: auto, limb, plain" in refused(capsys, "preprocess", films, "--recipe", "foot")
     assert "no recipe 'foot'" in refused(capsys, "preprocess", "--recipe", "foot")
     assert not Path("cache").exists(), "films were drawn before the settings were looked at"
     assert "full-he" in refused(capsys, "preprocess", films, "--variants", "full-eq")

@@ -37,6 +37,8 @@ def preprocess(options: PreprocessOptions) -> "Preprocessed":
     if options.source is None:
         say("no SOURCE given: using the built-in films")
     done = preparation.preprocess(options, display=progress)
+    if done.reason:
+        say(done.reason)
     for note in done.notes:
         warn(note)
     if done.net:

@@ -66,7 +66,9 @@ class PreprocessOptions:
         Path | None,
         Flag("Folder, zip or CSV manifest of films.  [default: the built-in SYNTHETIC films]", argument=True),
     ] = None
-    recipe: Annotated[str, Flag("hand; or plain for films that fill the frame, such as chests.")] = "hand"
+    recipe: Annotated[
+        str, Flag("limb, plain (films that fill the frame, such as chests), or auto: by a look at the films.")
+    ] = "auto"
     size: Annotated[
         int | None, Flag("Side of the prepared films in pixels (the paper: 512).  [default: 128]", min=16, max=2048)
     ] = None
@@ -213,7 +215,7 @@ class BenchOptions:
     size: Annotated[
         int | None, Flag("Side of the films in pixels.  [default: 64; 512 for the paper]", min=16, max=2048)
     ] = None
-    recipe: Annotated[str, Flag("Recipe that prepares SOURCE: hand or plain.")] = "hand"
+    recipe: Annotated[str, Flag("Recipe that prepares SOURCE: limb, plain, or auto.")] = "auto"
     paper: Annotated[bool, Flag("Show the published figures beside ours.")] = False
     format: Annotated[str, Flag("Format of the printed table: terminal, markdown, latex, csv or json.")] = "terminal"
     out: Annotated[Path | None, Flag("Bench folder.  [default: runs/bench-<n>]")] = None

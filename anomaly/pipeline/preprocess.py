@@ -13,8 +13,9 @@ from anomaly.pipeline.options import CACHES, PhantomOptions, PreprocessOptions, 
 from anomaly.pipeline.selection import Display, advancing
 from preprocessing import InputError
 from preprocessing.build import BuildOptions, BuildReport, build, cache_path
+from preprocessing.choice import choose_recipe
 from preprocessing.phantom import DEFAULT, plan_films, write_phantoms
-from preprocessing.recipe import VARIANTS, Nets, Recipe
+from preprocessing.recipe import AUTO, VARIANTS, Nets, Recipe
 from preprocessing.sources import Source, open_source
 from preprocessing.sources.annotations import annotate, films
 from preprocessing.wording import counted
@@ -32,6 +33,7 @@ class Preprocessed:
     candidates: int  # films that the source lists, before those without annotations are left out
     net: type[LocalizationModel] | None  # what the films are to train, with `--for`
     notes: tuple[str, ...]  # what a user should know
+    reason: str  # why this recipe was chosen, with `auto`
 
     @property
     def path(self) -> Path:
@@ -66,13 +68,18 @@ def preprocess(options: PreprocessOptions, *, display: Display = silent) -> Prep
         raise InputError(f"no compression {options.compression!r}; there are: {', '.join(COMPRESSIONS)}")
     net = localization_model(options.net) if options.net else None
     chosen, nets, notes = _steps(options)
-    recipe = Recipe(**(_defaults(options, net) | {"name": options.recipe} | _settings(options) | chosen))
+    settings = _defaults(options, net) | _settings(options) | chosen
+    recipe = Recipe(**settings, **({} if options.recipe == AUTO else {"name": options.recipe}))
     variants = options.variants or (",".join(net.variants) if net else "full-he")
     if options.source is None:
         draw_phantoms(PhantomOptions(PHANTOMS), display=display)
     origin = options.source or PHANTOMS
     source = open_source(origin)
     candidates = len(source.records)
+    choice = choose_recipe(source, window=recipe.window == "voi")
+    if options.recipe == AUTO:
+        recipe = Recipe(**settings, name=choice.recipe)
+    notes = (*notes, *choice.misfit_notes(recipe.name))
     if net:
         candidates = len(films(source))  # a folder's listing has masks in it
         source = annotate(source, cast("Any", net.targets))
@@ -88,7 +95,8 @@ def preprocess(options: PreprocessOptions, *, display: Display = silent) -> Prep
     )
     with display("preparing", len(source.records), "films") as advance:
         report = build(source, recipe, path, nets, how, advancing(advance))
-    return Preprocessed(report, source, candidates, net, notes)
+    reason = choice.reason() if options.recipe == AUTO else ""
+    return Preprocessed(report, source, candidates, net, notes, reason)
 
 
 def localization_model(name: str) -> type[LocalizationModel]:
@@ -152,7 +160,7 @@ def _command(
     """Return the command that makes the cache again, wherever it is typed."""
     named = {part: f"{net.name}:{net.run}" for part, net in nets.named().items()}
     flags = {
-        "--recipe": options.recipe,
+        "--recipe": recipe.name,
         "--size": str(recipe.size),
         "--variants": variants,
         "--for": options.net,
