@@ -307,18 +307,19 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="pixels a side of the cache that our masks go through")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timed", type=int, default=40, help="films, the first ones, on which steps are timed")
-    parser.add_argument("--localizer", type=Path, metavar="RUN", help="a trained hand detector, measured as well")
-    parser.add_argument("--segmenter", type=Path, metavar="RUN", help="a trained segmentation, measured as well")
+    parser.add_argument("--localizer", nargs="?", const="", metavar="RUN", help="the package's SSD, or a run's")
+    parser.add_argument("--segmenter", nargs="?", const="", metavar="RUN", help="the package's U-Net, or a run's")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     localizer: Localizer | None = None
     segmenter: Segmenter | None = None
-    if options.localizer or options.segmenter:
+    if options.localizer is not None or options.segmenter is not None:
         from anomaly.localization.nets import load_localizer, load_segmenter
 
-        localizer = load_localizer(options.localizer) if options.localizer else None
-        segmenter = load_segmenter(options.segmenter) if options.segmenter else None
+        named = [Path(run) if run else None for run in (options.localizer, options.segmenter)]
+        localizer = None if options.localizer is None else load_localizer(named[0])
+        segmenter = None if options.segmenter is None else load_segmenter(named[1])
 
     recipe = Recipe(name="hand", size=options.size)
     otsu = Recipe(name="hand", size=options.size, mask="otsu")

@@ -127,7 +127,8 @@ def format(summary: dict[str, Any], *, most: int = 6) -> list[str]:
         f"stored        {', '.join(summary['variants'])}; {summary['size']} x {summary['size']} {summary['dtype']}",
     ]
     for role, net in summary["nets"].items():
-        lines.append(f"{role:<14}{net['name']} {net['digest']}, trained in {net['run']}")
+        origin = f"trained in {net['run']}" if net["run"] else "of the package"
+        lines.append(f"{role:<14}{net['name']} {net['digest']}, {origin}")
     for name, title in TITLES.items():
         if summary[name]:
             lines.append(f"{title:<14}{_listed(summary[name], most)}")

@@ -91,8 +91,8 @@ class Nets:
                 but raw films is made
     segmenter   crop (h, w) -> (h, w) bool, or None: asked before the classical segmentation
 
-    To be recorded in a cache, a net has the text attributes `name`, `run` (where it was trained) and `digest`, which
-    tells its weights apart, and it can be sent to other processes.
+    To be recorded in a cache, a net has the text attributes `name`, `run` (where it was trained; empty for a net of the
+    package) and `digest`, which tells its weights apart, and it can be sent to other processes.
     """
 
     localizer: Localizer | None = None

@@ -37,8 +37,6 @@ def preprocess(options: PreprocessOptions) -> "Preprocessed":
     if options.source is None:
         say("no SOURCE given: using the built-in films")
     done = preparation.preprocess(options, display=progress)
-    for note in done.notes:
-        warn(note)
     if done.net:
         origin = options.source or preparation.PHANTOMS
         count, all_films = len(done.source.records), counted(done.candidates, "film")

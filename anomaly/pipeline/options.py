@@ -291,9 +291,7 @@ class ModelsOptions:
     """List the models."""
 
     name: Annotated[str | None, Flag("Show all settings and presets of this model.", argument=True)] = None
-    make: Annotated[
-        bool, Flag("Train ssd and unet on built-in films, for `preprocess --localizer ssd --mask unet`.")
-    ] = False
+    make: Annotated[bool, Flag("In a checkout: train the package's ssd and unet again, on built-in films.")] = False
     workers: Workers = 0
 
 

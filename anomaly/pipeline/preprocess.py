@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from anomaly.console import silent
 from anomaly.localization.base import LocalizationModel
-from anomaly.localization.nets import load_localizer, load_segmenter, made_nets
+from anomaly.localization.nets import load_localizer, load_segmenter
 from anomaly.models import TOOLS, find_model
 from anomaly.pipeline.options import CACHES, PhantomOptions, PreprocessOptions, pairs_of, words_of
 from anomaly.pipeline.selection import Display, advancing
@@ -31,7 +31,6 @@ class Preprocessed:
     source: Source
     candidates: int  # films that the source lists, before those without annotations are left out
     net: type[LocalizationModel] | None  # what the films are to train, with `--for`
-    notes: tuple[str, ...]  # what a user should know
 
     @property
     def path(self) -> Path:
@@ -65,7 +64,7 @@ def preprocess(options: PreprocessOptions, *, display: Display = silent) -> Prep
     if options.compression not in COMPRESSIONS:
         raise InputError(f"no compression {options.compression!r}; there are: {', '.join(COMPRESSIONS)}")
     net = localization_model(options.net) if options.net else None
-    chosen, nets, notes = _steps(options)
+    chosen, nets = _steps(options)
     recipe = Recipe(**(_defaults(options, net) | {"name": options.recipe} | _settings(options) | chosen))
     variants = options.variants or (",".join(net.variants) if net else "full-he")
     if options.source is None:
@@ -88,7 +87,7 @@ def preprocess(options: PreprocessOptions, *, display: Display = silent) -> Prep
     )
     with display("preparing", len(source.records), "films") as advance:
         report = build(source, recipe, path, nets, how, advancing(advance))
-    return Preprocessed(report, source, candidates, net, notes)
+    return Preprocessed(report, source, candidates, net)
 
 
 def localization_model(name: str) -> type[LocalizationModel]:
@@ -111,15 +110,13 @@ def _settings(options: PreprocessOptions) -> dict[str, Any]:
     return pairs_of(options.settings)
 
 
-def _steps(options: PreprocessOptions) -> tuple[dict[str, str], Nets, tuple[str, ...]]:
-    """Return how hands and masks are found: settings of the recipe, trained nets, and notes.
+def _steps(options: PreprocessOptions) -> tuple[dict[str, str], Nets]:
+    """Return how hands and masks are found: settings of the recipe, and trained nets.
 
-    `ssd` and `unet` alone are those that `anomaly models --make` made. Where there are none, a note says so and the
-    classical step is taken; a run that is named must be there.
+    `ssd` and `unet` alone are those of the package.
     """
     settings: dict[str, str] = {}
     nets: dict[str, Any] = {}
-    notes: list[str] = []
     for flag, value, setting, classical, net in (
         ("localizer", options.localizer, "hand", ("classical", "none"), "ssd"),
         ("mask", options.mask, "mask", ("grabcut", "otsu", "none"), "unet"),
@@ -133,24 +130,19 @@ def _steps(options: PreprocessOptions) -> tuple[dict[str, str], Nets, tuple[str,
         if name != net or (named and not run):
             allowed = ", ".join((*classical, net, f"{net}:RUN"))
             raise InputError(f"no --{flag} {value!r}; there are: {allowed}")
-        path = Path(run) if named else made_nets() / net
-        if not named and not (path / "calibration.json").is_file():
-            notes.append(
-                f"there is no trained {net} in {path}; `anomaly models --make` makes one (20 minutes). "
-                "The classical step is used instead"
-            )
-        elif net == "ssd":
+        path = Path(run) if named else None
+        if net == "ssd":
             nets["localizer"] = load_localizer(path)
         else:
             nets["segmenter"] = load_segmenter(path)
-    return settings, Nets(**nets), tuple(notes)
+    return settings, Nets(**nets)
 
 
 def _command(
     options: PreprocessOptions, origin: Path, recipe: Recipe, variants: str, steps: dict[str, str], nets: Nets
 ) -> str:
     """Return the command that makes the cache again, wherever it is typed."""
-    named = {part: f"{net.name}:{net.run}" for part, net in nets.named().items()}
+    named = {part: f"{net.name}:{net.run}".rstrip(":") for part, net in nets.named().items()}
     flags = {
         "--recipe": options.recipe,
         "--size": str(recipe.size),
