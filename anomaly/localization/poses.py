@@ -23,7 +23,7 @@ from preprocessing.phantom import VIEWS, FilmPlan, Phantom, draw_film, plan_film
 Levels = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-REVISION = 1
+REVISION = 2
 """Of the posing: raise it whenever the same seed gives other films."""
 DRAWN_SIZE = 448
 """Longer side in pixels of the films that are drawn and then posed."""
@@ -39,6 +39,8 @@ SMALLEST, LARGEST = 96, 448
 """Longer sides of posed films in pixels: a film of 64 pixels that is enlarged is blurred, one of 4,000 is not."""
 LEAST_SHARE, MOST_SHARE = 0.03, 0.97
 """Of a film that is foreground: with less there is no limb, with more no background."""
+FLESHY = 0.4
+"""Share of the posed limbs that have more flesh than a hand."""
 TRIES = 12
 INVERTED = 0.08
 NOTE = "SYNTHETIC.txt"
@@ -115,7 +117,7 @@ def pose_film(plan: FilmPlan, seed: int) -> PosedFilm:
         view = str(rng.choice(VIEWS))
         limbs.append(draw_film(FilmPlan(plan.patient, plan.study, plan.image + 100, view), seed=seed, size=DRAWN_SIZE))
     upright = bool(rng.random() < UPRIGHT)
-    layers = [_cut_out(limb, rng) for limb in limbs]
+    layers = [_fleshed(_cut_out(limb, rng), rng) for limb in limbs]
     side = int(np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST))))
     ratio = rng.uniform(0.6, 1.0)
     lying = rng.random() < (0.6 if len(limbs) > 1 else 0.25)
@@ -174,6 +176,23 @@ def _cut_out(drawn: Phantom, rng: np.random.Generator) -> _Layer:
     )
 
 
+def _fleshed(layer: _Layer, rng: np.random.Generator) -> _Layer:
+    """Return a limb, or one of FLESHY with more flesh around its bones, as a calf or a thigh has: fingers vanish in it.
+
+    The flesh is as thick as a ball is that rolls along the limb, and mostly dim.
+    """
+    if rng.random() >= FLESHY:
+        return layer
+    reach = max(layer.film.shape) * math.exp(rng.uniform(math.log(0.02), math.log(0.25)))
+    outside = cv2.distanceTransform((~layer.foreground).astype(np.uint8), cv2.DIST_L2, 5)
+    foreground = outside < 0.9 * reach  # beyond, the flesh is too thin to be seen
+    thick = np.sqrt(np.clip(1 - (outside / reach) ** 2, 0, 1))
+    level = math.exp(rng.uniform(math.log(0.1), math.log(0.5)))
+    film = 1 - (1 - layer.film) * (1 - level * thick)
+    areas = tuple((name, foreground if name.endswith("hand") else area) for name, area in layer.areas)
+    return _Layer(np.asarray(film, np.float32), foreground, areas)
+
+
 def _placed(layer: _Layer, shape: tuple[int, int], *, upright: bool, rng: np.random.Generator) -> _Layer:
     """Return a limb turned, stretched, enlarged and shifted onto a part of a film, (h, w).
 
@@ -222,7 +241,7 @@ def _exposed(part: _Layer, rng: np.random.Generator) -> Levels:
         direction = rng.uniform(0, 2 * np.pi)
         y, x = np.mgrid[-1 : 1 : film.shape[0] * 1j, -1 : 1 : film.shape[1] * 1j]
         slope = 1 / (1 + np.exp(-4 * (x * math.cos(direction) + y * math.sin(direction))))
-        film = film + rng.uniform(0.2, 0.8) * slope * thick * (1 - film)
+        film = film + rng.uniform(0.2, 1.5) * slope * thick * (1 - film)
     if rng.random() < 0.15:  # air: a lung, a bowel
         film = film - rng.uniform(0.1, 0.35) * _cloud(film.shape, 0.12, rng) * thick
     film = np.clip(film, 0, 1) ** math.exp(rng.normal(0, 0.35))
