@@ -23,8 +23,10 @@ from preprocessing.recipe import Localization, Side
 
 TURNED_SCORE, TURNED_RATIO = 0.5, 2
 """A film is turned where a hand scores at least this on the turned film, and this many times its score on the film."""
-WIDENING = 0.2
+WIDENING = 1.0
 """A lone hand's box is widened to what stands out there by at most this share of its longer side."""
+NESTED = 0.7
+"""A box of which at least this share lies in another is a part of the same limb."""
 CPU = torch.device("cpu")
 
 
@@ -122,6 +124,7 @@ class NetLocalizer(_Net):
             side: Side = "right" if BOX_CLASSES[int(box[4]) - 1].startswith("right") else "left"
             place = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
             (hands if box[4] <= HANDS else markers).append((side, place))
+        hands = _united(hands)
         if len(hands) == 1:
             hands = [(side, _widened(box, steps.find_hand(upright, margin=0))) for side, box in hands]
         return Localization(tuple(hands), tuple(markers), turns) if hands else None
@@ -159,11 +162,32 @@ def _upright(scores: list[float]) -> int:
     return best if scores[best] >= max(TURNED_SCORE, TURNED_RATIO * scores[0]) else 0
 
 
-def _widened(box: Box4, visible: steps.Box | None) -> Box4:
-    """Widen a network's box to the box of what stands out: a network's boxes are often short of a thumb's tip.
+def _united(hands: list[tuple[Side, Box4]]) -> list[tuple[Side, Box4]]:
+    """Unite boxes that lie in each other, best first: a hand and its whole arm are one limb.
 
-    >>> _widened((10, 10, 110, 110), (2, 12, 160, 112))
-    (2, 10, 110, 112)
+    >>> _united([("left", (10, 50, 40, 90)), ("right", (60, 0, 90, 90)), ("right", (8, 0, 44, 88))])
+    [('left', (8, 0, 44, 90)), ('right', (60, 0, 90, 90))]
+    """
+    united: list[tuple[Side, Box4]] = []
+    for side, box in hands:
+        for number, (better, other) in enumerate(united):
+            width, height = (min(box[i + 2], other[i + 2]) - max(box[i], other[i]) for i in (0, 1))
+            smaller = min((b[2] - b[0]) * (b[3] - b[1]) for b in (box, other))
+            if min(width, height) > 0 and width * height >= NESTED * smaller:
+                (x0, y0, x1, y1), (u0, v0, u1, v1) = box, other
+                united[number] = better, (min(x0, u0), min(y0, v0), max(x1, u1), max(y1, v1))
+                break
+        else:
+            united.append((side, box))
+    return united
+
+
+def _widened(box: Box4, visible: steps.Box | None) -> Box4:
+    """Widen a network's box to the box of what stands out: it may be short of a thumb's tip, or of the arm above a
+    hand.
+
+    >>> _widened((10, 10, 110, 110), (2, 12, 250, 160))
+    (2, 10, 110, 160)
     """
     if visible is None:
         return box
