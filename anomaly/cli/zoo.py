@@ -23,10 +23,10 @@ from anomaly.pipeline.options import (
 )
 from preprocessing import InputError
 
-MADE: dict[str, tuple[str, ...]] = {"ssd": ("epochs=8",), "unet": ("epochs=8",)}
+MADE: dict[str, tuple[str, ...]] = {"ssd": ("epochs=8",), "unet": ("epochs=12",)}
 """The nets that come with the package, and the settings beside preset `fast` that `anomaly models --make` trains with.
 """
-MADE_OF = {"seed": 1, "patients": 800}
+MADE_OF = {"seed": 1, "patients": 400}
 """The built-in films they learn from: others than those of `anomaly preprocess` without a source, which have seed 0."""
 
 
