@@ -23,7 +23,7 @@ from anomaly.pipeline.options import (
 )
 from preprocessing import InputError
 
-MADE: dict[str, tuple[str, ...]] = {"ssd": ("epochs=8",), "unet": ("epochs=12",)}
+MADE: dict[str, tuple[str, ...]] = {"ssd": ("epochs=24",), "unet": ()}
 """The nets that come with the package, and the settings beside preset `fast` that `anomaly models --make` trains with.
 """
 MADE_OF = {"seed": 1, "patients": 400}
