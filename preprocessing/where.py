@@ -46,7 +46,8 @@ def chosen(
             values = [f"{value or 'none'} ({count})" for value, count in counts.most_common(SHOWN)]
             more = f", and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
             raise InputError(
-                f"--where {condition!r}: no film has {name.strip()} {unknown[0]!r}; there are: {', '.join(values)}{more}"
+                f"--where {condition!r}: no film has {name.strip()} {unknown[0]!r}; "
+                f"there are: {', '.join(values)}{more}"
             )
         rows &= np.isin(column, list(wanted))
     if not rows.any():

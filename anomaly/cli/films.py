@@ -50,7 +50,7 @@ def preprocess(options: PreprocessOptions) -> "Preprocessed":
 
 def _describe(done: "Preprocessed") -> None:
     report, source = done.report, done.source
-    for note in report.notes:
+    for note in (*report.notes, *done.cache_notes):
         warn(note)
     for path, reason in report.failures[:10]:
         warn(f"left out: {path}: {reason}")

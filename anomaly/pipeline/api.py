@@ -78,7 +78,7 @@ def preprocess(
     display = silent if quiet else progress
     chosen = _options(PreprocessOptions, source=source, settings=_settings(settings), **options)
     done = prepare_films(chosen, display=display)
-    for note in (*done.notes, *done.report.notes):
+    for note in (*done.notes, *done.report.notes, *done.cache_notes):
         warnings.warn(note, stacklevel=2)
     return done
 

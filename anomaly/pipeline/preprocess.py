@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,8 @@ from anomaly.pipeline.options import CACHES, PhantomOptions, PreprocessOptions, 
 from anomaly.pipeline.selection import Display, advancing
 from preprocessing import InputError
 from preprocessing.build import BuildOptions, BuildReport, build, cache_path
+from preprocessing.cache.notes import cache_notes
+from preprocessing.cache.reader import Cache
 from preprocessing.phantom import DEFAULT, plan_films, write_phantoms
 from preprocessing.recipe import VARIANTS, Nets, Recipe
 from preprocessing.sources import Source, open_source
@@ -37,6 +40,11 @@ class Preprocessed:
     def path(self) -> Path:
         """The cache file."""
         return self.report.path
+
+    @cached_property
+    def cache_notes(self) -> list[str]:
+        """What a user should know of the films in the cache."""
+        return cache_notes(Cache(self.path))
 
     @property
     def failures(self) -> list[tuple[str, str]]:

@@ -105,10 +105,21 @@ class Cache:
         names = sorted({name for row in rows for name in row})
         return {name: np.array([row.get(name, "") for row in rows], dtype=object) for name in names}
 
+    @property
+    def known(self) -> dict[str, Any]:
+        """What the index says in words of every film, name -> (N,): path, patient, study, label, split, ..."""
+        return {name: self.index[name] for name in INDEXED} | {"label": label_names(self.index["label"])}
+
+    def column(self, name: str) -> NDArray[Any]:
+        """What is known of every film under a name, of the index or of `columns`, (N,); InputError lists the names."""
+        known = self.known | self.columns
+        if name not in known:
+            raise InputError(f"{self.path}: no column {name!r}; there are: {', '.join(known)}")
+        return np.asarray(known[name], dtype=object)
+
     def where(self, conditions: Sequence[str]) -> NDArray[np.bool_]:
         """Tell which rows meet conditions such as "region=hand", (N,), as `where.chosen` reads them."""
-        known = {name: self.index[name] for name in INDEXED} | {"label": label_names(self.index["label"])}
-        return chosen(conditions, known | self.columns, len(self))
+        return chosen(conditions, self.known | self.columns, len(self))
 
     @property
     def has_truth(self) -> NDArray[np.bool_]:
