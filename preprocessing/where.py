@@ -24,8 +24,8 @@ def chosen(
     """Tell which films meet every condition, (films,).
 
     conditions  "column=value" or "column=value,value": any of the values; an empty value is that of films of which the
-                column says nothing. Columns are told apart by their exact names, or, where that is unambiguous, without
-                regard to case.
+                column says nothing. Values are compared without regard to case; so are columns, unless there is one of
+                this very name.
     columns     name -> text of each film.
 
     Raises InputError for a condition of another form, and, with those there are, for an unknown column and for a value
@@ -39,17 +39,16 @@ def chosen(
         name, equals, text = condition.partition("=")
         if not equals or not name.strip():
             raise InputError(f"--where {condition!r} is not column=value")
-        column = np.asarray(columns[_column(name.strip(), columns)], object)
-        wanted = {value.strip() for value in text.split(",")}
-        counts = Counter(column.tolist())
-        if unknown := sorted(value for value in wanted if value not in counts):
-            values = [f"{value or 'none'} ({count})" for value, count in counts.most_common(SHOWN)]
+        values = [str(value) for value in columns[_column(name.strip(), columns)]]
+        wanted = {value.strip().casefold() for value in text.split(",")}
+        counts = Counter(values)
+        if unknown := sorted(wanted - {value.casefold() for value in counts}):
+            known = [f"{value or 'none'} ({count})" for value, count in counts.most_common(SHOWN)]
             more = f", and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
             raise InputError(
-                f"--where {condition!r}: no film has {name.strip()} {unknown[0]!r}; "
-                f"there are: {', '.join(values)}{more}"
+                f"--where {condition!r}: no film has {name.strip()} {unknown[0]!r}; there are: {', '.join(known)}{more}"
             )
-        rows &= np.isin(column, list(wanted))
+        rows &= np.array([value.casefold() in wanted for value in values], bool)
     if not rows.any():
         raise InputError(f"none of {counted(films, 'film')} meets all of --where {' --where '.join(conditions)}")
     return rows

@@ -128,7 +128,10 @@ def _selection(run: "Run", options: ScoreOptions | HeatmapOptions) -> "Iterator[
         return
     if options.split or options.cache:
         raise InputError("--split and --cache apply to the run's own films; leave out either them or PATHS")
-    with new_films(run, open_films(list(options.paths)), workers=options.workers, display=progress) as selection:
+    source = open_films(list(options.paths)).where(options.where)
+    for note in source.notes:
+        warn(note)
+    with new_films(run, source, workers=options.workers, display=progress) as selection:
         yield selection
 
 

@@ -79,7 +79,7 @@ def preprocess(options: PreprocessOptions, *, display: Display = silent) -> Prep
     if options.source is None:
         draw_phantoms(PhantomOptions(PHANTOMS), display=display)
     origin = options.source or PHANTOMS
-    source = open_source(origin)
+    source = open_source(origin).where(options.where)
     candidates = len(source.records)
     if net:
         candidates = len(films(source))  # a folder's listing has masks in it
@@ -96,7 +96,7 @@ def preprocess(options: PreprocessOptions, *, display: Display = silent) -> Prep
     )
     with display("preparing", len(source.records), "films") as advance:
         report = build(source, recipe, path, nets, how, advancing(advance))
-    return Preprocessed(report, source, candidates, net, notes)
+    return Preprocessed(report, source, candidates, net, (*source.notes, *notes))
 
 
 def localization_model(name: str) -> type[LocalizationModel]:
@@ -172,4 +172,5 @@ def _command(
     words = ["anomaly", "preprocess", str(origin.absolute())]
     words += [word for flag, value in flags.items() if value for word in (flag, value)]
     words += [word for setting in options.settings for word in ("--set", setting)]
+    words += [word for condition in options.where for word in ("--where", condition)]
     return shlex.join(words)
