@@ -129,9 +129,9 @@ def _selection(run: "Run", options: ScoreOptions | HeatmapOptions) -> "Iterator[
     if options.split or options.cache:
         raise InputError("--split and --cache apply to the run's own films; leave out either them or PATHS")
     source = open_films(list(options.paths)).where(options.where)
-    for note in source.notes:
-        warn(note)
     with new_films(run, source, workers=options.workers, display=progress) as selection:
+        for note in selection.notes:
+            warn(note)
         yield selection
 
 

@@ -18,7 +18,7 @@ from anomaly.formatting import with_interval
 from anomaly.pipeline.gallery import GalleryCollector
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.selection import Display, Selection
-from preprocessing.wording import counted
+from preprocessing.wording import counted, patients_note
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,13 @@ class ScoringResult:
     def failures(self) -> list[tuple[str, str]]:
         """Path and reason of the films that can't be read."""
         return list(self.selection.failures)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the scores should know: patients not known, films of the training among them, ..."""
+        cohort = self.scored.cohort
+        note = patients_note(cohort.unknown_patients, len(cohort.film))
+        return [*([note] if note else []), *self.selection.notes]
 
     def __len__(self) -> int:
         return len(self.scored.cohort.film)

@@ -17,13 +17,14 @@ from anomaly.console import Advance, silent
 from anomaly.data.dataset import FilmSet
 from anomaly.data.splits import SPLITS
 from anomaly.localization.nets import load_localizer, load_segmenter
-from anomaly.pipeline.open_run import run_films
+from anomaly.pipeline.open_run import run_cache_and_split, run_films
 from anomaly.runs import Record, Run, to_json, write_atomic
 from preprocessing import InputError
 from preprocessing.build import BuildOptions, build, made_digest
 from preprocessing.cache.reader import Cache
 from preprocessing.recipe import Nets, Recipe
 from preprocessing.sources import Source
+from preprocessing.wording import counted
 
 FEW = 16
 """Up to this many new films are prepared in this process: starting others would take longer."""
@@ -85,7 +86,30 @@ def new_films(run: Run, source: Source, *, workers: int = 0, display: Display = 
             report = build(source, recipe, Path(folder) / "films.h5", nets, options, advancing(advance))
         cache = Cache(report.path)
         films = FilmSet(cache, config.variant, np.arange(len(cache)), config.size)
-        yield Selection(films, np.full(len(cache), "new", dtype=object), "new", source, report.failures)
+        split = np.full(len(cache), "new", dtype=object)
+        yield Selection(films, split, "new", source, report.failures, _notes(run, source, cache))
+
+
+def _notes(run: Run, source: Source, cache: Cache) -> list[str]:
+    """Say what a reader of new films' scores should know: of their source, and of those that are no new films."""
+    return [*source.notes, *_trained_on(run, cache)]
+
+
+def _trained_on(run: Run, cache: Cache) -> list[str]:
+    """Say how many new films are films that the run was trained on, byte for byte, if its cache is still there."""
+    try:
+        known, split = run_cache_and_split(run)
+    except InputError:
+        return []
+    seen = set(known.index["sha256"][split == "train"])
+    rows = [row for row, digest in enumerate(cache.index["sha256"]) if digest in seen]
+    if not rows:
+        return []
+    first = cache.index["path"][rows[0]]
+    return [
+        f"{len(rows)} of {counted(len(cache), 'film')} are among those that {run.path} was trained on (the first: "
+        f"{first}): figures that count them are optimistic"
+    ]
 
 
 class NewFilms(Record):
