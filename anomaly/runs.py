@@ -17,7 +17,8 @@
     report.html, wrong.html  the page to look at, and the films of which the score is most wrong
     reliability.png          of a supervised model: calibration of its probabilities (reliability diagram)
     maps/                    by `anomaly heatmap`: pixel heatmaps
-    train/, val/, all/, new/   results of other films than the test split
+    train/, val/, all/       results of other films than the test split
+    new/<date>-<name>/       results of new films, a folder for each set of them: films.json says which
 
 Nothing in it is pickled. Every file is written beside its place and moved there.
 """
@@ -130,6 +131,8 @@ class RunConfig(Record):
     """How many films "train" and "val" have that the model learns from, and how many of "train" are "abnormal"."""
     members: list[str] = Field(default_factory=list)
     """The run folders an ensemble was made of."""
+    where: list[str] = Field(default_factory=list)
+    """Which films of the cache it knows, as `--where` chose them; empty: all."""
     created: str = ""
     """UTC, ISO 8601."""
 

@@ -194,7 +194,7 @@ def _header(job: Job, listing: str, command: str | None) -> Header:
         source_hash=listing,
         source_path=str(source.root.absolute()),
         synthetic=source.synthetic,
-        truth=any(record.anomaly_mask for record in source.records),
+        truth=any(record.anomaly_mask or record.lesion_boxes for record in source.records),
         boxes=any(record.boxes for record in source.records) and any(stage_of(name) != "raw" for name in job.variants),
         command=command or shlex.join(["anomaly", "preprocess", str(source.root)]),
     )

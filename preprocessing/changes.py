@@ -11,7 +11,7 @@ from preprocessing.sources import Record, Source
 
 def last_written(source: Source, record: Record) -> int:
     """Tell when a film or its masks were last written, in nanoseconds."""
-    return max(_written(source.root, path) for path in record.files())
+    return max((_written(source.root, path) for path in record.files()), default=0)
 
 
 def fingerprint_of(written: int, hashes: Iterable[str]) -> str:

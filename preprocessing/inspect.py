@@ -19,12 +19,13 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from preprocessing import InputError, steps
+from preprocessing.cache.notes import cache_notes
 from preprocessing.cache.reader import Cache
 from preprocessing.cache.schema import BOX_CLASSES, stage_of
 from preprocessing.readers import read_film
 from preprocessing.recipe import Recipe
+from preprocessing.where import LABELS
 
-LABELS = {0: "normal", 1: "abnormal", -1: "unknown"}
 TURNS = {1: "turned by a quarter", 2: "turned by a half", 3: "turned by three quarters"}  # counter-clockwise
 
 SHEET_FILMS = 200  # more would not be looked at, and a picture has at most 65,536 pixels a side
@@ -71,6 +72,8 @@ def summarise(cache: Cache) -> dict[str, Any]:
                 back" on the classical way, on how many it "failed" and its whole input was kept, and how many were
                 "left" as they were: boxes or masks were given, the levels were the right way round, there was no
                 marker. The four add up to the films.
+    notes       what a user should know: patients not known, films there twice, flat films
+    columns     what else the source says of its films, name -> how many values: for `--where` and `--by-column`
     nets        localizer, segmenter -> name, run and digest of the trained net that was asked
     problems    films in which a step found nothing, worst first: row, name, fallbacks
     failures    films that are not in the cache: path, reason
@@ -92,6 +95,8 @@ def summarise(cache: Cache) -> dict[str, Any]:
         "films": len(cache),
         "patients": len(set(index["patient"])),
         "studies": len(set(index["study"])),
+        "notes": cache_notes(cache),
+        "columns": {name: len(set(values.tolist()) - {""}) for name, values in cache.columns.items()},
         "labels": _counts(LABELS[label] for label in index["label"].tolist()),
         "splits": _counts(split or "none" for split in index["split"]),
         "findings": _counts(finding for finding in index["finding"] if finding),
@@ -126,6 +131,7 @@ def format(summary: dict[str, Any], *, most: int = 6) -> list[str]:
         f"source        {summary['source']} ({summary['kind']}){', SYNTHETIC' if summary['synthetic'] else ''}",
         f"stored        {', '.join(summary['variants'])}; {summary['size']} x {summary['size']} {summary['dtype']}",
     ]
+    lines += [f"{'note':<14}{_printable(note)}" for note in summary["notes"]]
     for role, net in summary["nets"].items():
         origin = f"trained in {net['run']}" if net["run"] else "of the package"
         lines.append(f"{role:<14}{net['name']} {net['digest']}, {origin}")

@@ -1,6 +1,7 @@
 """A film of a source to the rows of a cache, or to the reason why there are none."""
 
 import hashlib
+import json
 import math
 from dataclasses import dataclass
 
@@ -10,9 +11,11 @@ from numpy.typing import NDArray
 from preprocessing import InputError
 from preprocessing.cache.schema import BOX_CLASSES, MAX_BOXES, STAGES, Row
 from preprocessing.changes import fingerprint_of, last_written
+from preprocessing.crop import clip_box
 from preprocessing.readers import Film, read_film, read_mask
 from preprocessing.recipe import Nets, Prepared, Recipe
 from preprocessing.sources import Record, Source
+from preprocessing.sources.patients import IDENTITY_TAGS, identity_from_tags
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Outcome:
 
 def prepare(job: Job, record: Record) -> Outcome:
     """Prepare a film; whatever is wrong with it becomes the outcome's reason."""
+    if record.missing:
+        return Outcome(record.path, reason=record.missing)
     written = last_written(job.source, record)  # asked before reading: whatever changes the files later is noticed
     files: dict[str, bytes] = {}
     rows: tuple[Row, ...] = ()
@@ -77,6 +82,8 @@ def _rows(job: Job, record: Record, files: dict[str, bytes]) -> tuple[Row, ...]:
     mask, anomaly = (
         None if given is None else read_mask(given, files[given]) for given in (record.mask, record.anomaly_mask)
     )
+    if anomaly is None and record.lesion_boxes:
+        anomaly = _filled(record, height, width)
     results = job.recipe.apply(
         film,
         variants=job.variants,
@@ -91,18 +98,22 @@ def _rows(job: Job, record: Record, files: dict[str, bytes]) -> tuple[Row, ...]:
 
 def _row(film: Film, record: Record, data: bytes, prepared: Prepared) -> Row:
     height, width = film.pixels.shape[:2]
+    patient, study, known = _identity(record, film)
     return Row(
         path=record.path,
-        patient=record.patient,
-        study=record.study,
+        patient=patient,
+        patient_known=known,
+        study=study,
         label=record.label,
         split=record.split,
         finding=record.finding,
         difficulty=record.difficulty,
+        columns=_columns(record, film),
         sha256=hashlib.sha256(data).hexdigest(),
         height=height,
         width=width,
         depth=film.depth,
+        spacing=film.spacing,
         inverted=prepared.inverted,
         fallbacks=",".join(prepared.fallbacks),
         carrier=prepared.carrier,
@@ -119,7 +130,46 @@ def _row(film: Film, record: Record, data: bytes, prepared: Prepared) -> Row:
         turns=prepared.turns,
         markers=prepared.markers,
         given=record.mask is not None and "mask" not in prepared.fallbacks,
+        truth_from="mask" if record.anomaly_mask else "boxes" if record.lesion_boxes else "",
     )
+
+
+def _identity(record: Record, film: Film) -> tuple[str, str, bool]:
+    """Give a film's patient and study, and whether that patient is known.
+
+    What the source says goes before the film's header, and a header that names the study alone makes the study stand in
+    for the patient: films of one study share one.
+    """
+    if record.patient_known:
+        return record.patient, record.study, True
+    patient, study = identity_from_tags(film.tags)
+    if patient:
+        return patient, f"{patient}/{study}" if study else f"{patient}/{record.study}", True
+    if study and record.study == record.path:
+        return study, study, False
+    return record.patient, record.study, False
+
+
+def _columns(record: Record, film: Film) -> str:
+    """Give what the source and the film's header say of a film beside its index, as JSON; the source goes first."""
+    header = {name: text for name, text in film.tags.items() if name not in IDENTITY_TAGS}
+    return json.dumps(header | dict(record.columns), sort_keys=True, ensure_ascii=False)
+
+
+def _filled(record: Record, height: int, width: int) -> NDArray[np.bool_]:
+    """Give the rectangles of a film's lesion boxes as a mask, (height, width): every pixel that one touches."""
+    mask = np.zeros((height, width), bool)
+    for box in record.lesion_boxes:
+        region = clip_box(box, mask.shape)
+        if region is None:
+            edges = " ".join(f"{edge:g}" for edge in box)
+            raise InputError(
+                f"{record.path}: the lesion box {edges} lies beside the film of {width} x {height} pixels; "
+                "give x0 y0 x1 y1 in its pixels"
+            )
+        x0, y0, x1, y1 = region
+        mask[y0:y1, x0:x1] = True
+    return mask
 
 
 def _check_boxes(record: Record, width: int, height: int) -> None:

@@ -10,6 +10,19 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else plural(noun)}"
 
 
+def patients_note(unknown: int, films: int) -> str | None:
+    """Say of how many films the patient is not known, and what follows for intervals; None where all are known.
+
+    >>> patients_note(9, 9)
+    'patients unknown: each film counts as one; intervals are too narrow if films share a patient'
+    """
+    if not unknown:
+        return None
+    which = "patients unknown" if unknown == films else f"patients unknown of {unknown} of {counted(films, 'film')}"
+    one = "each film" if unknown == films else "each of these films"
+    return f"{which}: {one} counts as one; intervals are too narrow if films share a patient"
+
+
 def plural(noun: str) -> str:
     """The plural of a regular English noun.
 

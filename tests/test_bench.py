@@ -577,8 +577,8 @@ def test_films_of_one_class_are_refused_before_anything_is_trained(tmp_path: Pat
 
 def test_the_test_split_is_looked_at_by_the_rule_that_is_set(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
-    split = grids.assign_splits
-    monkeypatch.setattr(grids, "assign_splits", lambda *a, rule, **k: asked.append(rule) or split(*a, rule=rule, **k))
+    split = grids.assign_chosen
+    monkeypatch.setattr(grids, "assign_chosen", lambda *a, rule, **k: asked.append(rule) or split(*a, rule=rule, **k))
     grid(cache, models=("cae", "classifier/mura"), settings=(*TINY, "splits=70/20/10")).check()
     grid(cache, models=("cae",)).check()
     assert set(asked[:-2]) == {"70/20/10"} and asked[-2:] == ["paper", "paper"]

@@ -816,6 +816,7 @@ def test_a_file_that_may_not_grow_is_told_in_one_line(tmp_path, compression):
 
 LIMITED = """
 import resource, sys
+sys.dont_write_bytecode = True  # a limit also cuts bytecode files short, and the next import of one fails
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
 sys.argv = ["anomaly", *{arguments!r}]
 from anomaly.cli.app import main

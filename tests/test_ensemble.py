@@ -93,9 +93,9 @@ def test_one_is_scored_mapped_and_reported_as_any_run_is(
         "metrics.json",
         "report.html",
         "val/report.html",
-        "new/scores.csv",
     )
     assert all((made / name).is_file() for name in files) and list((made / "maps").rglob("*.png"))
+    assert len(list((made / "new").glob("*/scores.csv"))) == len(list((made / "new").glob("*/maps"))) == 1
     page = (made / "report.html").read_text()
     assert "ensemble of 2 runs" in page and "One training with one seed" not in page
     assert all(str(member) in page for member in members)

@@ -714,7 +714,7 @@ def test_another_schema_names_the_command_that_made_it(cache):
     with pytest.raises(InputError) as caught:
         Cache(cache.path)
     assert str(caught.value) == (
-        f"{cache.path}: cache schema 0, this version reads 2; run `anomaly preprocess films --force`"
+        f"{cache.path}: cache schema 0, this version reads 3; run `anomaly preprocess films --force`"
     )
 
 

@@ -95,6 +95,7 @@ def _grid(options: BenchOptions) -> "Grid":
         protocol,
         options.device,
         options.precision,
+        tuple(options.where),
     )
     grid.check()
     return grid

@@ -1,5 +1,7 @@
 """Verbs on films and caches: phantom, preprocess, inspect."""
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,7 @@ from anomaly.pipeline.options import CACHES, InspectOptions, PhantomOptions, Pre
 from preprocessing import InputError
 from preprocessing.wording import counted
 
+NAMED_REASONS, NAMED_FILMS = 2, 3  # in the line that says what was left out
 if TYPE_CHECKING:
     from anomaly.pipeline.preprocess import Preprocessed
     from preprocessing.cache.reader import Cache
@@ -37,18 +40,37 @@ def preprocess(options: PreprocessOptions) -> "Preprocessed":
     if options.source is None:
         say("no SOURCE given: using the built-in films")
     done = preparation.preprocess(options, display=progress)
+    for note in done.notes:
+        warn(note)
     if done.net:
         origin = options.source or preparation.PHANTOMS
         count, all_films = len(done.source.records), counted(done.candidates, "film")
         say(f"{origin}: {count} of {all_films} have {done.net.targets} beside them")
     _describe(done)
-    say(f"next: anomaly train {options.net or 'cae'} --cache {done.report.path}")
+    say(f"next: anomaly train {options.net or 'cae'} --cache {shlex.quote(str(done.report.path))}")
+    if done.failures:
+        say(_left_out(done))
     return done
+
+
+def _left_out(done: "Preprocessed") -> str:
+    """Return how many films there are, how many could not be prepared, and why, as the last line that is read."""
+    reasons: dict[str, list[str]] = {}
+    for path, reason in done.failures:
+        reasons.setdefault(reason, []).append(path)
+    named = [f"{_few(paths)}: {reason}" for reason, paths in list(reasons.items())[:NAMED_REASONS]]
+    named += ["..."] if len(reasons) > NAMED_REASONS else []
+    return f"{counted(done.report.rows, 'film')} written, {len(done.failures)} left out ({'; '.join(named)})"
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED_FILMS} more" if len(names) > NAMED_FILMS else ""
+    return ", ".join(names[:NAMED_FILMS]) + more
 
 
 def _describe(done: "Preprocessed") -> None:
     report, source = done.report, done.source
-    for note in report.notes:
+    for note in (*report.notes, *done.cache_notes):
         warn(note)
     for path, reason in report.failures[:10]:
         warn(f"left out: {path}: {reason}")

@@ -49,6 +49,7 @@ def score(options: ScoreOptions) -> None:
             selection,
             by=main,
             pooling=cast("Pooling", options.aggregate),
+            by_column=options.by_column,
             command=_command(options, main),
             display=progress,
         )
@@ -72,6 +73,8 @@ def _print(result: "ScoringResult", files: "Written") -> None:
         if result.selection.name != "new":
             say("no figures: the model was trained on some of these films")
         return
+    if result.selection.name == "new":
+        say(_origin(result))
     pages = [(path, content) for path, content in files if path.suffix in (".html", ".png")]
     for path, content in files:
         if (path, content) not in pages:
@@ -99,6 +102,8 @@ def _command(options: ScoreOptions, main: str) -> str:
     words = ["anomaly", "score", str(options.run), *map(str, options.paths), "--aggregate", options.aggregate]
     words += ["--by", main] if options.by else []
     words += ["--split", options.split] if options.split else []
+    words += [word for condition in options.where for word in ("--where", condition)]
+    words += [word for column in options.by_column for word in ("--by-column", column)]
     return shlex.join(words + (["--cache", str(options.cache)] if options.cache else []))
 
 
@@ -119,11 +124,14 @@ def _selection(run: "Run", options: ScoreOptions | HeatmapOptions) -> "Iterator[
     from preprocessing.sources import open_films
 
     if not options.paths:
-        yield recorded_films(run, options.split, options.cache)
+        yield recorded_films(run, options.split, options.cache, options.where)
         return
     if options.split or options.cache:
         raise InputError("--split and --cache apply to the run's own films; leave out either them or PATHS")
-    with new_films(run, open_films(list(options.paths)), workers=options.workers, display=progress) as selection:
+    source = open_films(list(options.paths)).where(options.where)
+    with new_films(run, source, workers=options.workers, display=progress) as selection:
+        for note in selection.notes:
+            warn(note)
         yield selection
 
 

@@ -130,6 +130,7 @@ def tune(options: TuneOptions) -> None:
         options.split_seed,
         options.device,
         options.precision,
+        options.where,
     )
     how = SearchOptions(
         options.trials,

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from preprocessing import InputError
 
 SPLITS = ("train", "val", "test")
 SplitRule = Literal["given", "paper", "paper, labelled", "70/20/10"]
-LABELS = {0: "normal", 1: "abnormal", -1: "unknown"}
+
 LEAST_TRAINING_FILMS = 8
 """Fewer films than this are no training set: a mistake in the source is the likelier explanation."""
 
@@ -51,6 +52,16 @@ def assign_splits(
             if len(group) > 1:
                 carved = set(draw.permutation(group)[: max(1, round(len(group) / 10))])
                 split[[name in carved for name in patient]] = "val"
+    return split
+
+
+def assign_chosen(
+    index: Mapping[str, NDArray[Any]], chosen: NDArray[np.bool_], *, seed: int, rule: SplitRule
+) -> NDArray[Any]:
+    """Split the chosen films of a cache's index as `assign_splits` does; "" for the others: (N,), (N,) -> (N,)."""
+    split = np.full(len(chosen), "", dtype=object)
+    patient, label, given = (index[name][chosen] for name in ("patient", "label", "split"))
+    split[chosen] = assign_splits(patient, label, given, seed=seed, rule=rule)
     return split
 
 

@@ -26,12 +26,15 @@ class Cohort:
     finding: NDArray[Any]  # (N,) kind of abnormality, "" where there is none
     difficulty: NDArray[Any]  # (N,) "" where there is none
     synthetic: bool  # drawn, not taken of patients
+    unknown_patients: int = 0  # films of which the patient isn't known: each counts as one, or its study does
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # name -> (N,): figures are wanted by its values
 
     def __post_init__(self) -> None:
-        for column in fields(self):
-            value = getattr(self, column.name)
-            if column.name != "synthetic" and np.shape(value) != (len(self.film),):
-                raise ValueError(f"{column.name} {np.shape(value)} must be ({len(self.film)},): one a film")
+        apart = ("synthetic", "unknown_patients", "columns")
+        columns = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in apart}
+        for name, value in {**columns, **self.columns}.items():
+            if np.shape(value) != (len(self.film),):
+                raise ValueError(f"{name} {np.shape(value)} must be ({len(self.film)},): one a film")
         checked_scores(self.label, np.zeros(len(self.film)), known=False)
 
 

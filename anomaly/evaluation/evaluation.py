@@ -78,6 +78,9 @@ def evaluate(
         synthetic=cohort.synthetic,
         score=main,
         command=command,
+        unknown_patients=cohort.unknown_patients,
+        films=len(cohort.film),
+        columns={name: _by_value(scored, values) for name, values in cohort.columns.items()},
         pixel=pixel,
         classes=None if chosen_on is None else _classifier(scored, main, chosen),
         chosen_on=chosen_on,
@@ -152,18 +155,29 @@ def _by_kind(scored: ScoredCohort, kinds: np.ndarray) -> dict[str, dict[str, Kin
 
     Each kind is a set of films with patients of its own, hence a bootstrap of its own.
     """
-    label, settings = scored.cohort.label, scored.settings
-    result = {}
-    for kind in sorted({str(kind) for kind in kinds[label == 1]} - {""}):
-        rows = (label == 0) | ((label == 1) & (kinds == kind))
-        bootstrap = PatientBootstrap(
-            label[rows], scored.cohort.patient[rows], resamples=settings.resamples, seed=settings.seed
-        )
-        result[kind] = {
-            name: _kind_figures(bootstrap, values[rows], bootstrap.figures(values[rows], "roc_auc"), settings.level)
-            for name, values in scored.scores.items()
-        }
-    return result
+    label = scored.cohort.label
+    return {
+        kind: _of_rows(scored, (label == 0) | ((label == 1) & (kinds == kind)))
+        for kind in sorted({str(kind) for kind in kinds[label == 1]} - {""})
+    }
+
+
+def _by_value(scored: ScoredCohort, column: np.ndarray) -> dict[str, dict[str, KindFigures]]:
+    """The figures of the films of each value of a column, (N,), normal and abnormal ones of that value alone."""
+    known = scored.cohort.label >= 0
+    return {value: _of_rows(scored, known & (column == value)) for value in sorted({str(v) for v in column[known]})}
+
+
+def _of_rows(scored: ScoredCohort, rows: np.ndarray) -> dict[str, KindFigures]:
+    """The figures of each score on some films, (N,) bool, all of known label."""
+    settings, cohort = scored.settings, scored.cohort
+    bootstrap = PatientBootstrap(
+        cohort.label[rows], cohort.patient[rows], resamples=settings.resamples, seed=settings.seed
+    )
+    return {
+        name: _kind_figures(bootstrap, values[rows], bootstrap.figures(values[rows], "roc_auc"), settings.level)
+        for name, values in scored.scores.items()
+    }
 
 
 def _classifier(

@@ -7,7 +7,9 @@ that is absent. All counts, shares and figures leave films of unknown label out.
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, model_serializer
+
+from preprocessing.wording import patients_note
 
 Pooling = Literal["mean", "max"]
 POOLINGS: tuple[Pooling, ...] = ("mean", "max")
@@ -71,7 +73,7 @@ class Difference(Figures):
 
 
 class KindFigures(Figures):
-    """How well a score ranks the abnormal films of one kind above all normal films.
+    """How well a score ranks the abnormal films of one kind above normal films: all, or those of the same column value.
 
     There is no average precision, threshold or comparison: they would depend on an arbitrary mix of films.
     """
@@ -204,6 +206,9 @@ class Metrics(Figures):
     synthetic: bool
     score: str  # the main score, which flags and ranks
     command: str
+    unknown_patients: int = 0  # films of which the patient isn't known: each counts as one, or its study does
+    films: int = 0  # all that were scored, those of unknown label too
+    columns: dict[str, dict[str, dict[str, KindFigures]]] = Field(default_factory=dict)  # by column, value, then score
     pixel: PixelFigures | None = None
     classes: dict[Unit, ClassifierFigures] | None = None  # where the main score is a probability; units with labels
     chosen_on: int | None = None  # how many validation films chose the threshold of `classes`
@@ -218,6 +223,12 @@ class Metrics(Figures):
         """The figures by finding and by difficulty, where films have any."""
         by_column = {"finding": self.finding, "difficulty": self.difficulty}
         return {column: figures for column, figures in by_column.items() if figures}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the figures has to know first, a sentence each."""
+        note = patients_note(self.unknown_patients, self.films)
+        return [note] if note else []
 
     @property
     def main(self) -> ScoreFigures:

@@ -77,6 +77,7 @@ class Bench:
         resolved = zip(("model", "training"), resolve(cell.model, cell.preset, plan.settings), strict=True)
         settings = {owner: chosen.model_dump() for owner, chosen in resolved}
         wanted = {name: getattr(plan, name) for name in ("model", "preset", "variant", "seed", "split_seed")}
+        wanted["where"] = list(plan.where)
         known = {name: getattr(old, name) for name in wanted}
         wanted |= {
             # Of a run of a version with fewer settings, those it has.

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from anomaly.data.splits import LABELS, SplitRule, assign_splits
+from anomaly.data.splits import SplitRule, assign_chosen
 from anomaly.models import find_detector, zoo
 from anomaly.pipeline.options import Plan
 from anomaly.pipeline.plan import resolve, settings_of
 from preprocessing import InputError
 from preprocessing.cache.reader import Cache
+from preprocessing.where import LABELS
 
 PAPER_MODELS = ("cae", "vae", "dcgan", "bigan", "alphagan")
 """The models of the paper's table, in its order."""
@@ -52,6 +53,7 @@ class GridFile(BaseModel):
     settings: tuple[str, ...]
     split_by_seed: bool
     precision: str = "auto"  # that of a file without this key
+    where: tuple[str, ...] = ()
     content_hash: str
 
 
@@ -68,6 +70,7 @@ class Grid:
     split_by_seed: bool = False  # whether each seed has a patient split of its own, as in the paper's protocol
     device: str = "auto"
     precision: str = "auto"
+    where: tuple[str, ...] = ()  # conditions that the films meet
 
     def cells(self) -> list[Cell]:
         """Return its cells: seed by seed, so that the table soon has all its rows, and within a seed by variant."""
@@ -92,6 +95,7 @@ class Grid:
             split_seed=cell.seed if self.split_by_seed else 0,
             device=self.device,
             precision=self.precision,
+            where=self.where,
         )
 
     def check(self) -> None:
@@ -109,7 +113,9 @@ class Grid:
             _, training = resolve(row.model, row.preset, self.plan(row).settings)
             rules.add(training.splits)
         for seed in self.seeds:
-            reasons = [_untestable(cache, seed if self.split_by_seed else 0, rule) for rule in sorted(rules)]
+            reasons = [
+                _untestable(cache, self.where, seed if self.split_by_seed else 0, rule) for rule in sorted(rules)
+            ]
             if reason := reasons[0] if all(reasons) else None:
                 raise InputError(reason)
 
@@ -123,6 +129,7 @@ class Grid:
             settings=self.settings,
             split_by_seed=self.split_by_seed,
             precision=self.precision,
+            where=self.where,
             content_hash=Cache(self.cache).content_hash,
         )
 
@@ -138,6 +145,7 @@ class Grid:
             file.settings,
             file.split_by_seed,
             precision=file.precision,
+            where=file.where,
         )
 
 
@@ -156,11 +164,11 @@ def _preset(row: str, preset: str) -> str:
     return preset if preset in find_detector(row).presets or row != TRAINING_FREE else "standard"
 
 
-def _untestable(cache: Cache, seed: int, rule: SplitRule) -> str | None:
+def _untestable(cache: Cache, where: tuple[str, ...], seed: int, rule: SplitRule) -> str | None:
     """Return why a split of a cache has no films of both classes to test on, or None."""
     index = cache.index
     try:
-        split = assign_splits(index["patient"], index["label"], index["split"], seed=seed, rule=rule)
+        split = assign_chosen(index, cache.where(where), seed=seed, rule=rule)
     except InputError as error:
         return f"{cache.path}: {error}"
     label = index["label"][split == "test"]

@@ -14,6 +14,7 @@ from anomaly.models import find_detector
 from anomaly.reporting.bench_page import BenchRun, render_bench
 from anomaly.reporting.tables import from_json, to_csv, to_json, to_latex, to_markdown, to_terminal
 from preprocessing.cache.reader import Cache
+from preprocessing.wording import patients_note
 
 FORMATS = {"terminal": to_terminal, "markdown": to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json}
 FILES = {"table.md": to_markdown, "table.tex": to_latex, "table.csv": to_csv, "results.json": to_json}
@@ -40,6 +41,8 @@ def bench_table(bench: Bench, *, paper: bool = False) -> Table:
                 seeds = trivial.setdefault(("trivial", name, cell.variant), [None] * len(grid.seeds))
                 seeds[grid.seeds.index(cell.seed)] = _scored(lines, name)
     cache = Cache(grid.cache)
+    chosen = cache.where(grid.where)
+    note = patients_note(int((~cache.index["patient_known"][chosen]).sum()), int(chosen.sum()))
     return build_table(
         models | trivial,
         title=f"Film ROC-AUC on test: {cache.source}, preset {grid.preset}",
@@ -51,6 +54,7 @@ def bench_table(bench: Bench, *, paper: bool = False) -> Table:
             "seeds": list(grid.seeds),
         },
         paper=paper,
+        notes=[note] if note else [],
     )
 
 

@@ -162,6 +162,8 @@ def train_command(plan: Plan, parameters: Mapping[str, Value]) -> str:
         value = getattr(chosen, option.name)
         if option.name == "settings":
             words += [word for setting in value for word in ("--set", setting)]
+        elif option.name == "where":
+            words += [word for condition in value for word in ("--where", condition)]
         elif option.name not in ("model", "cache") and value != option.default:
             words += [f"--{option.name.replace('_', '-')}", str(value)]
     return shlex.join(words)

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -46,7 +46,7 @@ def train(
 
     The same call resumes an interrupted training. `settings` are those that `anomaly models MODEL`
     lists; `options` are the flags of `anomaly train`, by name: variant, preset, seed, split_seed, weights, out, resume,
-    device, precision, workers, track. Raises InputError for what can't be trained, before a folder is made.
+    device, precision, workers, track, where. Raises InputError for what can't be trained, before a folder is made.
     """
     if model in TOOLS:
         raise InputError(f"{model} prepares films and scores none; `anomaly train {model}` trains it")
@@ -73,12 +73,12 @@ def preprocess(
 
     source  a folder, zip or CSV manifest; None draws the built-in SYNTHETIC films. `settings` are those of the recipe;
     `options` are the flags of `anomaly preprocess`, by name: recipe, size, variants, localizer, mask, net (--for), out,
-    compression, workers, cluster, force. Films that can't be read are in `failures`.
+    compression, workers, cluster, where, force. Films that can't be read are in `failures`.
     """
     display = silent if quiet else progress
     chosen = _options(PreprocessOptions, source=source, settings=_settings(settings), **options)
     done = prepare_films(chosen, display=display)
-    for note in done.report.notes:
+    for note in (*done.notes, *done.report.notes, *done.cache_notes):
         warnings.warn(note, stacklevel=2)
     return done
 
@@ -100,7 +100,7 @@ def _options(kind: type[Options], **options: Any) -> Options:
     for name, value in options.items():
         if name not in hints:
             raise InputError(f"no option {name!r}; there are: {', '.join(sorted(hints))}")
-        if isinstance(value, (list, tuple)) and name != "settings":
+        if isinstance(value, (list, tuple)) and get_origin(get_args(hints[name])[0]) is not Sequence:
             options[name] = ",".join(map(str, value))
     try:
         chosen = TypeAdapter(kind).validate_python(options)

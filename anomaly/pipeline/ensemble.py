@@ -81,7 +81,7 @@ def _film_counts(members: Sequence[runs.Run]) -> dict[str, int]:
 def _check_members(members: Sequence[runs.Run]) -> None:
     """Refuse members that can't be put together."""
     first = members[0].config
-    for key in ("variant", "size", "split_hash"):
+    for key in ("variant", "size", "split_hash", "where"):
         for run in members[1:]:
             own, shared = getattr(run.config, key), getattr(first, key)
             if own != shared:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.console import silent
-from anomaly.data.splits import LABELS
 from anomaly.evaluation.predict import PredictedFilms, predict
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.selection import Display, Selection
@@ -19,6 +18,7 @@ from anomaly.runs import inside
 from preprocessing import InputError
 from preprocessing.readers import read_film
 from preprocessing.sources import Source
+from preprocessing.where import LABELS
 
 MAP_FORMATS = ("png", "tiff", "npy")
 

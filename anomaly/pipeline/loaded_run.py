@@ -74,7 +74,9 @@ class LoadedRun:
         films: "Film | Sequence[Film] | None" = None,
         *,
         split: str | None = None,
+        where: Sequence[str] = (),
         by: str | None = None,
+        by_column: Sequence[str] = (),
         aggregate: Pooling = "mean",
         maps: bool = False,
         workers: int = 0,
@@ -84,6 +86,8 @@ class LoadedRun:
         films  a path, a 2-D array or a pydicom dataset, or a list of such; paths may be films, folders, zips or
                manifests. The result has them in this order. None takes the run's cache, of which `split` names a part:
                test by default, val, train or all.
+        where  conditions that the films meet, such as "region=hand".    by_column  columns of the films, such as region
+               or sex, by whose values figures are wanted too.
         by     the score that flags and ranks; None takes the model's first.    aggregate  how films make a study or
                patient: "mean" or "max".    maps  whether each film's heatmap is kept with its score.
         workers  processes that prepare films; 0 takes what suits the machine.
@@ -94,9 +98,15 @@ class LoadedRun:
         if aggregate not in POOLINGS:
             raise InputError(f"no aggregate {aggregate!r}; there are: {', '.join(POOLINGS)}")
         self._opened.main_score(by)  # a wrong name is answered before any film is prepared
-        with self._selection(films, split, workers) as selection:
+        with self._selection(films, split, where, workers) as selection:
             return score_selection(
-                self._opened, selection, by=by, pooling=aggregate, display=self._display, keep_maps=maps
+                self._opened,
+                selection,
+                by=by,
+                pooling=aggregate,
+                by_column=by_column,
+                display=self._display,
+                keep_maps=maps,
             )
 
     def heatmap(
@@ -104,6 +114,7 @@ class LoadedRun:
         films: "Film | Sequence[Film] | None" = None,
         *,
         split: str | None = None,
+        where: Sequence[str] = (),
         by: str | None = None,
         limit: int | None = None,
         space: str = "cache",
@@ -119,22 +130,24 @@ class LoadedRun:
         if limit is not None and limit < 1:
             raise InputError(f"limit is {limit}; give 1 or more")
         self._opened.main_score(by)
-        with self._selection(films, split, workers) as selection:
+        with self._selection(films, split, where, workers) as selection:
             originals = None
             if space == "film":
                 originals = selection.source or open_source(Path(selection.films.cache.source_path))
             return list(heatmaps(self._opened, selection, by=by, limit=limit, originals=originals))
 
     @contextmanager
-    def _selection(self, films: "Film | Sequence[Film] | None", split: str | None, workers: int) -> Iterator[Selection]:
+    def _selection(
+        self, films: "Film | Sequence[Film] | None", split: str | None, where: Sequence[str], workers: int
+    ) -> Iterator[Selection]:
         if films is None:
-            yield recorded_films(self._opened.run, split, self._cache)
+            yield recorded_films(self._opened.run, split, self._cache, where)
             return
         if split is not None:
             raise InputError(f"split {split!r} applies to the run's own films; leave out either it or the films")
         with (
             source_of(films) as source,
-            new_films(self._opened.run, source, workers=workers, display=self._display) as selection,
+            new_films(self._opened.run, source.where(where), workers=workers, display=self._display) as selection,
         ):
             if selection.failures:
                 path, reason = selection.failures[0]

@@ -1,5 +1,6 @@
 """Opening a run: its detector, its calibration, its cache, the splits it was trained with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from anomaly.data.batch import batches
 from anomaly.data.dataset import FilmSet
-from anomaly.data.splits import assign_splits, split_hash
+from anomaly.data.splits import assign_chosen, split_hash
 from anomaly.evaluation.calibration import Calibration, calibrate, read_calibration
 from anomaly.models import find_detector
 from anomaly.models.base import Detector
@@ -64,28 +65,30 @@ def open_run(run: Run, device: torch.device, cache_path: Path | None = None) -> 
     return OpenRun(run, model, calibrate(model, val, device), device, note)
 
 
-def run_films(run: Run, split: str, cache_path: Path | None = None) -> tuple[FilmSet, NDArray[Any]]:
-    """Return the films of a split of a run's cache, or of all of it for "all", and the split of each.
+def run_films(
+    run: Run, split: str, cache_path: Path | None = None, where: Sequence[str] = ()
+) -> tuple[FilmSet, NDArray[Any]]:
+    """Return the films of a split of a run's cache, or of all that it knows for "all", and the split of each.
 
-    Raises InputError where the split has none.
+    where  conditions, such as "region=hand", that they meet. Raises InputError where the split has none.
     """
     cache, splits = run_cache_and_split(run, cache_path)
-    rows = np.flatnonzero((splits == split) | (split == "all"))
+    wanted = splits != "" if split == "all" else splits == split
+    rows = np.flatnonzero(wanted & cache.where(where))
     if not len(rows):
-        raise InputError(f"{cache.path} has no films in {split}; choose another --split")
+        such = f" where {' and '.join(where)}" if where else ""
+        raise InputError(f"{cache.path} has no films in {split}{such}; choose another --split")
     return FilmSet(cache, run.config.variant, rows, run.config.size), splits[rows]
 
 
 def run_cache_and_split(run: Run, cache_path: Path | None = None) -> tuple[Cache, NDArray[Any]]:
-    """Return the cache that a run was trained on and the split of each of its rows.
+    """Return the cache that a run was trained on and the split of each of its rows; "" of those it leaves out.
 
     A cache that has moved is named by `cache_path`; one of other content is refused.
     """
     cache = run_cache(run, cache_path)
     index, config = cache.index, run.config
-    split = assign_splits(
-        index["patient"], index["label"], index["split"], seed=config.split_seed, rule=config.split_rule
-    )
+    split = assign_chosen(index, cache.where(config.where), seed=config.split_seed, rule=config.split_rule)
     if split_hash(index["path"], split) != config.split_hash:
         raise InputError(f"the splits of {cache.path} are not those of {run.path}; train again")
     return cache, split

@@ -45,6 +45,10 @@ Films = Annotated[
 ]
 Split = Annotated[str | None, Flag("Split of the run's cache: test, val, train or all.  [default: test]")]
 SplitSeed = Annotated[int, Flag("Seed of the splits, where the source has none.", min=0, max=LARGEST_SEED)]
+Where = Annotated[
+    Sequence[str],
+    Flag("Only films of which this is known, such as region=hand or sex=F,M; repeatable.", metavar="COLUMN=VALUE"),
+]
 Model = Annotated[str, Flag("Name of the model; `anomaly models` lists them.", argument=True)]
 
 
@@ -84,6 +88,7 @@ class PreprocessOptions:
     settings: Annotated[
         Sequence[str], Flag("A setting of the recipe; repeatable.", name="set", metavar="KEY=VALUE")
     ] = ()
+    where: Where = ()
     out: Annotated[Path | None, Flag("Cache file.  [default: cache/<source>-<recipe>-<size>-<digest>.h5]")] = None
     compression: Annotated[str, Flag("none: fastest, and can always be resumed; lzf or gzip: smaller files.")] = "none"
     workers: Workers = 0
@@ -123,6 +128,7 @@ class Plan:
     split_seed: SplitSeed = 0
     device: Device = "auto"
     precision: Precision = "auto"
+    where: Where = ()
 
 
 @dataclass(frozen=True)
@@ -153,6 +159,7 @@ class TrainOptions(Plan):
             self.split_seed,
             self.device,
             self.precision,
+            self.where,
         )
 
 
@@ -184,6 +191,7 @@ class TuneOptions:
     split_seed: SplitSeed = 0
     device: Device = "auto"
     precision: Precision = "auto"
+    where: Where = ()
 
 
 @dataclass(frozen=True)
@@ -224,6 +232,7 @@ class BenchOptions:
     ] = None
     device: Device = "auto"
     precision: Precision = "auto"
+    where: Where = ()
 
 
 @dataclass(frozen=True)
@@ -243,12 +252,17 @@ class ScoreOptions:
     run: RunFolder
     paths: Films = ()
     split: Split = None
+    where: Where = ()
+    by_column: Annotated[
+        Sequence[str],
+        Flag("Figures for each value of this column too, such as region or sex; repeatable.", metavar="COLUMN"),
+    ] = ()
     by: By = None
     aggregate: Annotated[str, Flag("How scores of films are combined for studies and patients: mean or max.")] = "mean"
     cache: RunCache = None
     out: Annotated[
         Path | None,
-        Flag("Folder for the results.  [default: RUN; RUN/<split> for other splits, RUN/new for new films]"),
+        Flag("Folder.  [default: RUN; RUN/<split> for other splits, RUN/new/<date>-<name> for new films]"),
     ] = None
     device: Device = "auto"
     workers: Workers = 0
@@ -261,6 +275,7 @@ class HeatmapOptions:
     run: RunFolder
     paths: Films = ()
     split: Split = None
+    where: Where = ()
     by: By = None
     space: Annotated[str, Flag("cache: the prepared film; film: the original one.")] = "cache"
     formats: Annotated[str, Flag("Comma list of png (overlay), tiff, npy (float32 values).")] = "png,tiff,npy"
@@ -269,7 +284,9 @@ class HeatmapOptions:
     source: Annotated[Path | None, Flag("Where the original films are now, if they have moved; for --space film.")] = (
         None
     )
-    out: Annotated[Path | None, Flag("Folder.  [default: RUN/maps; RUN/<split>/maps, RUN/new/maps]")] = None
+    out: Annotated[Path | None, Flag("Folder.  [default: RUN/maps; RUN/<split>/maps, RUN/new/<date>-<name>/maps]")] = (
+        None
+    )
     device: Device = "auto"
     workers: Workers = 0
 

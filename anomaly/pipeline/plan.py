@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from anomaly.data.dataset import FilmSet, Targets
-from anomaly.data.splits import LABELS, LEAST_TRAINING_FILMS, SplitRule, assign_splits, split_hash
+from anomaly.data.splits import LEAST_TRAINING_FILMS, SplitRule, assign_chosen, split_hash
 from anomaly.localization.base import LocalizationModel
 from anomaly.localization.predict import annotated_rows, split_by_patient
 from anomaly.memory import free_memory
@@ -24,6 +24,7 @@ from anomaly.training.device import choose_device, choose_precision
 from preprocessing import InputError
 from preprocessing.cache.reader import Cache, newest_cache
 from preprocessing.cache.schema import split_variant
+from preprocessing.where import LABELS
 from preprocessing.wording import counted
 
 MEMORY_SHARE = 0.5
@@ -82,7 +83,7 @@ class Prepared:
     model_config: Settings
     training: TrainConfig
     cache: Cache
-    split: NDArray[Any]  # (N,) of each row of the cache
+    split: NDArray[Any]  # (N,) of each row of the cache; "" of those that --where leaves out
     usable: NDArray[np.int64]  # rows that the model may learn from
     config: RunConfig  # becomes run.json
 
@@ -119,14 +120,18 @@ def prepare(plan: Plan) -> Prepared:
     model_config, training = resolve(plan.model, plan.preset, plan.settings)
     _check_settings(plan.model, model, training)
     cache = Cache(plan.cache or newest_cache(CACHES))
+    if plan.where and prepares_films(model):
+        raise InputError(f"{plan.model} is trained on every film with annotations; use `preprocess --where` instead")
+    chosen = cache.where(plan.where)
     usable = usable_rows(cache, model.targets)
+    usable = usable[chosen[usable]]
     variant = _variant(plan, model, cache)
     size = _size(plan.model, model, model_config, training, cache)
     _check_stages(model, model_config, training, size)
     weights = model.weights_file(model_config)
     if weights:
         model(model_config, size).load_pretrained(weights)  # weights that don't fit are refused before a folder is made
-    rule, split = _split(plan, model, training, cache)
+    rule, split = _split(plan, model, training, cache, chosen)
     device = choose_device(plan.device)
     index = cache.index
     counts = {name: int((split[usable] == name).sum()) for name in ("train", "val")}
@@ -148,6 +153,7 @@ def prepare(plan: Plan) -> Prepared:
         cache=cache_record(cache),
         versions=versions(None if plan.model in TOOLS else zoo()[plan.model].package),
         films=counts,
+        where=list(plan.where),
     )
     prepared = Prepared(plan, model, model_config, training, cache, split, usable, config)
     _check_films(prepared)
@@ -243,18 +249,20 @@ def _size(name: str, model: type[Model], config: Settings, training: TrainConfig
     return size
 
 
-def _split(plan: Plan, model: type[Model], training: TrainConfig, cache: Cache) -> tuple[SplitRule, NDArray[Any]]:
-    """Return the rule that split the patients, and the split of each row, (N,)."""
+def _split(
+    plan: Plan, model: type[Model], training: TrainConfig, cache: Cache, chosen: NDArray[np.bool_]
+) -> tuple[SplitRule, NDArray[Any]]:
+    """Return the rule that split the patients, and the split of each row, (N,); "" of those that are not chosen."""
     index = cache.index
     rule: SplitRule = training.splits
-    if (index["split"] != "").any():
+    if (index["split"][chosen] != "").any():
         rule = "given"
     elif rule == "paper" and model.targets == "labels":
         rule = "paper, labelled"
     if prepares_films(model):
         return rule, split_by_patient(cache, plan.split_seed)
     try:
-        return rule, assign_splits(index["patient"], index["label"], index["split"], seed=plan.split_seed, rule=rule)
+        return rule, assign_chosen(index, chosen, seed=plan.split_seed, rule=rule)
     except InputError as error:
         raise InputError(f"{cache.path}: {error}") from None
 

@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,8 @@ from anomaly.pipeline.options import CACHES, PhantomOptions, PreprocessOptions, 
 from anomaly.pipeline.selection import Display, advancing
 from preprocessing import InputError
 from preprocessing.build import BuildOptions, BuildReport, build, cache_path
+from preprocessing.cache.notes import cache_notes
+from preprocessing.cache.reader import Cache
 from preprocessing.phantom import DEFAULT, plan_films, write_phantoms
 from preprocessing.recipe import VARIANTS, Nets, Recipe
 from preprocessing.sources import Source, open_source
@@ -31,11 +34,17 @@ class Preprocessed:
     source: Source
     candidates: int  # films that the source lists, before those without annotations are left out
     net: type[LocalizationModel] | None  # what the films are to train, with `--for`
+    notes: tuple[str, ...]  # what a user should know
 
     @property
     def path(self) -> Path:
         """The cache file."""
         return self.report.path
+
+    @cached_property
+    def cache_notes(self) -> list[str]:
+        """What a user should know of the films in the cache."""
+        return cache_notes(Cache(self.path))
 
     @property
     def failures(self) -> list[tuple[str, str]]:
@@ -70,7 +79,7 @@ def preprocess(options: PreprocessOptions, *, display: Display = silent) -> Prep
     if options.source is None:
         draw_phantoms(PhantomOptions(PHANTOMS), display=display)
     origin = options.source or PHANTOMS
-    source = open_source(origin)
+    source = open_source(origin).where(options.where)
     candidates = len(source.records)
     if net:
         candidates = len(films(source))  # a folder's listing has masks in it
@@ -87,7 +96,7 @@ def preprocess(options: PreprocessOptions, *, display: Display = silent) -> Prep
     )
     with display("preparing", len(source.records), "films") as advance:
         report = build(source, recipe, path, nets, how, advancing(advance))
-    return Preprocessed(report, source, candidates, net)
+    return Preprocessed(report, source, candidates, net, tuple(source.notes))
 
 
 def localization_model(name: str) -> type[LocalizationModel]:
@@ -156,4 +165,5 @@ def _command(
     words = ["anomaly", "preprocess", str(origin.absolute())]
     words += [word for flag, value in flags.items() if value for word in (flag, value)]
     words += [word for setting in options.settings for word in ("--set", setting)]
+    words += [word for condition in options.where for word in ("--where", condition)]
     return shlex.join(words)

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.console import silent
-from anomaly.data.splits import LABELS
 from anomaly.evaluation.cohort import ScoredCohort
 from anomaly.evaluation.evaluation import Evaluation
 from anomaly.evaluation.figures import Metrics, Unit
@@ -25,6 +24,7 @@ from anomaly.reporting.galleries import Shown, gallery_rows
 from anomaly.reporting.heatmap import blend, outlined
 from anomaly.reporting.page import render_report, render_wrong
 from anomaly.runs import to_csv, to_json, write_atomic
+from preprocessing.where import LABELS
 from preprocessing.wording import counted
 
 CSV_FILES: dict[Unit, str] = {"film": "scores.csv", "study": "studies.csv", "patient": "patients.csv"}
@@ -172,7 +172,7 @@ def _page_context(
         model=f"{config.model} of {len(config.members)} runs"
         if config.members
         else f"{config.model} ({config.preset})",
-        data=f"{cache.source}, variant {films.variant}, {films.size} px, split {figures.split}",
+        data=f"{films.cache.source}, variant {films.variant}, {films.size} px, split {figures.split}",
         evaluation=evaluation,
         about=next(iter((type(run.model).__doc__ or "").strip().splitlines()), ""),
         supervised=run.model.targets == "labels",
@@ -200,7 +200,7 @@ def _page_context(
         lowest=[shown[place] for place in lowest],
         pictures={about: path.read_bytes() for about, path in pictures.items() if path.is_file()},
         failures=films.cache.failures,
-        notes=[*([run.note] if run.note else []), *run.run.warnings()],
+        notes=[*([run.note] if run.note else []), *figures.notes, *selection.notes, *run.run.warnings()],
     )
 
 

@@ -1,6 +1,6 @@
 """From a run and films to scores and figures, in one pass: what the verbs and the Python API both call."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from anomaly.formatting import with_interval
 from anomaly.pipeline.gallery import GalleryCollector
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.selection import Display, Selection
-from preprocessing.wording import counted
+from preprocessing.wording import counted, patients_note
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,13 @@ class ScoringResult:
         """Path and reason of the films that can't be read."""
         return list(self.selection.failures)
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the scores should know: patients not known, films of the training among them, ..."""
+        cohort = self.scored.cohort
+        note = patients_note(cohort.unknown_patients, len(cohort.film))
+        return [*([note] if note else []), *self.selection.notes]
+
     def __len__(self) -> int:
         return len(self.scored.cohort.film)
 
@@ -122,8 +129,8 @@ class ScoringResult:
             )
 
 
-def cohort_of(selection: Selection) -> Cohort:
-    """Return what is known of the films of a selection."""
+def cohort_of(selection: Selection, by_column: Sequence[str] = ()) -> Cohort:
+    """Return what is known of the films of a selection; `by_column`: the columns by whose values figures are wanted."""
     films = selection.films
     return Cohort(
         film=films.cache.names[films.rows],  # each hand of two is a film of its own
@@ -134,6 +141,8 @@ def cohort_of(selection: Selection) -> Cohort:
         finding=films.column("finding"),
         difficulty=films.column("difficulty"),
         synthetic=films.cache.synthetic,
+        unknown_patients=int((~films.column("patient_known")).sum()),
+        columns={name: films.cache.column(name)[films.rows] for name in by_column},
     )
 
 
@@ -143,6 +152,7 @@ def score_selection(
     *,
     by: str | None = None,
     pooling: Pooling = "mean",
+    by_column: Sequence[str] = (),
     command: str = "",
     display: Display = silent,
     keep_maps: bool = False,
@@ -150,9 +160,11 @@ def score_selection(
     """Score films, and compute every figure that their labels allow; each film passes the model once.
 
     by  the score that flags, ranks and is reported first; None: the model's first.    pooling  films -> study, patient.
+    by_column  columns of the films, such as region or sex, by whose values figures are wanted too.
     command  what was typed, for the record.    keep_maps  whether the result has every film's map.
     """
     main, films = run.main_score(by), selection.films
+    cohort = cohort_of(selection, by_column)
     columns, pixels, gallery = ScoreColumns(films), PixelRanking(), GalleryCollector(main)
     abnormal, marked = films.label == 1, films.cache.has_truth[films.rows]
     kept: dict[int, NDArray[np.float32]] = {}
@@ -170,9 +182,9 @@ def score_selection(
                         pixels.add(predicted.smoothed_map(index), lesion, predicted.films.mask[index])
                         measured = True
             advance(len(predicted.films))
-    scored = ScoredCohort(cohort_of(selection), columns.finish(), EvaluationSettings(aggregate=pooling))
+    scored = ScoredCohort(cohort, columns.finish(), EvaluationSettings(aggregate=pooling))
     evaluation = None
-    if not {"new", "train"} & set(selection.split):
+    if _measurable(selection):
         calibration = run.calibration
         supervised = run.model.targets == "labels" and _probabilities(scored.scores[main])
         evaluation = evaluate(
@@ -185,6 +197,13 @@ def score_selection(
             command=command,
         )
     return ScoringResult(run, selection, scored, main, evaluation, gallery, kept)
+
+
+def _measurable(selection: Selection) -> bool:
+    """Whether figures can be computed: of films that the model has not seen, new ones if both labels are known."""
+    if selection.name == "new":
+        return {0, 1} <= set(selection.films.label.tolist())
+    return "train" not in set(selection.split)
 
 
 def _places(places: slice, wanted: NDArray[np.bool_]) -> list[int]:

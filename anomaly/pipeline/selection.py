@@ -1,26 +1,30 @@
 """Which films to score or map: those of a run's cache, or new ones through the recipe that the run recorded."""
 
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from anomaly.console import Advance, silent
 from anomaly.data.dataset import FilmSet
 from anomaly.data.splits import SPLITS
 from anomaly.localization.nets import load_localizer, load_segmenter
-from anomaly.pipeline.open_run import run_films
-from anomaly.runs import Run
+from anomaly.pipeline.open_run import run_cache_and_split, run_films
+from anomaly.runs import Record, Run, to_json, write_atomic
 from preprocessing import InputError
 from preprocessing.build import BuildOptions, build, made_digest
 from preprocessing.cache.reader import Cache
 from preprocessing.recipe import Nets, Recipe
 from preprocessing.sources import Source
+from preprocessing.wording import counted
 
 FEW = 16
 """Up to this many new films are prepared in this process: starting others would take longer."""
@@ -37,18 +41,24 @@ class Selection:
     name: str  # a split, "all" or "new"
     source: Source | None = None  # of new films
     failures: Sequence[tuple[str, str]] = ()  # path and reason of new films that can't be read
+    notes: Sequence[str] = ()  # what a reader of the results should know, a sentence each
 
     def folder(self, run: Run) -> Path:
-        """Return where results go by default: those of the test split in the run itself."""
+        """Return where results go by default: those of the test split in the run itself, new films in their own."""
+        if self.source is not None:
+            return new_folder(run.path / self.name, self.source)
         return run.path if self.name == "test" else run.path / self.name
 
 
-def recorded_films(run: Run, split: str | None, cache_path: Path | None) -> Selection:
-    """Return films of the cache that a run was trained on: a split's, the test split's by default, or "all"."""
+def recorded_films(run: Run, split: str | None, cache_path: Path | None, where: Sequence[str] = ()) -> Selection:
+    """Return films of the cache that a run was trained on: a split's, the test split's by default, or "all".
+
+    where  conditions that they meet, such as "region=hand".
+    """
     name = split or "test"
     if name not in (*SPLITS, "all"):
         raise InputError(f"no split {name!r}; there are: all, {', '.join(SPLITS)}")
-    films, splits = run_films(run, name, cache_path)
+    films, splits = run_films(run, name, cache_path, where)
     return Selection(films, splits, name)
 
 
@@ -76,7 +86,60 @@ def new_films(run: Run, source: Source, *, workers: int = 0, display: Display = 
             report = build(source, recipe, Path(folder) / "films.h5", nets, options, advancing(advance))
         cache = Cache(report.path)
         films = FilmSet(cache, config.variant, np.arange(len(cache)), config.size)
-        yield Selection(films, np.full(len(cache), "new", dtype=object), "new", source, report.failures)
+        split = np.full(len(cache), "new", dtype=object)
+        yield Selection(films, split, "new", source, report.failures, _notes(run, source, cache))
+
+
+def _notes(run: Run, source: Source, cache: Cache) -> list[str]:
+    """Say what a reader of new films' scores should know: of their source, and of those that are no new films."""
+    return [*source.notes, *_trained_on(run, cache)]
+
+
+def _trained_on(run: Run, cache: Cache) -> list[str]:
+    """Say how many new films are films that the run was trained on, byte for byte, if its cache is still there."""
+    try:
+        known, split = run_cache_and_split(run)
+    except InputError:
+        return []
+    seen = set(known.index["sha256"][split == "train"])
+    rows = [row for row, digest in enumerate(cache.index["sha256"]) if digest in seen]
+    if not rows:
+        return []
+    first = cache.index["path"][rows[0]]
+    return [
+        f"{len(rows)} of {counted(len(cache), 'film')} are among those that {run.path} was trained on (the first: "
+        f"{first}): figures that count them are optimistic"
+    ]
+
+
+class NewFilms(Record):
+    """films.json: which new films a folder of results is of."""
+
+    source: str
+    """Where they were."""
+    films: int
+    listing_hash: str
+
+
+def new_folder(parent: Path, source: Source) -> Path:
+    """Return the folder for results of new films, `<date>-<name>`, made if there is none.
+
+    The same films get the folder that they had, on whatever day; other films never do: theirs has a number where date
+    and name are the same.
+    """
+    record = NewFilms(source=str(source.root), films=len(source.records), listing_hash=source.listing_hash())
+    for file in sorted(parent.glob("*/films.json"), reverse=True):
+        with suppress(OSError, ValidationError):
+            if NewFilms.model_validate_json(file.read_bytes()).listing_hash == record.listing_hash:
+                return file.parent
+    name = f"{datetime.now().astimezone():%Y-%m-%d}-{source.name}"
+    folder = next(
+        folder
+        for number in itertools.count(1)
+        if not (folder := parent / (name if number == 1 else f"{name}-{number}")).exists()
+    )
+    write_atomic(folder / "films.json", to_json(record.model_dump()))
+    return folder
 
 
 def advancing(advance: Advance) -> Callable[[Any], None]:

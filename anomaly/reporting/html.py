@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from anomaly.data.splits import LABELS
 from anomaly.formatting import interval, number, with_interval
 from anomaly.reporting.charts.svg import svg, swatch
+from preprocessing.where import LABELS
 from preprocessing.wording import counted
 
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -46,8 +46,12 @@ def _data(context: ReportContext) -> list[str]:
     if main.n:
         sentences.append(
             f"Evaluated on {counted(main.n, 'film')} of known label of {counted(main.n_patients, 'patient')}, "
-            f"{main.n_abnormal} abnormal. No patient is in two splits."
+            f"{main.n_abnormal} abnormal."
         )
+    if figures.notes:
+        sentences += [f"{note[0].upper()}{note[1:]}." for note in figures.notes]
+    elif "new" not in figures.split:
+        sentences.append("No patient is in two splits.")
     if context.failures:
         sentences.append(f"{counted(len(context.failures), 'film')} could not be used; see the list above.")
     return sentences
@@ -55,7 +59,7 @@ def _data(context: ReportContext) -> list[str]:
 
 def _limits(context: ReportContext) -> list[str]:
     """What the figures do not show."""
-    main = context.figures.main
+    figures, main = context.figures, context.figures.main
     sentences = [_SYNTHETIC] if context.figures.synthetic else []
     if main.roc_auc is None:
         sentences.append("Its performance is unknown: there are no figures.")
@@ -74,7 +78,12 @@ def _limits(context: ReportContext) -> list[str]:
         sentences.append(
             "Evaluated on films of one source. Expect lower figures elsewhere, and validate there before use."
         )
-    sentences.append(_SUBGROUPS)
+    if figures.columns:
+        sentences.append(
+            f"Measured by {', '.join(figures.columns)}; other differences, by age, sex or machine, were not."
+        )
+    else:
+        sentences.append(_SUBGROUPS)
     if context.map_scale is not None:
         sentences.append("A heatmap shows what contributed to the score; it does not outline a lesion.")
     if not context.supervised:

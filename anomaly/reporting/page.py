@@ -40,6 +40,7 @@ def render_report(context: ReportContext) -> str:
         "figures": "Figures",
         "classifier": "As a classifier" if classes else "",
         "kinds": "By kind" if figures.kinds else "",
+        "columns": "By column" if figures.columns else "",
         "training": "Training" if panels or context.pictures else "",
         "made": "Provenance",
         "card": "Model card",

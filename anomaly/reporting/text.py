@@ -13,13 +13,16 @@ def summary(figures: Metrics) -> list[str]:
     if all(row.roc_auc is None for row in figures.film.values()):
         return ["no figures: they need normal and abnormal films with known labels"]
     films = f"{'SYNTHETIC films, ' if figures.synthetic else ''}split {figures.split}"
-    lines = []
+    lines = list(figures.notes)
     for unit, scores in figures.units.items():
         heading = f"by {unit} ({films}, {figures.settings.level:.0%} confidence intervals over patients)"
         lines += ["", heading, *score_table(scores)]
     for column, kinds in figures.kinds.items():
         heading = f"{figures.score} by {column} ({films}; its abnormal films against all normal films)"
         lines += ["", heading, *kind_table(kinds, (figures.score, *figures.settings.trivial))]
+    for column, values in figures.columns.items():
+        heading = f"{figures.score} by {column} ({films}; the films of each value alone)"
+        lines += ["", heading, *value_table(column, values, (figures.score, *figures.settings.trivial))]
     if figures.pixel:
         pixel = figures.pixel
         lines += [
@@ -78,6 +81,17 @@ def kind_table(kinds: Mapping[str, Mapping[str, KindFigures]], names: tuple[str,
         rows.append([kind, *values, str(chosen[0].n_abnormal)])
     head = [name for name in names if all(name in scores for scores in kinds.values())]
     return markdown(["kind", *head, "abnormal films"], rows)
+
+
+def value_table(column: str, values: Mapping[str, Mapping[str, KindFigures]], names: tuple[str, ...]) -> list[str]:
+    """Lines of a Markdown table: a row a value of a column, a column each of the named scores that there are."""
+    head = [name for name in names if all(name in scores for scores in values.values())]
+    rows = []
+    for value, scores in values.items():
+        first = scores[head[0]]
+        figures = [with_interval(scores[name].roc_auc, scores[name].roc_auc_interval) for name in head]
+        rows.append([value or "none", *figures, str(first.n), str(first.n_abnormal), str(first.n_patients)])
+    return markdown([column, *head, "n", "abnormal", "patients"], rows)
 
 
 def classifier_table(figures: ClassifierFigures) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from preprocessing.cache.schema import (
     stage_of,
     truth_stage,
 )
+from preprocessing.where import INDEXED, chosen, label_names
 
 MAGIC = b"\x89HDF\r\n\x1a\n"  # the first bytes of every HDF5 file
 
@@ -92,6 +94,32 @@ class Cache:
         """A name for each row that no other has, (N,): the film's path, with #1 and #2 where it has two hands."""
         rows = zip(self.index["path"], self.index["hand"].tolist(), strict=True)
         return np.array([f"{path}#{hand}" if hand else path for path, hand in rows], dtype=object)
+
+    @cached_property
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """What the source says of its films beyond the index, name -> (N,) object array of str; "" where it does not.
+
+        Those of a manifest and of DICOM headers: region, view, site, sex, age, scanner, ...
+        """
+        rows = [json.loads(text) for text in self.index["columns"]]
+        names = sorted({name for row in rows for name in row})
+        return {name: np.array([row.get(name, "") for row in rows], dtype=object) for name in names}
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What the index says in words of every film, name -> (N,): path, patient, study, label, split, ..."""
+        return {name: self.index[name] for name in INDEXED} | {"label": label_names(self.index["label"])}
+
+    def column(self, name: str) -> NDArray[Any]:
+        """What is known of every film under a name, of the index or of `columns`, (N,); InputError lists the names."""
+        known = self.known | self.columns
+        if name not in known:
+            raise InputError(f"{self.path}: no column {name!r}; there are: {', '.join(known)}")
+        return np.asarray(known[name], dtype=object)
+
+    def where(self, conditions: Sequence[str]) -> NDArray[np.bool_]:
+        """Tell which rows meet conditions such as "region=hand", (N,), as `where.chosen` reads them."""
+        return chosen(conditions, self.known | self.columns, len(self))
 
     @property
     def has_truth(self) -> NDArray[np.bool_]:

@@ -15,15 +15,20 @@ failed. P = ceil(S * S / 8) bytes hold a packed (S, S) mask, eight pixels a byte
     index/hand         int8      (N,)       0 the film's only hand, or the whole film; 1, 2 of two, left to right
     index/side         str       (N,)       of the body, as a trained localizer said: left, right, or empty
     index/patient      str       (N,)       patient; a split never parts one
+    index/patient_known  bool    (N,)       the source, or the film's header, says which patient it is of; where not,
+                                            the study or the film stands in for the patient
     index/study        str       (N,)       study, unique across patients
     index/label        int8      (N,)       0 normal, 1 abnormal, -1 unknown
     index/split        str       (N,)       the source's own: train, val, test, or empty
     index/finding      str       (N,)       what is abnormal, or empty
     index/difficulty   str       (N,)       how hard it is to see, or empty
+    index/columns      str       (N,)       JSON object, sorted: everything else that a manifest or the film's header
+                                            says of it, name -> text (region, view, site, sex, age, scanner, ...)
     index/sha256       str       (N,)       of the film file's bytes, hex
     index/height       int32     (N,)       of the film file, pixels
     index/width        int32     (N,)       of the film file, pixels
     index/depth        uint8     (N,)       significant bits of the film file, 8 to 16
+    index/spacing      float64   (N, 2)     of the film file's pixel rows and columns, mm; NaN if unknown
     index/inverted     bool      (N,)       the grey levels were turned round, as the background was bright
     index/turns        int8      (N,)       quarter turns counter-clockwise that brought the carrier upright, 0 to 3
     index/markers      int8      (N,)       side markers blanked in the stages crop and full
@@ -37,6 +42,7 @@ failed. P = ceil(S * S / 8) bytes hold a packed (S, S) mask, eight pixels a byte
     index/grey         float64   (N, 3, 2)  mean and standard deviation of stages raw, crop, full under their masks,
                                             before levels were spread, shares of 2**depth - 1; NaN if not made
     index/truth        bool      (N,)       has pixel truth of its anomaly; where not, its truth/ rows are zeros
+    index/truth_from   str       (N,)       what that was given as: mask, boxes (filled rectangles), or empty
     index/checksum     uint64    (N,)       BLAKE2b of the row's bytes in films, masks, truth and targets, for `verify`
 
     failures/path      str       (M,)       film file that could not be prepared
@@ -66,22 +72,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 FORMAT = "xray-anomaly cache"
-VERSION = 2
+VERSION = 3
 
 COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # dtype and shape of a row's value, as in the table above
     "path": ("str", ()),
     "hand": ("int8", ()),
     "side": ("str", ()),
     "patient": ("str", ()),
+    "patient_known": ("bool", ()),
     "study": ("str", ()),
     "label": ("int8", ()),
     "split": ("str", ()),
     "finding": ("str", ()),
     "difficulty": ("str", ()),
+    "columns": ("str", ()),
     "sha256": ("str", ()),
     "height": ("int32", ()),
     "width": ("int32", ()),
     "depth": ("uint8", ()),
+    "spacing": ("float64", (2,)),
     "inverted": ("bool", ()),
     "turns": ("int8", ()),
     "markers": ("int8", ()),
@@ -93,6 +102,7 @@ COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {  # dtype and shape of a row'
     "matrix_crop": ("float64", (2, 3)),
     "grey": ("float64", (3, 2)),
     "truth": ("bool", ()),
+    "truth_from": ("str", ()),
     "checksum": ("uint64", ()),
 }
 
@@ -201,6 +211,10 @@ class Row:
     turns: int = 0
     markers: int = 0
     given: bool = False
+    patient_known: bool = False
+    columns: str = "{}"
+    spacing: ArrayLike | None = None
+    truth_from: str = ""
 
 
 def content_hash(column_of: Callable[[str], NDArray[Any]]) -> str:

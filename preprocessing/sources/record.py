@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from preprocessing.sources.storage import Store
+from preprocessing.where import INDEXED, chosen, label_names
 
 Kind = Literal["mura", "classes", "manifest", "folder"]
 
@@ -64,6 +65,7 @@ class Source:
     root       the folder, or the archive; for a manifest the folder it is in.
     synthetic  a file `SYNTHETIC.txt` in the source (for a MURA tree also beside it) says that the films are drawn.
     ignored    number of visible files that are neither films nor anything that belongs to them.
+    notes      what was guessed, dropped, passed over or cannot be known, one line each.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Source:
     records: list[Record] = field(repr=False)
     synthetic: bool
     ignored: int
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
     store: Store = field(repr=False)
 
     def read(self, relative: str) -> bytes:
@@ -81,6 +84,21 @@ class Source:
         `readers.MAX_BYTES`.
         """
         return self.store.read(relative)
+
+    def where(self, conditions: Sequence[str]) -> Source:
+        """Return a source of the films that meet every condition, such as "region=hand", as `where.chosen` reads them.
+
+        What the headers of DICOM films say is not known yet: films are chosen by it once they are prepared.
+        """
+        if not conditions:
+            return self
+        names = dict.fromkeys(name for record in self.records for name, _ in record.columns)
+        others = [dict(record.columns) for record in self.records]
+        known = {name: [getattr(record, name) for record in self.records] for name in INDEXED}
+        known |= {"label": label_names([record.label for record in self.records])}
+        known |= {name: [columns.get(name, "") for columns in others] for name in sorted(names)}
+        rows = chosen(conditions, known, len(self.records))
+        return self.part([record for record, wanted in zip(self.records, rows, strict=True) if wanted])
 
     def part(self, records: Sequence[Record]) -> Source:
         """Return a source of these records alone, so that little is sent to another process."""

@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.data.splits import LABELS
 from anomaly.evaluation.evaluation import Evaluation
 from anomaly.reporting.charts.scene import Axis, Chart, Panel
+from preprocessing.where import LABELS
 
 _BINS = 40
 
