@@ -26,7 +26,7 @@ from preprocessing import InputError
 MADE: dict[str, tuple[str, ...]] = {"ssd": ("epochs=24",), "unet": ()}
 """The nets that come with the package, and the settings beside preset `fast` that `anomaly models --make` trains with.
 """
-MADE_OF = {"seed": 1, "patients": 400}
+MADE_OF = {"seed": 1, "patients": 800}
 """The built-in films they learn from: others than those of `anomaly preprocess` without a source, which have seed 0."""
 
 
