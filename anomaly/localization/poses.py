@@ -23,7 +23,7 @@ from preprocessing.phantom import VIEWS, FilmPlan, Phantom, draw_film, plan_film
 Levels = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-REVISION = 2
+REVISION = 3
 """Of the posing: raise it whenever the same seed gives other films."""
 DRAWN_SIZE = 448
 """Longer side in pixels of the films that are drawn and then posed."""
@@ -39,8 +39,10 @@ SMALLEST, LARGEST = 96, 448
 """Longer sides of posed films in pixels: a film of 64 pixels that is enlarged is blurred, one of 4,000 is not."""
 LEAST_SHARE, MOST_SHARE = 0.03, 0.97
 """Of a film that is foreground: with less there is no limb, with more no background."""
-FLESHY = 0.4
+FLESHY = 0.35
 """Share of the posed limbs that have more flesh than a hand."""
+PLATES = 0.25
+"""Share of the posed limbs that lie on a grey carrier, whose straight edges tell it from flesh."""
 TRIES = 12
 INVERTED = 0.08
 NOTE = "SYNTHETIC.txt"
@@ -156,7 +158,7 @@ class _Layer:
 
 
 def _cut_out(drawn: Phantom, rng: np.random.Generator) -> _Layer:
-    """Return a drawn film, in most cases without what lies around its carrier."""
+    """Return a drawn film, in most cases without what lies around its carrier, in some with a carrier as grey as flesh."""
     height, width = drawn.pixels.shape
     film = drawn.pixels.astype(np.float32) / 255
     film = 1 - film if drawn.inverted else film
@@ -165,11 +167,16 @@ def _cut_out(drawn: Phantom, rng: np.random.Generator) -> _Layer:
         area = np.zeros(drawn.hand.shape, bool)
         area[y0:y1, x0:x1] = True
         areas.append((name, drawn.hand if name.endswith("hand") else area))
+    plate = rng.random() < PLATES
+    if plate:
+        lit = np.zeros(film.shape, np.uint8)
+        cv2.fillConvexPoly(lit, np.rint(drawn.carrier).astype(np.int32), 1)
+        film = film + rng.uniform(0.15, 0.6) * (1 - film) * lit
     x, y = drawn.carrier.T
     left, right = max(x[0], x[3], 0), min(x[1], x[2], width)
     top, bottom = max(y[0], y[1], 0), min(y[2], y[3], height)
     kept = slice(0, height), slice(0, width)
-    if rng.random() < 0.8 and right - left > width / 2 and bottom - top > height / 2:
+    if rng.random() < 0.8 and not plate and right - left > width / 2 and bottom - top > height / 2:
         kept = slice(math.ceil(top) + 2, int(bottom) - 2), slice(math.ceil(left) + 2, int(right) - 2)
     return _Layer(
         np.asarray(film[kept], np.float32), drawn.hand[kept], tuple((name, area[kept]) for name, area in areas[1:])
