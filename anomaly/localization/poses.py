@@ -158,7 +158,7 @@ class _Layer:
 
 
 def _cut_out(drawn: Phantom, rng: np.random.Generator) -> _Layer:
-    """Return a drawn film, in most cases without what lies around its carrier, in some with a carrier as grey as flesh."""
+    """Return a drawn film, mostly without what lies around its carrier, at times with a carrier as grey as flesh."""
     height, width = drawn.pixels.shape
     film = drawn.pixels.astype(np.float32) / 255
     film = 1 - film if drawn.inverted else film
