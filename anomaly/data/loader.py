@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -75,8 +74,11 @@ class TrainingBatches:
         Films are augmented by imgaug where they are prepared, or on the `device` once they are there.
         """
         self.device = device
-        cv2.setNumThreads(1)  # of films this small they speed up nothing, and they fight for cores with torch's threads
         self._on_device = DeviceAugmentation(augmentation) if augmented_by == "device" else None
+        if isinstance(films, FilmSet) or self._on_device is None:  # else nothing is left for OpenCV to do
+            import cv2
+
+            cv2.setNumThreads(1)  # on films this small more gain nothing, and compete with torch's threads for cores
         samples = films.samples()
         if len(samples) < 2 * world.size:  # in all processes alike: one alone would leave others waiting
             raise InputError(
