@@ -17,6 +17,9 @@ from anomaly.data.dataset import Films, FilmSet
 from anomaly.distributed import SINGLE_PROCESS, World
 from preprocessing import InputError
 
+DEVICE_SHARE = 0.25
+"""Of a GPU's free memory, what films may take there."""
+
 # --- the order of training ------------------------------------------------------------------------------------------
 
 
@@ -54,6 +57,30 @@ class _Order(Sampler[tuple[NDArray[np.int64], int]]):
         return self.batches
 
 
+class _OnDevice:
+    """Batches and their seeds, in an order, of films that lie on the device: there is nothing to gather or to send."""
+
+    def __init__(self, films: Films, order: _Order, device: torch.device) -> None:
+        *others, self._study = tensors_of(films)  # on the host: `to_batch` numbers the studies of a batch anew there
+        self._tensors = [own if own is None else own.to(device) for own in others]
+        self._order, self._device = order, device
+
+    def __iter__(self) -> Iterator[tuple[Tensors, int]]:
+        for rows, seed in self._order:
+            here = torch.from_numpy(rows)
+            there = here.to(self._device)
+            study = None if self._study is None else self._study[here]
+            yield (*(own if own is None else own[there] for own in self._tensors), study), seed
+
+
+def _fits(films: Films, device: torch.device) -> bool:
+    """Whether films take so little of a GPU's free memory that they may stay there."""
+    if device.type != "cuda":
+        return False
+    size = sum(own.nbytes for own in films.arrays() if own is not None)
+    return size <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
+
+
 class TrainingBatches:
     """The training films as batches; the same (seed, epoch) gives the same batches for any number of workers."""
 
@@ -71,7 +98,8 @@ class TrainingBatches:
     ) -> None:
         """`workers` processes prepare batches ahead, 0 in this one. Each process of `world` takes its part.
 
-        Films are augmented by imgaug where they are prepared, or on the `device` once they are there.
+        Films are augmented by imgaug where they are prepared, or on the `device` once they are there. In the latter
+        case films in memory are sent to a GPU once for all, if they take at most a quarter of what is free there.
         """
         self.device = device
         self._on_device = DeviceAugmentation(augmentation) if augmented_by == "device" else None
@@ -86,7 +114,10 @@ class TrainingBatches:
                 "takes two of every batch: take fewer processes, or more films"
             )
         self._order = _Order(samples, batch_size, seed, world)
-        self._loader: DataLoader[Any] = DataLoader(
+        if self._on_device and isinstance(films, Films) and _fits(films, device):
+            self._loader: DataLoader[Any] | _OnDevice = _OnDevice(films, self._order, device)
+            return
+        self._loader = DataLoader(
             _Augmented(films, "none" if self._on_device else augmentation),
             sampler=self._order,
             batch_size=None,  # the dataset makes whole batches

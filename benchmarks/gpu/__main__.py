@@ -11,12 +11,13 @@ import torch
 
 from anomaly.memory import keep_freed_memory
 from anomaly.runs import versions
+from anomaly.training.device import make_repeatable
 from benchmarks.gpu import correctness, epochs, films, processes, speed
 from benchmarks.gpu.lines import Lines
 from benchmarks.gpu.setting import PAPER_MODELS, Setting
 from benchmarks.record import command_line, machine
 
-PARTS = ("rates", "check", "steps", "epochs", "low", "repeat", "two", "full", "arms", "compile")
+PARTS = ("rates", "check", "steps", "epochs", "repeat", "two", "kernels", "compile", "low", "full", "arms")
 """By what they tell, most first."""
 COMPILING = 40.0
 """Seconds that compiling a model is known to take at least."""
@@ -34,6 +35,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--check-size", type=int, help="of the films that correctness is checked on (128; 32)")
     parser.add_argument("--batch", type=int, help="films a batch at most (as the preset has it; on a processor 8)")
     parser.add_argument("--preset", choices=("paper", "standard", "fast"), help="(paper; on a processor fast)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every training")
     parser.add_argument("--parts", default=",".join(PARTS), help="comma list, in order")
     return parser.parse_args()
 
@@ -69,14 +71,10 @@ class Benchmark:
                     case = setting.case(name, side=side, batch=8)
                     attempt("one step", f"{name}, {precision}", partial(correctness.one_step, case, precision))
         elif part in speed.ARMS:
-            for arm in speed.ARMS[part] if on_gpu else speed.ON_PROCESSOR[part]:
+            for arm in speed.ARMS[part] if on_gpu else speed.ON_PROCESSOR.get(part, ()):
                 for case in cases:
-                    attempt("step", f"{case.label}, {arm}", partial(speed.step_time, case, arm, self.rates))
-        elif part == "compile":
-            for case in cases if on_gpu else ():
-                work = partial(speed.step_time, case, "bfloat16", self.rates, "compile=true")
-                attempt("step", f"{case.label}, bfloat16, compiled", work, needs=COMPILING)
-                torch.compiler.reset()
+                    work = partial(speed.step_time, case, arm, self.rates)
+                    attempt("step", f"{case.label}, {arm}", work, needs=COMPILING if part == "compile" else 0.0)
         elif part == "epochs":
             self.epochs()
         elif part == "two":
@@ -94,7 +92,7 @@ class Benchmark:
         """Epochs of the five models by as many loader processes as are worth a try, then the grid."""
         lines, on_gpu = self.lines, self.setting.device.type == "cuda"
         best: dict[str, dict[str, Any]] = {}
-        for workers in (0, 8) if on_gpu else (0,):
+        for workers in (0,):
             for name in PAPER_MODELS:
                 case = self.setting.case(name)
                 measured = lines.done.get(("step", f"{case.label}, bfloat16"), {})
@@ -126,8 +124,10 @@ def main() -> None:
         options.preset or ("paper" if big else "fast"),
         size,
         options.batch or (10**6 if big else 8),
+        tuple(options.set),
     )
     keep_freed_memory()
+    make_repeatable(device)  # before any library starts
     card = torch.cuda.get_device_name(device) if big else f"no GPU: {machine()['processor']}"
     lines = Lines(options.out, options.minutes, card)
     lines.add(

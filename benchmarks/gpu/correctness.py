@@ -18,8 +18,13 @@ from benchmarks.gpu.setting import Case, Setting, tf32
 
 CPU = torch.device("cpu")
 MODELS = ("cae", "vae", "dcgan", "bigan", "alphagan", "classifier")
-LIMITS = {"float32": 1e-3, "TF32": 3e-2, "bfloat16": 0.3}
-"""Relative error of a player's gradient up to which a step counts as right."""
+ROUNDING = {"float32": 2.0**-23, "TF32": 2.0**-10, "bfloat16": 2.0**-8}
+TOLERANCE = 10
+"""A player's gradient may be off by so many times what it changes by when the weights change by `ROUNDING`.
+
+Its error alone says little: where many activations lie at the kink of a ReLU, as most pixels do with the paper's output
+of the CAE, float32 on a processor is 17 % off float64 without a mistake on any side.
+"""
 
 
 class SameDraws(TorchFunctionMode):
@@ -68,14 +73,21 @@ def one_step(case: Case, precision: str) -> dict[str, Any]:
     expected_terms, expected = gradients(reference, as_batch(films, CPU))
     with tf32(precision == "TF32"):
         terms, found = gradients(other, as_batch(films, case.setting.device))
+    disturbed = case.trainer("float32", *settings, device=CPU)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in disturbed.model.parameters():
+            parameter *= 1 + ROUNDING[precision] * torch.randn(parameter.shape, generator=generator)
+    _, moved = gradients(disturbed, as_batch(films, CPU))
     errors = {player: relative(found[player], value) for player, value in expected.items()}
-    losses = {name: relative(terms[name], value) for name, value in expected_terms.items()}
-    weights = relative(_weights(other), _weights(reference))
+    sensitivity = {player: relative(moved[player], value) for player, value in expected.items()}
+    allowed = {player: TOLERANCE * (value + ROUNDING[precision]) for player, value in sensitivity.items()}
     return {
-        "passed": all(error <= LIMITS[precision] for error in errors.values()),
+        "passed": all(error <= allowed[player] for player, error in errors.items()),
         "gradient": errors,
-        "loss": losses,
-        "weights_after": weights,
+        "allowed": allowed,
+        "loss": {name: relative(terms[name], value) for name, value in expected_terms.items()},
+        "weights_after": relative(_weights(other), _weights(reference)),
     }
 
 
@@ -145,25 +157,27 @@ class _Folder:
 
 
 def repeated_and_resumed(case: Case, folder: Path) -> dict[str, Any]:
-    """Train two epochs twice, and one and one more after a checkpoint: whether all weights agree bit for bit."""
+    """Train two epochs, again, with one more after a checkpoint of the first, and kernel by kernel instead of replayed:
+    how far the weights are from those of the first training; 0 is bit for bit.
+    """
     precision: Precision = "bfloat16" if case.setting.device.type == "cuda" else "float32"
-    films: Films = case.films.part(slice(0, 3 * case.batch))
-    states = []
-    for resumed in (False, False, True):
-        trainer = case.trainer(precision, films=films)
+    films: Films = case.films.part(slice(0, 6 * case.batch))
+
+    def train(*settings: str, resumed: bool = False) -> Tensor:
+        trainer = case.trainer(precision, *settings, films=films)
         trainer.train_epoch(1)
         if resumed:
             trainer.state.epoch = 1
             trainer.save(cast("Run", _Folder(folder)))
-            trainer = case.trainer(precision, films=films)
+            trainer = case.trainer(precision, *settings, films=films)
             trainer.restore(folder / "checkpoint.safetensors")
         trainer.train_epoch(2)
-        states.append(_weights(trainer))
-    first, again, resumed_state = states
-    return {
-        "passed": bool(torch.equal(first, resumed_state) or not torch.equal(first, again)),
-        "repeats": torch.equal(first, again),
-        "resumes": torch.equal(first, resumed_state),
-        "repeat_error": relative(again, first),
-        "resume_error": relative(resumed_state, first),
+        return _weights(trainer)
+
+    first = train()
+    errors = {
+        "repeated": relative(train(), first),
+        "resumed": relative(train(resumed=True), first),
+        "kernel_by_kernel": relative(train("cuda_graph=false"), first),
     }
+    return {"passed": all(error == 0 for error in errors.values()), **errors}

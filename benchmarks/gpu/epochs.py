@@ -52,6 +52,7 @@ def epoch(case: Case, step_seconds: float, seconds: float, workers: int) -> dict
 
 
 def _steps(trainer: Trainer, number: int, most: int | None = None) -> None:
+    trainer.model.train()  # a validation may have been before
     for done, batch in enumerate(trainer.batches.epoch(number)):
         if done == most:
             return

@@ -32,6 +32,7 @@ class Setting:
     preset: str  # of the five models
     side: int  # of the largest films in pixels; a model that takes smaller ones in its preset gets those
     most: int  # films a batch, at most
+    settings: tuple[str, ...] = ()  # of every training, key=value
 
     def case(self, name: str, *settings: str, side: int | None = None, batch: int | None = None) -> "Case":
         """Return a model with its preset and further settings, at its own size and batch or at those given."""
@@ -40,7 +41,7 @@ class Setting:
         size = side or min(self.side, training.size or self.side)
         count = min(batch or training.batch_size, self.most)
         fixed = (f"size={size}", f"batch_size={count}", "augmented_by=device")  # imgaug need not be there
-        return Case(self, name, preset, size, count, (*fixed, *settings))
+        return Case(self, name, preset, size, count, (*fixed, *self.settings, *settings))
 
     def all_films(self, size: int) -> Films:
         """Return all films at `size` px."""
@@ -98,7 +99,8 @@ class Case:
         """Return a trainer as `anomaly train` makes it, of the same first weights every time."""
         chosen = device or self.setting.device
         make_repeatable(chosen)
-        torch.set_deterministic_debug_mode("default")  # both kinds of device in one process
+        if self.setting.device.type == "cuda":
+            torch.set_deterministic_debug_mode("warn")  # also after a trainer on the processor
         kind = find_model(self.name)
         config, training = resolve(self.name, self.preset, (*self.settings, *settings))
         torch.manual_seed(0)
@@ -114,7 +116,7 @@ class Case:
 
 def step(trainer: Trainer, batch: Batch) -> None:
     """Do all steps of a batch."""
-    for _ in trainer.apply_steps(batch):
+    for _ in trainer.steps(batch):
         pass
 
 

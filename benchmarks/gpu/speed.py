@@ -20,11 +20,14 @@ from benchmarks.record import spread
 
 ARMS = {
     "steps": ("bfloat16",),
+    "kernels": ("bfloat16, kernel by kernel",),
     "full": ("float32", "TF32"),
     "arms": ("bfloat16, chosen by cuDNN's timing", "bfloat16, not repeatable"),
+    "compile": ("bfloat16, compiled",),
 }
-"""Part of the run -> how steps are taken: as `anomaly train` does; in float32; with a freer choice of kernels."""
-ON_PROCESSOR: dict[str, tuple[str, ...]] = {"steps": ("bfloat16",), "full": ("float32",), "arms": ()}
+"""Part of the run -> how steps are taken: as `anomaly train` does, and otherwise."""
+ON_PROCESSOR: dict[str, tuple[str, ...]] = {"steps": ("bfloat16",), "full": ("float32",)}
+SETTINGS = {"kernel by kernel": ("cuda_graph=false",), "compiled": ("compile=true",)}
 SECONDS = 0.6  # of measured steps an arm
 KERNELS = 10  # named, the longest ones
 
@@ -55,21 +58,24 @@ def measure_rates(setting: Setting) -> Rates:
 
 def _set(arm: str) -> None:
     """Set what an arm differs in, after `make_repeatable`, which every trainer calls and which resets it."""
-    torch.backends.cudnn.deterministic = "not repeatable" not in arm and "timing" not in arm
+    free = "not repeatable" in arm or "timing" in arm
+    torch.backends.cudnn.deterministic = not free
+    if free:
+        torch.set_deterministic_debug_mode("default")
     torch.backends.cudnn.benchmark = "timing" in arm
     if arm.startswith("TF32"):
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
 
 
-def step_time(case: Case, arm: str, rates: Rates, *settings: str) -> dict[str, Any]:
+def step_time(case: Case, arm: str, rates: Rates) -> dict[str, Any]:
     """Time the steps of one batch, all players', on films in place; then its peak of memory and its lower bound."""
     setting = case.setting
     setting.clear()
     start = time.perf_counter()
     films = repeated(case.films, case.batch)
-    precision = cast("Precision", arm.partition(",")[0].replace("TF32", "float32"))
-    trainer = case.trainer(precision, *settings, films=films)
+    name, _, other = arm.partition(", ")
+    trainer = case.trainer(cast("Precision", name.replace("TF32", "float32")), *SETTINGS.get(other, ()), films=films)
     _set(arm)
     batch = as_batch(films, setting.device)
     step(trainer, batch)
@@ -85,10 +91,11 @@ def step_time(case: Case, arm: str, rates: Rates, *settings: str) -> dict[str, A
     if setting.device.type == "cuda":
         figures["peak_MiB"] = torch.cuda.max_memory_allocated(setting.device) / 2**20
         figures["peak_reserved_MiB"] = torch.cuda.max_memory_reserved(setting.device) / 2**20
-    if not settings:
+    if not other:
         full = rates.tf32 if arm == "TF32" else rates.float32
         with Count({torch.float32: full, torch.bfloat16: rates.bfloat16}, rates.copy) as counted:
-            step(trainer, batch)
+            for _ in trainer.apply_steps(batch):
+                pass
         bound = sum(counted.seconds.values())
         figures |= {
             "gflop_a_film": counted.operations / case.batch / 1e9,
@@ -97,7 +104,7 @@ def step_time(case: Case, arm: str, rates: Rates, *settings: str) -> dict[str, A
             "bound_computing_share": counted.seconds["computing"] / bound,
             "share_of_bound_reached": bound / middle,
         }
-    if arm == "bfloat16" and setting.device.type == "cuda":
+    if name == "bfloat16" and setting.device.type == "cuda":
         figures |= idle(setting, lambda: some_steps(trainer, batch, 3))
     make_repeatable(setting.device)
     return figures
@@ -109,8 +116,8 @@ def some_steps(trainer: Trainer, batch: Batch, count: int) -> None:
 
 
 def timed(setting: Setting, trainer: Trainer, batch: Batch, budget: float) -> list[float]:
-    """Return the seconds of each step, after two that warm up: at least three, and `budget` seconds of them."""
-    for _ in range(2):
+    """Return the seconds of each step, after some that warm up: at least three, and `budget` seconds of them."""
+    for _ in range(4 if setting.device.type == "cuda" else 2):  # the fourth is recorded
         step(trainer, batch)
     setting.synchronize()
     if setting.device.type != "cuda":
