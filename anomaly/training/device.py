@@ -1,7 +1,6 @@
 """Device, precision and repeatability."""
 
 import os
-import warnings
 
 import torch
 
@@ -10,16 +9,15 @@ from preprocessing import InputError
 
 
 def make_repeatable(device: torch.device) -> None:
-    """Ask for the same numbers from the same inputs: exact on a CPU, and on a GPU wherever torch has such a kernel.
+    """Ask for the same numbers from the same inputs: exact on a CPU, and on a GPU except for self-attention (BiGAN,
+    alpha-GAN), whose gradient is summed in an order that varies.
 
     TF32, which a GPU would take for float32 unasked, is off: thresholds found on one machine hold on another.
     """
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without, the order of its sums may change
-        # Pooling and interpolation have no such gradient; nothing else could be taken in their place.
-        warnings.filterwarnings("ignore", ".*does not have a deterministic implementation", UserWarning)
     # As use_deterministic_algorithms, which loads a compiler on the way: a second of every start.
-    torch.set_deterministic_debug_mode({"cpu": "error", "cuda": "warn"}.get(device.type, "default"))
+    torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
     # A help to find bugs, for which all memory is written twice.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_float32_matmul_precision("highest")

@@ -2,6 +2,7 @@
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--check-size", type=int, help="of the films that correctness is checked on (128; 32)")
     parser.add_argument("--batch", type=int, help="films a batch at most (as the preset has it; on a processor 8)")
     parser.add_argument("--preset", choices=("paper", "standard", "fast"), help="(paper; on a processor fast)")
+    parser.add_argument("--models", default=",".join(correctness.MODELS), help="comma list")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every training")
     parser.add_argument("--parts", default=",".join(PARTS), help="comma list, in order")
     return parser.parse_args()
@@ -43,8 +45,10 @@ def arguments() -> argparse.Namespace:
 class Benchmark:
     """The parts of a run, each a method of its name."""
 
-    def __init__(self, lines: Lines, setting: Setting, check_side: int) -> None:
+    def __init__(self, lines: Lines, setting: Setting, check_side: int, models: Sequence[str]) -> None:
         self.lines, self.setting, self.check_side = lines, setting, check_side
+        self.cases = {name: setting.case(name) for name in PAPER_MODELS if name in models}
+        self.checked = {name: setting.case(name, side=check_side, batch=8) for name in models}
         self.rates = speed.Rates(1e12, 1e12, 1e12, 1e12)  # until they are measured
 
     def measure_rates(self) -> dict[str, Any]:
@@ -56,23 +60,20 @@ class Benchmark:
         """Do one part."""
         attempt, setting, side = self.lines.attempt, self.setting, self.check_side
         on_gpu = setting.device.type == "cuda"
-        cases = [setting.case(name) for name in PAPER_MODELS]
         if part == "rates":
             attempt("rates", "matrix products, copy", self.measure_rates)
         elif part == "check":
-            for name in correctness.MODELS:
-                case = setting.case(name, side=side, batch=8)
+            for name, case in self.checked.items():
                 attempt("one step", f"{name}, float32", partial(correctness.one_step, case, "float32"))
                 attempt("scores", name, partial(correctness.scores, case, epochs=2))
             attempt("augmentation", f"{side} px", partial(correctness.augmentation, setting, side))
         elif part == "low":
-            for name in correctness.MODELS if on_gpu else ():
+            for name, case in self.checked.items() if on_gpu else ():
                 for precision in ("bfloat16", "TF32"):
-                    case = setting.case(name, side=side, batch=8)
                     attempt("one step", f"{name}, {precision}", partial(correctness.one_step, case, precision))
         elif part in speed.ARMS:
             for arm in speed.ARMS[part] if on_gpu else speed.ON_PROCESSOR.get(part, ()):
-                for case in cases:
+                for case in self.cases.values():
                     work = partial(speed.step_time, case, arm, self.rates)
                     attempt("step", f"{case.label}, {arm}", work, needs=COMPILING if part == "compile" else 0.0)
         elif part == "epochs":
@@ -80,8 +81,7 @@ class Benchmark:
         elif part == "two":
             attempt("two processes", f"cae {side} px", partial(processes.two_as_one, setting, side), needs=5.0)
         elif part == "repeat":
-            for name in correctness.MODELS:
-                case = setting.case(name, side=side, batch=8)
+            for name, case in self.checked.items():
                 with tempfile.TemporaryDirectory() as folder:
                     work = partial(correctness.repeated_and_resumed, case, Path(folder))
                     attempt("repeated and resumed", name, work)
@@ -89,24 +89,19 @@ class Benchmark:
             raise SystemExit(f"no part {part!r}")
 
     def epochs(self) -> None:
-        """Epochs of the five models by as many loader processes as are worth a try, then the grid."""
+        """Whole epochs of the five models, then what they come to for the paper's grid."""
         lines, on_gpu = self.lines, self.setting.device.type == "cuda"
-        best: dict[str, dict[str, Any]] = {}
-        for workers in (0,):
-            for name in PAPER_MODELS:
-                case = self.setting.case(name)
-                measured = lines.done.get(("step", f"{case.label}, bfloat16"), {})
-                if "films_per_second" not in measured:
-                    continue
-                seconds = case.batch / measured["films_per_second"]
-                label = f"{case.label}, {workers} workers"
-                work = partial(epochs.epoch, case, seconds, 1.0 if on_gpu else 0.5, workers)
-                if lines.attempt("epoch", label, work):
-                    found = lines.done["epoch", label]
-                    if name not in best or found["films_per_second"] > best[name]["films_per_second"]:
-                        best[name] = found
-            if best:
-                lines.attempt("grid", f"{workers} workers", partial(epochs.grid, best, self.setting.preset))
+        measured: dict[str, dict[str, Any]] = {}
+        for name, case in self.cases.items():
+            bare = lines.done.get(("step", f"{case.label}, bfloat16"), {})
+            if "films_per_second" not in bare:
+                lines.left_out.append(f"epoch: {case.label} (no step was timed)")
+                continue
+            work = partial(epochs.epoch, case, case.batch / bare["films_per_second"], 1.0 if on_gpu else 0.3)
+            if lines.attempt("epoch", case.label, work):
+                measured[name] = lines.done["epoch", case.label]
+        if measured:
+            lines.attempt("grid", "all variants, one seed", partial(epochs.grid, measured, self.setting.preset))
 
 
 def main() -> None:
@@ -135,7 +130,7 @@ def main() -> None:
         card,
         {"command": command_line("gpu"), "machine": machine(), "versions": versions(), "preset": setting.preset},
     )
-    run = Benchmark(lines, setting, options.check_size or (128 if big else 32))
+    run = Benchmark(lines, setting, options.check_size or (128 if big else 32), options.models.split(","))
     for part in options.parts.split(","):
         run.run(part)
     not_passed = [f"{s}: {c}" for (s, c), figures in lines.done.items() if figures.get("passed") is False]

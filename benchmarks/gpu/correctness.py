@@ -18,13 +18,16 @@ from benchmarks.gpu.setting import Case, Setting, tf32
 
 CPU = torch.device("cpu")
 MODELS = ("cae", "vae", "dcgan", "bigan", "alphagan", "classifier")
-ROUNDING = {"float32": 2.0**-23, "TF32": 2.0**-10, "bfloat16": 2.0**-8}
-TOLERANCE = 10
-"""A player's gradient may be off by so many times what it changes by when the weights change by `ROUNDING`.
+ROUNDING = {"float32": 2.0**-18, "TF32": 2.0**-10, "bfloat16": 2.0**-8}
+"""What rounding comes to over the layers of a network, relative."""
+TOLERANCE, LARGEST = 10, 0.75
+"""A gradient may be off by so many times what it changes by when the weights change by `ROUNDING`; and at most.
 
-Its error alone says little: where many activations lie at the kink of a ReLU, as most pixels do with the paper's output
-of the CAE, float32 on a processor is 17 % off float64 without a mistake on any side.
+Its error alone says little: where an activation changes its side of a ReLU's kink the gradient jumps, and with the
+paper's output of the CAE every pixel is one. There float32 on a processor is 17 % off float64, without a mistake.
 """
+LOSS = {"float32": 1e-5, "TF32": 1e-3, "bfloat16": 1e-2}
+"""Relative error of a loss term that is allowed."""
 
 
 class SameDraws(TorchFunctionMode):
@@ -81,12 +84,14 @@ def one_step(case: Case, precision: str) -> dict[str, Any]:
     _, moved = gradients(disturbed, as_batch(films, CPU))
     errors = {player: relative(found[player], value) for player, value in expected.items()}
     sensitivity = {player: relative(moved[player], value) for player, value in expected.items()}
-    allowed = {player: TOLERANCE * (value + ROUNDING[precision]) for player, value in sensitivity.items()}
+    allowed = {player: min(LARGEST, TOLERANCE * (v + ROUNDING[precision])) for player, v in sensitivity.items()}
+    losses = {name: relative(terms[name], value) for name, value in expected_terms.items()}
+    right = all(error <= allowed[player] for player, error in errors.items())
     return {
-        "passed": all(error <= allowed[player] for player, error in errors.items()),
+        "passed": right and all(error <= LOSS[precision] for error in losses.values()),
         "gradient": errors,
         "allowed": allowed,
-        "loss": {name: relative(terms[name], value) for name, value in expected_terms.items()},
+        "loss": losses,
         "weights_after": relative(_weights(other), _weights(reference)),
     }
 
@@ -159,6 +164,8 @@ class _Folder:
 def repeated_and_resumed(case: Case, folder: Path) -> dict[str, Any]:
     """Train two epochs, again, with one more after a checkpoint of the first, and kernel by kernel instead of replayed:
     how far the weights are from those of the first training; 0 is bit for bit.
+
+    Where not even the same training repeats, as with self-attention on a GPU, the others pass if they are no farther.
     """
     precision: Precision = "bfloat16" if case.setting.device.type == "cuda" else "float32"
     films: Films = case.films.part(slice(0, 6 * case.batch))
@@ -180,4 +187,4 @@ def repeated_and_resumed(case: Case, folder: Path) -> dict[str, Any]:
         "resumed": relative(train(resumed=True), first),
         "kernel_by_kernel": relative(train("cuda_graph=false"), first),
     }
-    return {"passed": all(error == 0 for error in errors.values()), **errors}
+    return {"passed": max(errors.values()) <= 10 * errors["repeated"], **errors}

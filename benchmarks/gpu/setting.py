@@ -93,14 +93,13 @@ class Case:
         films: Films | None = None,
         validation: Films | None = None,
         device: torch.device | None = None,
-        workers: int = 0,
         world: World = SINGLE_PROCESS,
     ) -> Trainer:
         """Return a trainer as `anomaly train` makes it, of the same first weights every time."""
         chosen = device or self.setting.device
         make_repeatable(chosen)
         if self.setting.device.type == "cuda":
-            torch.set_deterministic_debug_mode("warn")  # also after a trainer on the processor
+            torch.set_deterministic_debug_mode("default")  # also after a trainer on the processor
         kind = find_model(self.name)
         config, training = resolve(self.name, self.preset, (*self.settings, *settings))
         torch.manual_seed(0)
@@ -108,7 +107,7 @@ class Case:
         held_out = own.part(slice(0, 2)) if validation is None else validation
         model = kind(config, self.size)
         made = Trainer(
-            model, training, own, held_out, seed=0, device=chosen, precision=precision, workers=workers, world=world
+            model, training, own, held_out, seed=0, device=chosen, precision=precision, workers=0, world=world
         )
         made.model.train()
         return made

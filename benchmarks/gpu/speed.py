@@ -58,10 +58,7 @@ def measure_rates(setting: Setting) -> Rates:
 
 def _set(arm: str) -> None:
     """Set what an arm differs in, after `make_repeatable`, which every trainer calls and which resets it."""
-    free = "not repeatable" in arm or "timing" in arm
-    torch.backends.cudnn.deterministic = not free
-    if free:
-        torch.set_deterministic_debug_mode("default")
+    torch.backends.cudnn.deterministic = "not repeatable" not in arm and "timing" not in arm
     torch.backends.cudnn.benchmark = "timing" in arm
     if arm.startswith("TF32"):
         torch.set_float32_matmul_precision("high")
