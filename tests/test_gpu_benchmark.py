@@ -127,7 +127,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of batches that were recorded."""
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(wait_stream=lambda other: None))
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    monkeypatch.setattr(Replay, "_warm_up", lambda self, batch: list(self._apply_steps(batch)))
+    monkeypatch.setattr(Replay, "_warm_up", lambda self, apply_steps, batch: list(apply_steps(batch)))
     monkeypatch.setattr(Recording, "made", [])
     monkeypatch.setattr(replay, "_Recording", Recording)
     return Recording.made
@@ -138,19 +138,23 @@ def batch(count: int, **others: Any) -> Batch:
     return Batch(film, film > 0.2, torch.zeros(count, dtype=torch.int64), **others)
 
 
+def mean_step(one: Batch) -> Iterator[Step]:
+    yield Step("player", mean=one.film.mean())
+
+
 def test_each_shape_is_recorded_once_after_some_batches_of_it(recorded: list[tuple[int, ...]]) -> None:
-    replays = Replay(lambda one: iter([Step("player", mean=one.film.mean())]), CPU)
+    replays = Replay(CPU)
     for count in [4] * (WARM_UP + 3) + [3] * WARM_UP:
         one = batch(count)
-        (step,) = replays.steps(one)
+        (step,) = replays.steps(mean_step, one)
         assert step.terms["mean"] == one.film.mean()
     assert recorded == [(4, 1, 8, 8)]
     replays.clear()
     for _ in range(WARM_UP + 1):
-        list(replays.steps(batch(4)))
+        list(replays.steps(mean_step, batch(4)))
     assert recorded == [(4, 1, 8, 8)] * 2
     for _ in range(WARM_UP + 1):  # a batch of studies differs in more than its shape
-        list(replays.steps(batch(4, study=torch.zeros(4, dtype=torch.int64), studies=1)))
+        list(replays.steps(mean_step, batch(4, study=torch.zeros(4, dtype=torch.int64), studies=1)))
     assert len(recorded) == 2
 
 
@@ -161,8 +165,8 @@ def test_steps_that_cannot_be_recorded_go_on_without_and_say_so_once(
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
     monkeypatch.setattr(replay, "_Recording", refuse)
-    replays = Replay(lambda one: iter([Step("player", mean=one.film.mean())]), CPU)
-    done = [len(list(replays.steps(batch(4)))) for _ in range(WARM_UP + 4)]
+    replays = Replay(CPU)
+    done = [len(list(replays.steps(mean_step, batch(4)))) for _ in range(WARM_UP + 4)]
     assert done == [1] * (WARM_UP + 4)
     said = capsys.readouterr().err
     assert said.count("can't be recorded as a CUDA graph (operation not permitted when stream is capturing)") == 1
@@ -186,7 +190,7 @@ def test_a_new_learning_rate_discards_recordings(recorded: list[tuple[int, ...]]
     model = find_model("cae")(config, 32)
     made = Trainer(model, training, films, films, seed=0, device=CPU, precision="float32", workers=0)
     assert made.replay is None  # a processor launches nothing
-    made.replay = Replay(made.apply_steps, CPU)
+    made.replay = Replay(CPU)
     for number in (1, 2):
         made._remember(made.train_epoch(number))
     assert len(recorded) == 2  # once an epoch, each with its own rate

@@ -68,7 +68,7 @@ class _OnDevice:
     def __iter__(self) -> Iterator[tuple[Tensors, int]]:
         for rows, seed in self._order:
             here = torch.from_numpy(rows)
-            there = here.to(self._device)
+            there = here.to(self._device, non_blocking=True)  # else the host would wait for the steps before
             study = None if self._study is None else self._study[here]
             yield (*(own if own is None else own[there] for own in self._tensors), study), seed
 

@@ -25,15 +25,14 @@ WARM_UP = 3
 optimizers make their state, at the first ones."""
 RECORDED = ("film", "mask", "label", "corrupted")
 """The parts of a batch that recordings take; a batch with others is not recorded."""
+ApplySteps = Callable[[Batch], Iterator[Step]]
 Key = tuple[tuple[int, ...], bool]
 
 
 class Replay:
     """The recordings of a trainer, one for each shape of batch."""
 
-    def __init__(self, apply_steps: Callable[[Batch], Iterator[Step]], device: torch.device) -> None:
-        """`apply_steps` does the steps of a batch and yields each after it was done."""
-        self._apply_steps = apply_steps
+    def __init__(self, device: torch.device) -> None:
         # Recording needs a stream of its own; the batches before it run there, too, so that autograd's nodes belong to
         # it. One pool of memory for all: recordings run one after the other, and what they leave is copied at once.
         self._device = device
@@ -48,30 +47,34 @@ class Replay:
         self._seen.clear()
         self._recordings.clear()
 
-    def steps(self, batch: Batch) -> Iterable[Step]:
-        """Do the steps of a batch and return them, their terms without gradients."""
+    def steps(self, apply_steps: ApplySteps, batch: Batch) -> Iterable[Step]:
+        """Do the steps of a batch and return them, their terms without gradients.
+
+        apply_steps  does the steps of a batch and yields each after it was done; the same function in every call. It is
+        not kept: a trainer that it belongs to, and its memory on the GPU, would not be freed with the last reference.
+        """
         if self._refused or any(getattr(batch, f.name) is not None for f in fields(batch) if _unrecorded(f.name)):
-            return self._apply_steps(batch)
+            return apply_steps(batch)
         key = (tuple(batch.film.shape), batch.corrupted is not None)
         if key not in self._recordings:
             if self._seen[key] < WARM_UP:
                 self._seen[key] += 1
-                return self._warm_up(batch)
+                return self._warm_up(apply_steps, batch)
             try:
-                self._recordings[key] = _Recording(self._apply_steps, batch, self._stream, self._pool)
+                self._recordings[key] = _Recording(apply_steps, batch, self._stream, self._pool)
             except RuntimeError as error:  # what a graph can't hold, as torch or the driver says it
                 self._refused = True
                 self.clear()
                 reason = " ".join(str(error).split())[:160]
                 warn(f"the steps can't be recorded as a CUDA graph ({reason}): training goes on without, more slowly")
-                return self._apply_steps(batch)
+                return apply_steps(batch)
         return self._recordings[key].play(batch)
 
-    def _warm_up(self, batch: Batch) -> list[Step]:
+    def _warm_up(self, apply_steps: ApplySteps, batch: Batch) -> list[Step]:
         main = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(main)
         with torch.cuda.stream(self._stream):
-            done = [_detached(step) for step in self._apply_steps(batch)]
+            done = [_detached(step) for step in apply_steps(batch)]
         main.wait_stream(self._stream)
         return done
 
@@ -81,7 +84,7 @@ class _Recording:
 
     def __init__(
         self,
-        apply_steps: Callable[[Batch], Iterator[Step]],
+        apply_steps: ApplySteps,
         batch: Batch,
         stream: torch.cuda.Stream,
         pool: Any,

@@ -113,7 +113,7 @@ class Trainer:
                 module.compile()
         self.optimizers = self._optimizers()
         replayed = config.cuda_graph and model.replayable and device.type == "cuda" and world.size == 1
-        self.replay = Replay(self.apply_steps, device) if replayed and not config.compile else None
+        self.replay = Replay(device) if replayed and not config.compile else None
         self.state = State()
         self.best_weights: dict[str, Tensor] = {}
 
@@ -241,7 +241,7 @@ class Trainer:
 
     def steps(self, batch: Batch) -> Iterable[Step]:
         """Apply the model's steps, replayed where they can be."""
-        return self.replay.steps(batch) if self.replay else self.apply_steps(batch)
+        return self.replay.steps(self.apply_steps, batch) if self.replay else self.apply_steps(batch)
 
     def apply_steps(self, batch: Batch) -> Iterator[Step]:
         """Apply the model's steps one by one."""

@@ -1,5 +1,6 @@
 """What all sections share: which models at which settings, and trainers of them."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class Setting:
 
     def clear(self) -> None:
         """Give back the memory of what is no longer used, and count its peak anew."""
+        gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
