@@ -127,6 +127,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of batches that were recorded."""
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: SimpleNamespace(wait_stream=lambda other: None))
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(Replay, "_warm_up", lambda self, apply_steps, batch: list(apply_steps(batch)))
     monkeypatch.setattr(Recording, "made", [])
     monkeypatch.setattr(replay, "_Recording", Recording)

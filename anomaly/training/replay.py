@@ -44,6 +44,8 @@ class Replay:
 
     def clear(self) -> None:
         """Forget all recordings: what they hold fixed has changed, as learning rates, optimizers or frozen layers."""
+        if self._recordings:
+            torch.cuda.synchronize(self._device)  # the last one may be running in the memory that it gives back
         self._seen.clear()
         self._recordings.clear()
 
