@@ -22,7 +22,7 @@ test: setup check
 	$(BIN)/python -m pytest
 
 # What needs no training, no browser and no drawn films: under a minute on two cores.
-FAST := annotations architecture atypicality blocks charts classification comparison gradcam heatmap metrics original \
+FAST := annotations architecture atypicality blocks charts choice classification comparison gradcam heatmap metrics original polarity \
 	preprocessing_imports project readers recipe sources steps tables
 
 test-fast: setup

@@ -1,5 +1,6 @@
 """What a person sees while work goes on: a bar with rate and remaining time, or lines where there is no terminal."""
 
+import io
 import os
 import sys
 import time
@@ -31,6 +32,13 @@ def plain(text: str) -> str:
     'a\\x1b[31m\\nb'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def accept_any_encoding() -> None:
+    """Let a terminal or a pipe that cannot encode a sign show its code in place of it, rather than end the work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(text: str = "") -> None:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from anomaly.memory import share_memory
+from preprocessing import InputError
 
 LONGEST_PATH = 4096
 
@@ -92,7 +93,14 @@ def join(device: str) -> Iterator[World]:
         return
     gpus = torch.cuda.is_available() and device.partition(":")[0] in ("auto", "cuda")
     if gpus:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= there:
+            gpus_there = f"{there} GPU{'s' * (there > 1)}"
+            raise InputError(
+                f"process {local + 1} of this machine finds {gpus_there}: each process needs its own; start {there} of "
+                f"them (--nproc-per-node {there}), or take --device cpu"
+            )
+        torch.cuda.set_device(local)
     share_memory(int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     dist.init_process_group("nccl" if gpus else "gloo")
     try:

@@ -1,6 +1,7 @@
 """Numbers, intervals and Markdown tables as text."""
 
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 
 # ------------------------------------------------------------------------------------------------------------- tables
@@ -17,6 +18,15 @@ def number(value: float | None) -> str:
     text = f"{value:.3f}"
     text = "0.000" if text == "-0.000" else text
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
+
+
+def command_line(*words: object) -> str:
+    """Return a command as it can be pasted into a shell, whatever is in its paths.
+
+    >>> command_line("anomaly", "score", "runs/my run (2)")
+    "anomaly score 'runs/my run (2)'"
+    """
+    return shlex.join(map(str, words))
 
 
 def counted(count: int, noun: str) -> str:

@@ -38,7 +38,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -235,10 +235,19 @@ def inside(folder: Path, relative: str) -> Path:
 
 
 def versions(package: str | None = None) -> dict[str, str]:
-    """Return the versions that a result may depend on; `package` is that of a model that isn't built in."""
+    """Return the versions that a result may depend on, "" of what isn't installed; `package` is that of a model that
+    isn't built in.
+    """
     names = ("xray-anomaly", "torch", "torchvision", "numpy", "opencv-python", "scikit-learn", "imgaug", "h5py")
     others = () if package is None else (package,)
-    return {"python": platform.python_version()} | {name: version(name) for name in (*names, *others)}
+    return {"python": platform.python_version()} | {name: _version(name) for name in (*names, *others)}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from its sources, or with another build of a library, as opencv-python-headless
+        return ""
 
 
 class Run:
@@ -253,7 +262,7 @@ class Run:
                 f"{path} is not a run folder (no run.json); `anomaly train cae` makes one{_existing(path)}"
             )
         try:
-            content = json.loads(file.read_text())
+            content = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{file} is damaged ({error}); train again with another --out") from None
         version = content.get("format") if isinstance(content, dict) else None

@@ -65,7 +65,7 @@ def prepared_films(folder: Path, patients: int) -> tuple[Path, Path]:
     cache, pngs = folder / "cache.h5", folder / "png"
     build(
         open_source(folder / "films"),
-        Recipe(name="hand", size=SIZE),
+        Recipe(name="limb", size=SIZE),
         cache,
         options=BuildOptions(variants=("full-he",), workers=1),
     )

@@ -23,15 +23,14 @@ def main() -> None:
     parser.add_argument("--patients", type=int, default=120)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--localizer", type=Path, metavar="RUN", help="with --segmenter: a recipe by trained nets, too")
-    parser.add_argument("--segmenter", type=Path, metavar="RUN")
+    parser.add_argument("--nets", action="store_true", help="a recipe by the package's nets, too")
     options = parser.parse_args()
     sides: dict[str, dict[str, Any]] = {
         "full-he": {"variants": ("full-he",)},
         "the paper's six variants": {"variants": VARIANTS[:6]},
     }
-    if options.localizer and options.segmenter:
-        nets = Nets(load_localizer(options.localizer), load_segmenter(options.segmenter))
+    if options.nets:
+        nets = Nets(load_localizer(), load_segmenter())
         sides["full-he by SSD and U-Net"] = {"variants": ("full-he",), "nets": nets}
     with tempfile.TemporaryDirectory() as folder:
         films = Path(folder) / "films"
@@ -42,7 +41,7 @@ def main() -> None:
             for name, how in sides.items():
                 for workers in (1, 2):
                     start = time.perf_counter()
-                    recipe = Recipe(name="hand", size=options.size)
+                    recipe = Recipe(name="limb", size=options.size)
                     settings = BuildOptions(workers=workers, force=True, variants=how["variants"])
                     build(source, recipe, Path(folder) / "cache.h5", how.get("nets", Nets()), settings)
                     if number:  # the first round starts the processes

@@ -33,7 +33,7 @@ from preprocessing.sources import open_source
 SIZE = 512
 BATCH = 16
 COMPRESSIONS = {"uncompressed": None, "lzf": "lzf", "gzip": "gzip"}
-FILMS = {"plain": "crop", "hand": "full-he"}
+FILMS = {"plain": "crop", "limb": "full-he"}
 """Recipe and variant: the film as it came, and what `anomaly preprocess` makes of it unasked."""
 
 

@@ -4,7 +4,7 @@ The films are 250 built-in ones (SYNTHETIC, 512 px files), repeated by hard link
 stage is the command itself as a process of its own, at each number of films once; scoring, whose peak differs by 5 %
 from one time to the next, --scorings times (medians):
 
-    preprocess     recipe hand, variant full-he, uncompressed; once for each of --workers
+    preprocess     recipe limb, variant full-he, uncompressed; once for each of --workers
     train          `cae --preset fast` for one epoch: films loaded, trained, validated, thresholds and map scale found
     score all      `--split all`: every film, no figures
     score test     as typed without a word more: the test split, with figures, pixel truth and the page

@@ -59,7 +59,7 @@ def main() -> None:
     figures: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
         write_phantoms(Path(folder) / "films", seed=0, patients=options.films)
-        recipe, path = Recipe(name="hand", size=options.size), Path(folder) / "cache.h5"
+        recipe, path = Recipe(name="limb", size=options.size), Path(folder) / "cache.h5"
         build(open_source(Path(folder) / "films"), recipe, path, options=BuildOptions(variants=("full-he",)))
         films = FilmSet(Cache(path), "full-he", np.arange(options.films), options.size)
         batches = [as_batch(part, DEVICE) for _, part in films.chunks()]

@@ -35,20 +35,21 @@ def calls(film: Film, size: int) -> dict[str, Callable[[], object]]:
     inside = steps.foreground(crop)
     mask = np.ones(crop.shape, np.bool_) if inside is None else inside
     small, small_mask, _ = steps.fit(crop, mask, size)
-    hand = Recipe(name="hand", size=size)
+    limb = Recipe(name="limb", size=size)
     return {
         "find_carrier": lambda: steps.find_carrier(pixels),
-        "is_inverted": lambda: steps.is_inverted(pixels, carrier=carrier),
+        "is_inverted": lambda: steps.is_inverted(pixels),
+        "find_field": lambda: steps.find_field(pixels),
         "rectify": lambda: carrier is not None and steps.rectify(pixels, carrier),
         "find_hand": lambda: steps.find_hand(upright),
         "foreground, grabcut": lambda: steps.foreground(crop, method="grabcut"),
         "foreground, otsu": lambda: steps.foreground(crop, method="otsu"),
         "fit": lambda: steps.fit(crop, mask, size),
         "equalize": lambda: steps.equalize(small, small_mask),
-        "recipe hand, full-he": lambda: hand.apply(film, variants=("full-he",)),
+        "recipe limb, full-he": lambda: limb.apply(film, variants=("full-he",)),
         "clahe": lambda: steps.clahe(small, small_mask),
         "local_contrast": lambda: steps.local_contrast(small, small_mask),
-        "recipe hand, six variants": lambda: hand.apply(film, variants=VARIANTS[:6]),  # the paper's
+        "recipe limb, six variants": lambda: limb.apply(film, variants=VARIANTS[:6]),  # the paper's
         "recipe plain, full-he": lambda: Recipe(name="plain", size=size).apply(film, variants=("full-he",)),
     }
 

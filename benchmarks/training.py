@@ -155,7 +155,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_phantoms(Path(folder) / "films", seed=0, patients=options.films // 2)
         source = open_source(Path(folder) / "films")
-        recipe = Recipe(name="hand", size=options.size)
+        recipe = Recipe(name="limb", size=options.size)
         build(source, recipe, Path(folder) / "cache.h5", options=BuildOptions(variants=("full-he",), workers=1))
         cache = Cache(Path(folder) / "cache.h5")
         films = FilmSet(cache, "full-he", np.arange(options.films), options.size).read()

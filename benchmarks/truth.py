@@ -195,13 +195,13 @@ Call = Callable[[], object]
 def our_steps(film: Phantom, localizer: Localizer | None, segmenter: Segmenter | None) -> dict[str, Call]:
     """Return each of our steps on what the steps before it give."""
     carrier = steps.find_carrier(film.pixels)
-    pixels = steps.invert(film.pixels) if steps.is_inverted(film.pixels, carrier=carrier) else film.pixels
+    pixels = steps.invert(film.pixels) if steps.is_inverted(film.pixels) else film.pixels
     upright = pixels if carrier is None else steps.rectify(pixels, carrier)[0]
     box = steps.find_hand(upright)
     crop = upright if box is None else upright[box[1] : box[3], box[0] : box[2]]
     calls: dict[str, Call] = {
         "carrier": lambda: steps.find_carrier(film.pixels),
-        "inversion": lambda: steps.is_inverted(film.pixels, carrier=carrier),
+        "inversion": lambda: steps.is_inverted(film.pixels),
         "cutting out": lambda: carrier is not None and steps.rectify(pixels, carrier),
         "hand": lambda: steps.find_hand(upright),
         "mask, GrabCut": lambda: steps.foreground(crop, method="grabcut"),
@@ -307,21 +307,22 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="pixels a side of the cache that our masks go through")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timed", type=int, default=40, help="films, the first ones, on which steps are timed")
-    parser.add_argument("--localizer", type=Path, metavar="RUN", help="a trained hand detector, measured as well")
-    parser.add_argument("--segmenter", type=Path, metavar="RUN", help="a trained segmentation, measured as well")
+    parser.add_argument("--localizer", nargs="?", const="", metavar="RUN", help="the package's SSD, or a run's")
+    parser.add_argument("--segmenter", nargs="?", const="", metavar="RUN", help="the package's U-Net, or a run's")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     localizer: Localizer | None = None
     segmenter: Segmenter | None = None
-    if options.localizer or options.segmenter:
+    if options.localizer is not None or options.segmenter is not None:
         from anomaly.localization.nets import load_localizer, load_segmenter
 
-        localizer = load_localizer(options.localizer) if options.localizer else None
-        segmenter = load_segmenter(options.segmenter) if options.segmenter else None
+        named = [Path(run) if run else None for run in (options.localizer, options.segmenter)]
+        localizer = None if options.localizer is None else load_localizer(named[0])
+        segmenter = None if options.segmenter is None else load_segmenter(named[1])
 
-    recipe = Recipe(name="hand", size=options.size)
-    otsu = Recipe(name="hand", size=options.size, mask="otsu")
+    recipe = Recipe(name="limb", size=options.size)
+    otsu = Recipe(name="limb", size=options.size, mask="otsu")
     plans = plan_films(seed=options.seed)[: options.films]
     found: dict[str, list[Figures]] = {}
     spent: dict[str, dict[str, list[float]]] = {"ours": {}, "original": {}}

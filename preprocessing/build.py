@@ -36,6 +36,7 @@ from preprocessing.wording import counted
 from preprocessing.workers import LOST, run_in_order
 
 TASK_FILMS = 4  # given to a worker at a time
+NAMED = 5  # films, in the error that says that none could be prepared
 WAITING_TASKS = 8  # for each worker, given out or waiting for a slow disk
 
 
@@ -225,11 +226,10 @@ def _write(
                 "command: it prepares that film and those after it again"
             )
         if not writer.rows:
-            first, reason = writer.failures[0]
+            reasons = "; ".join(f"{path}: {reason}" for path, reason in writer.failures[:NAMED])
+            more = f"; and {writer.failed - NAMED} more" if writer.failed > NAMED else ""
             writer.discard()
-            raise InputError(
-                f"{root}: none of {counted(total, 'film')} could be prepared; the first, {first}: {reason}"
-            )
+            raise InputError(f"{root}: none of {counted(total, 'film')} could be prepared; left out: {reasons}{more}")
         writer.finish()
     return writer, kept
 

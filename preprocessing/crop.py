@@ -36,10 +36,17 @@ def move_box(box: Box4, x: float, y: float) -> Box4:
     return box[0] + x, box[1] + y, box[2] + x, box[3] + y
 
 
+def place_box(box: Box4, matrix: steps.Matrix) -> Box4:
+    """Give where a box comes to lie through a matrix that scales and moves alone, and maps pixel centres."""
+    (x0, y0), (x1, y1) = (
+        matrix[:, :2] @ (np.array(corner) - 0.5) + matrix[:, 2] + 0.5 for corner in (box[:2], box[2:])
+    )
+    return float(x0), float(y0), float(x1), float(y1)
+
+
 def place_frame(shape: tuple[int, int], matrix: steps.Matrix) -> Box4:
     """Give where the edges of a film of this shape come to lie through a matrix, which maps pixel centres."""
-    low, high = (matrix[:, :2] @ corner + matrix[:, 2] + 0.5 for corner in ((-0.5, -0.5), np.array(shape[::-1]) - 0.5))
-    return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+    return place_box((0, 0, shape[1], shape[0]), matrix)
 
 
 def rotation_matrix(turns: int, shape: tuple[int, ...]) -> steps.Matrix:

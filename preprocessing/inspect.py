@@ -133,7 +133,8 @@ def format(summary: dict[str, Any], *, most: int = 6) -> list[str]:
     ]
     lines += [f"{'note':<14}{_printable(note)}" for note in summary["notes"]]
     for role, net in summary["nets"].items():
-        lines.append(f"{role:<14}{net['name']} {net['digest']}, trained in {net['run']}")
+        origin = f"trained in {net['run']}" if net["run"] else "of the package"
+        lines.append(f"{role:<14}{net['name']} {net['digest']}, {origin}")
     for name, title in TITLES.items():
         if summary[name]:
             lines.append(f"{title:<14}{_listed(summary[name], most)}")
@@ -408,6 +409,8 @@ def _told(fallbacks: Sequence[str], recipe: dict[str, Any]) -> list[str]:
         "hand": "no hand found",
         "segmenter": f"segmenter found nothing, {instead['mask']}",
         "mask": "no foreground found",
+        "polarity": "polarity uncertain, not turned round",
+        "exposed field": "the exposed field lies beside the crop",
     }
     return [words.get(name, f"no {name} found") for name in fallbacks]
 
@@ -421,7 +424,8 @@ def _film(cache: Cache, row: int, source: Films | None, recipe: Recipe) -> tuple
         data = source.read(path)
         if hashlib.sha256(data).hexdigest() != cache.index["sha256"][row]:
             return None, "film has changed since"
-        return read_film(path, data, window=recipe.window == "voi").pixels, ""
+        film = read_film(path, data, window=recipe.window == "voi")
+        return steps.square(film.pixels, film.aspect)[0] if film.aspect != 1 else film.pixels, ""
     except (InputError, OSError):
         return None, "film not at hand"
 

@@ -14,8 +14,9 @@ from preprocessing.changes import fingerprint_of, last_written
 from preprocessing.crop import clip_box
 from preprocessing.readers import Film, read_film, read_mask
 from preprocessing.recipe import Nets, Prepared, Recipe
-from preprocessing.sources import Record, Source
-from preprocessing.sources.patients import IDENTITY_TAGS, identity_from_tags
+from preprocessing.sources import Record, Source, identity_from_tags
+
+_IDENTITY_TAGS = ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")  # they become patient and study
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _identity(record: Record, film: Film) -> tuple[str, str, bool]:
 
 def _columns(record: Record, film: Film) -> str:
     """Give what the source and the film's header say of a film beside its index, as JSON; the source goes first."""
-    header = {name: text for name, text in film.tags.items() if name not in IDENTITY_TAGS}
+    header = {name: text for name, text in film.tags.items() if name not in _IDENTITY_TAGS}
     return json.dumps(header | dict(record.columns), sort_keys=True, ensure_ascii=False)
 
 

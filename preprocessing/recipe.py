@@ -2,13 +2,15 @@
 
 One reading of a film gives all twelve variants. The order, and why:
 
-1. inversion, so that bones are bright everywhere after it;
-2. carrier, then hand: slices of the film at its own scale; a tilted carrier is resampled once. A trained localizer may
+1. square pixels: where those of the file are not, the film is resampled, so that anatomy keeps its shape;
+2. inversion, so that bones are bright everywhere after it; where the file states its polarity nothing is guessed;
+3. the exposed field, in every recipe: what lies beyond is off all masks, and takes no part in the levels;
+4. carrier, then limb: slices of the film at its own scale; a tilted carrier is resampled once. A trained localizer may
    also turn the carrier by quarters, and where it finds two hands each becomes a film of its own, as in the paper;
-3. side markers that a localizer found are blanked, in the crop and never in the raw film, and only beside the hand;
-4. foreground mask of that crop;
-5. film and masks are scaled to the cache's size, once, by area;
-6. last, levels, under the stage's mask: stretched, equalized as a whole (`-he`) or by tiles (`-clahe`), or replaced by
+5. side markers that a localizer found are blanked, in the crop and never in the raw film, and only beside the hand;
+6. foreground mask of that crop;
+7. film and masks are scaled to the cache's size, once, by area;
+8. last, levels, under the stage's mask: stretched, equalized as a whole (`-he`) or by tiles (`-clahe`), or replaced by
    their local contrast (`-contrast`).
 
 The paper equalizes the native film and shrinks it afterwards. Here levels come last: areas are averaged in the levels
@@ -24,7 +26,7 @@ input = level / largest level of the type.
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -32,27 +34,55 @@ from numpy.typing import DTypeLike
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from preprocessing import InputError, steps
-from preprocessing.cache.schema import STAGES, split_variant, stage_of
-from preprocessing.crop import Box4, blank_markers, clip_box, move_box, place_frame, rotation_matrix, widen_box
+from preprocessing.cache.schema import STAGES, split_variant
+from preprocessing.crop import (
+    Box4,
+    blank_markers,
+    clip_box,
+    move_box,
+    place_frame,
+    rotation_matrix,
+    widen_box,
+)
+from preprocessing.nets import Localization, Localizer, Nets, Segmenter, Side
+from preprocessing.prepared import Prepared
+from preprocessing.scene import IDENTITY, Hands, Request, Scene, given_region, squared
 
 if TYPE_CHECKING:
     from preprocessing.readers import Film
 
-RECIPE_VERSION = 2  # rises with any change of a step that changes pixels: caches made before are then stale
+__all__ = [
+    "AUTO",
+    "RECIPES",
+    "RECIPE_VERSION",
+    "SPREADS",
+    "STAGES",
+    "VARIANTS",
+    "Localization",
+    "Localizer",
+    "Nets",
+    "Prepared",
+    "Recipe",
+    "Segmenter",
+    "Side",
+]
+
+RECIPE_VERSION = 3  # rises with any change of a step that changes pixels: caches made before are then stale
 VARIANTS = (
     *("raw", "raw-he", "crop", "crop-he", "full", "full-he"),
     *("raw-contrast", "crop-contrast", "full-contrast"),
     *("raw-clahe", "crop-clahe", "full-clahe"),
 )
 
-# What a recipe's name stands for. `plain` is for films that fill the frame, chests for instance.
+# What a recipe's name stands for: `limb` is for limbs on a background, `plain` for films that fill the frame, such as
+# chests. AUTO is no recipe, but the choice between them (preprocessing.choice).
 RECIPES: dict[str, dict[str, str]] = {
-    "hand": {},
-    "plain": {"invert": "never", "carrier": "none", "hand": "none", "mask": "none"},
+    "limb": {},
+    "plain": {"carrier": "none", "hand": "none", "mask": "none"},
 }
+AUTO = "auto"
 
-IDENTITY: steps.Matrix = np.eye(2, 3)
-
+UNCERTAIN = 0.5  # log-odds: a film is turned round where they say so by more; by less, they say nothing
 SPREADS: dict[str, Callable[[steps.Pixels, steps.Mask], steps.Pixels]] = {  # by the second part of a variant's name
     "": steps.stretch,
     "he": steps.equalize,
@@ -61,104 +91,6 @@ SPREADS: dict[str, Callable[[steps.Pixels, steps.Mask], steps.Pixels]] = {  # by
 }
 
 HANDS = 2  # at most, of one film
-Side = Literal["left", "right", ""]
-
-
-@dataclass(frozen=True)
-class Localization:
-    """What a localizer found on the carrier.
-
-    hands     side and box (x0, y0, x1, y1) of each hand, best first: two are taken; in pixels of the film as turned,
-              whose edges are at 0 and its width or height
-    markers   side and box of each side marker, likewise
-    turns     quarter turns counter-clockwise, as of np.rot90(film, turns), that bring the film upright
-    """
-
-    hands: tuple[tuple[Side, Box4], ...]
-    markers: tuple[tuple[Side, Box4], ...] = ()
-    turns: int = 0
-
-
-Localizer = Callable[[steps.Pixels], Localization | None]  # None: nothing was found
-Segmenter = Callable[[steps.Pixels], steps.Mask | None]
-
-
-@dataclass(frozen=True)
-class Nets:
-    """The trained nets that prepare films, in place of classical steps.
-
-    localizer   upright carrier (h, w) -> Localization, or None: asked before the classical localization, unless nothing
-                but raw films is made
-    segmenter   crop (h, w) -> (h, w) bool, or None: asked before the classical segmentation
-
-    To be recorded in a cache, a net has the text attributes `name`, `run` (where it was trained) and `digest`, which
-    tells its weights apart, and it can be sent to other processes.
-    """
-
-    localizer: Localizer | None = None
-    segmenter: Segmenter | None = None
-
-    def named(self) -> dict[str, Any]:
-        """Give the nets there are: "localizer", "segmenter" -> net."""
-        nets = {"localizer": self.localizer, "segmenter": self.segmenter}
-        return {role: net for role, net in nets.items() if net is not None}
-
-    def to_json(self) -> str:
-        """Describe the nets: role -> name, run and digest; {} without any."""
-        described = {
-            role: {name: getattr(net, name) for name in ("name", "run", "digest")} for role, net in self.named().items()
-        }
-        return json.dumps(described, sort_keys=True)
-
-    def open(self) -> None:
-        """Load the nets that load lazily: one that is missing is no fault of the films.
-
-        Raises InputError where a net cannot be loaded.
-        """
-        for net in self.named().values():
-            opened = getattr(net, "opened", None)
-            if opened is not None:
-                opened()
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a recipe makes of one film, or of one of the two hands on it.
-
-    films       variant -> (S, S) uint8 | uint16, levels as told above, 0 outside the stage's mask
-    masks       stage -> (S, S) bool, of the stages made: raw where the film is, crop where the crop lies on the film,
-                full the foreground
-    matrices    "raw", "crop" -> (2, 3) float64, film (x, y) -> (x, y) here, pixel centres; full shares crop's
-    carrier     (4, 2) float32 corners (x, y) in the film, or None
-    box         the crop (x0, y0, x1, y1) in pixels of the upright carrier as turned, of the film where there is no
-                carrier, or None
-    frame       where the crop lies in the stages crop and full: x0, y0, x1, y1, edges; beside it is padding
-    inverted    whether the film had to be inverted
-    fallbacks   what found nothing: "carrier", so the whole film was kept; "hand", so the whole carrier was; "mask", so
-                the whole crop is the foreground; "localizer" or "segmenter", so the classical step was asked instead
-    grey        stage -> mean and standard deviation of its film under its mask before the levels were spread, as shares
-                of the greatest level that the film's depth allows: how bright and how rich in contrast it was exposed
-    anomaly     "raw", "crop" -> (S, S) bool, the pixel truth carried along, or None where none was given
-    side        of the body that the hand is of, where a localizer said so
-    hand        0 the film's only hand, or the whole film; 1, 2 of two, from left to right on the upright film
-    turns       quarter turns counter-clockwise by which the carrier was turned upright, 0 to 3
-    markers     how many side markers were blanked in the crop
-    """
-
-    films: dict[str, steps.Pixels]
-    masks: dict[str, steps.Mask]
-    matrices: dict[str, steps.Matrix]
-    carrier: steps.Corners | None
-    box: Box4 | None
-    frame: Box4
-    inverted: bool
-    fallbacks: tuple[str, ...]
-    grey: dict[str, tuple[float, float]]
-    anomaly: dict[str, steps.Mask] | None
-    side: Side = ""
-    hand: int = 0
-    turns: int = 0
-    markers: int = 0
 
 
 class Recipe(BaseModel):
@@ -169,12 +101,12 @@ class Recipe(BaseModel):
     >>> Recipe(name="hnd")
     Traceback (most recent call last):
         ...
-    preprocessing.InputError: no recipe 'hnd'; there are: hand, plain
+    preprocessing.InputError: no recipe 'hnd'; there are: auto, limb, plain
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["hand", "plain"] = "hand"
+    name: Literal["limb", "plain"] = "limb"
     size: int = Field(default=128, ge=16, le=2048)  # pixels a side of every film made
     window: Literal["none", "voi"] = "none"  # voi: DICOM films as seen through the display window they name
     invert: Literal["auto", "never"] = "auto"
@@ -184,9 +116,9 @@ class Recipe(BaseModel):
     mask: Literal["grabcut", "otsu", "none"] = "grabcut"
 
     def __init__(self, **settings: Any) -> None:
-        name = settings.get("name", "hand")
+        name = settings.get("name", "limb")
         if name not in list(RECIPES):
-            raise InputError(f"no recipe {name!r}; there are: {', '.join(RECIPES)}")
+            raise InputError(_no_recipe(name))
         try:
             super().__init__(**{**RECIPES[name], **settings})
         except ValidationError as error:
@@ -240,39 +172,73 @@ class Recipe(BaseModel):
         right on the upright film. A localizer's boxes are widened by `margin`. Only what `variants` need is made:
         `masks` holds their stages, and nothing is segmented for raw and crop alone. A flat film works: nothing is found
         in it, and its films are zeros. Raises InputError for an unknown variant, a type other than the two, a box
-        beside the film, or a mask of another shape.
+        beside the film, a mask of another shape, or pixels longer than ASPECT times their width.
         """
-        target = _checked(film.pixels, variants, dtype, {"mask": mask, "anomaly mask": anomaly})
-        request = _Request(tuple(variants), target, mask, anomaly, nets)
-        scene = self._locate(film, box, request)
+        given = {"mask": mask, "anomaly mask": anomaly, "exposed field": film.exposed}
+        target = _checked(film.pixels, variants, dtype, given)
+        request = Request(tuple(variants), target, box, mask, anomaly, nets)
+        film, request, to_square = squared(film, request)
+        scene = self._locate(film, request, to_square)
         first = 0 if len(scene.hands) == 1 else 1
         return tuple(
             self._prepare(scene, request, side, region, hand) for hand, (side, region) in enumerate(scene.hands, first)
         )
 
-    def _locate(self, film: "Film", box: Box4 | None, request: "_Request") -> "_Scene":
-        """Bring a film upright, bones bright, and locate its hands."""
-        pixels, fallbacks = film.pixels, []
-        carrier = steps.find_carrier(pixels) if self.carrier == "otsu" and box is None else None
-        if self.carrier == "otsu" and box is None and carrier is None:
-            fallbacks.append("carrier")
-        inverted = self.invert == "auto" and steps.is_inverted(pixels, carrier=carrier)
+    def _locate(self, film: "Film", request: Request, to_square: steps.Matrix) -> Scene:
+        """Bring a film upright, bones bright, and locate its exposed field and its hands."""
+        pixels, box, fallbacks = film.pixels, request.box, []
+        inverted, certain = self._polarity(film)
+        if not certain:
+            fallbacks.append("polarity")
         if inverted:
             pixels = steps.invert(pixels)
+        exposed = steps.find_field(pixels) if film.exposed is None else film.exposed
+        if exposed is not None and not exposed.any():
+            exposed = None
+            fallbacks.append("exposed field")
+        carrier = None
+        if self.carrier == "otsu" and box is None:
+            carrier = steps.find_carrier(pixels if film.exposed is None else steps.fill(pixels, exposed))
+            if carrier is None:
+                fallbacks.append("carrier")
         upright, to_upright = (pixels, IDENTITY) if carrier is None else steps.rectify(pixels, carrier)
         if box is None:
             localizer = request.nets.localizer if request.stages != {"raw"} else None
-            hands, markers, turns = self._localize(upright, localizer, fallbacks)
+            field = (
+                None if exposed is None else steps.warp_mask(exposed, to_upright, (upright.shape[0], upright.shape[1]))
+            )
+            hands, markers, turns = self._localize(upright, field, localizer, fallbacks)
+            if carrier is not None and "hand" in fallbacks:  # a carrier holds a limb: without, half a trunk may be one
+                carrier, upright, to_upright = None, pixels, IDENTITY
+                fallbacks.insert(fallbacks.index("hand"), "carrier")
         else:
-            hands, markers, turns = ((("", _given_region(box, pixels.shape)),)), (), 0
+            hands, markers, turns = ((("", given_region(box, pixels.shape)),)), (), 0
         if turns:
             to_upright = steps.compose(rotation_matrix(turns, upright.shape), to_upright)
             upright = np.ascontiguousarray(np.rot90(upright, turns))
-        return _Scene(film, pixels, inverted, carrier, upright, to_upright, hands, markers, turns, tuple(fallbacks))
+        return Scene(
+            film,
+            pixels,
+            to_square,
+            inverted,
+            exposed,
+            carrier,
+            upright,
+            to_upright,
+            hands,
+            markers,
+            turns,
+            tuple(fallbacks),
+        )
 
-    def _prepare(
-        self, scene: "_Scene", request: "_Request", side: Side, region: steps.Box | None, hand: int
-    ) -> Prepared:
+    def _polarity(self, film: "Film") -> tuple[bool, bool]:
+        """Tell whether to turn a film round, and whether that is certain; what its header says is."""
+        if self.invert == "never" or film.polarity_known:
+            return False, True
+        evidence = steps.polarity_odds(film.pixels, exposed=film.exposed)
+        return evidence < -UNCERTAIN, abs(evidence) > UNCERTAIN
+
+    def _prepare(self, scene: Scene, request: Request, side: Side, region: steps.Box | None, hand: int) -> Prepared:
         """Make the variants of one hand."""
         fallbacks = list(scene.fallbacks)
         x0, y0, x1, y1 = region or (0, 0, scene.upright.shape[1], scene.upright.shape[0])
@@ -283,7 +249,10 @@ class Recipe(BaseModel):
         films = {}
         for variant in request.variants:
             stage, levels = split_variant(variant)
-            films[variant] = _narrowed(SPREADS[levels](*stages[stage]), request.dtype)
+            spread = SPREADS[levels]
+            if spread is steps.stretch and stage != "full":
+                spread = partial(steps.stretch, black=_black(scene, request.dtype))
+            films[variant] = _narrowed(spread(*stages[stage]), request.dtype)
         shape, anomaly = (crop.shape[0], crop.shape[1]), request.anomaly
         truth = None
         if anomaly is not None:
@@ -295,8 +264,8 @@ class Recipe(BaseModel):
             films=films,
             masks={stage: stages[stage][1] for stage in wanted},
             matrices={
-                "raw": steps.fit_matrix(scene.pixels.shape, self.size),
-                "crop": steps.compose(to_small, to_crop),
+                "raw": steps.compose(steps.fit_matrix(scene.pixels.shape, self.size), scene.to_square),
+                "crop": steps.compose(steps.compose(to_small, to_crop), scene.to_square),
             },
             carrier=scene.carrier,
             box=region,
@@ -312,24 +281,29 @@ class Recipe(BaseModel):
         )
 
     def _stages(
-        self, scene: "_Scene", request: "_Request", crop: steps.Pixels, to_crop: steps.Matrix, fallbacks: list[str]
+        self, scene: Scene, request: Request, crop: steps.Pixels, to_crop: steps.Matrix, fallbacks: list[str]
     ) -> dict[str, tuple[steps.Pixels, steps.Mask]]:
         """Make the stages that the variants need, at the cache's size, with masks; levels are not spread yet."""
         stages: dict[str, tuple[steps.Pixels, steps.Mask]] = {}
         if "raw" in request.stages:
-            everywhere = np.ones(scene.pixels.shape, bool)
-            stages["raw"] = steps.fit(_widened(scene.pixels, request.dtype), everywhere, self.size)[:2]
+            exposed = np.ones(scene.pixels.shape, bool) if scene.exposed is None else scene.exposed
+            stages["raw"] = _fitted(scene.pixels, exposed, self.size, request.dtype)
         if not request.stages & {"crop", "full"}:
             return stages
         shape = crop.shape[0], crop.shape[1]
         on_film = np.ones(shape, bool)
         if scene.carrier is not None:
             on_film = steps.warp_mask(np.ones(scene.pixels.shape, bool), to_crop, shape)
-        small, small_mask = steps.fit(_widened(crop, request.dtype), on_film, self.size)[:2]
-        stages["crop"] = small, small_mask
+        if scene.exposed is not None:
+            within = on_film & steps.warp_mask(scene.exposed, to_crop, shape)
+            if within.any():
+                on_film = within
+            else:
+                fallbacks.append("exposed field")
+        small, small_mask = stages["crop"] = _fitted(crop, on_film, self.size, request.dtype)
         if "full" in request.stages:
             if request.mask is None:
-                inside = self._segment(crop, request.nets.segmenter, fallbacks)
+                inside = self._segment(crop, on_film, request.nets.segmenter, fallbacks)
             else:
                 inside = steps.warp_mask(request.mask, to_crop, shape)
             full_mask = small_mask if inside is None else steps.fit_mask(inside & on_film, self.size)
@@ -340,8 +314,8 @@ class Recipe(BaseModel):
         return stages
 
     def _localize(
-        self, film: steps.Pixels, localizer: Localizer | None, fallbacks: list[str]
-    ) -> tuple["_Hands", tuple[Box4, ...], int]:
+        self, film: steps.Pixels, exposed: steps.Mask | None, localizer: Localizer | None, fallbacks: list[str]
+    ) -> tuple[Hands, tuple[Box4, ...], int]:
         """Find hands, side markers and quarter turns on the carrier; where no hand is found, all of it is one."""
         if localizer is not None:
             localization = localizer(film)
@@ -351,12 +325,12 @@ class Recipe(BaseModel):
             fallbacks.append("localizer")
         if self.hand == "none":
             return (("", None),), (), 0
-        region = steps.find_hand(film, margin=self.margin)
+        region = steps.find_hand(steps.fill(film, exposed), margin=self.margin)
         if region is None:
             fallbacks.append("hand")
         return (("", region),), (), 0
 
-    def _located_hands(self, localization: Localization, shape: tuple[int, ...]) -> "_Hands":
+    def _located_hands(self, localization: Localization, shape: tuple[int, ...]) -> Hands:
         """Widen and clip the hands a localizer found on a film of this shape; the best, from left to right."""
         turned = shape[::-1] if localization.turns % 2 else shape
         boxes = ((side, clip_box(widen_box(box, self.margin), turned)) for side, box in localization.hands)
@@ -364,63 +338,28 @@ class Recipe(BaseModel):
         hands.sort(key=lambda hand: (hand[1][0] + hand[1][2], hand[1][1] + hand[1][3]))
         return tuple(hands)
 
-    def _segment(self, crop: steps.Pixels, segmenter: Segmenter | None, fallbacks: list[str]) -> steps.Mask | None:
+    def _segment(
+        self, crop: steps.Pixels, exposed: steps.Mask, segmenter: Segmenter | None, fallbacks: list[str]
+    ) -> steps.Mask | None:
         """Give the foreground of the crop, or None where nothing was found."""
         if segmenter is not None:
             mask = segmenter(crop)
             if mask is not None and mask.any():
                 return mask
             fallbacks.append("segmenter")
-        return steps.foreground(crop, method=self.mask)
+        if "hand" in fallbacks and self.mask != "none":
+            return None  # without a limb the film is left whole
+        return steps.foreground(steps.fill(crop, exposed), method=self.mask)
 
 
-_Hands = tuple[tuple[Side, steps.Box | None], ...]  # side of the body, and box on the upright film; None: all of it
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What is to be made of a film, and what came with it."""
-
-    variants: tuple[str, ...]
-    dtype: np.dtype[Any]
-    mask: steps.Mask | None
-    anomaly: steps.Mask | None
-    nets: Nets
-
-    @property
-    def stages(self) -> set[str]:
-        return {stage_of(variant) for variant in self.variants}
-
-
-@dataclass(frozen=True)
-class _Scene:
-    """A film with its hands located: what all of them have in common.
-
-    film        as read                                         pixels      (H, W) the same, bones bright
-    upright     (h, w) the carrier, turned upright              to_upright  film (x, y) -> upright (x, y)
-    markers     boxes of side markers on the upright film       fallbacks   steps that found nothing so far
-    """
-
-    film: "Film"
-    pixels: steps.Pixels
-    inverted: bool
-    carrier: steps.Corners | None
-    upright: steps.Pixels
-    to_upright: steps.Matrix
-    hands: _Hands
-    markers: tuple[Box4, ...]
-    turns: int
-    fallbacks: tuple[str, ...]
-
-
-def _given_region(box: Box4, shape: tuple[int, ...]) -> steps.Box:
-    region = clip_box(box, shape)
-    if region is None:
-        raise InputError(
-            f"the box {box} lies beside the film of {shape[1]} x {shape[0]} pixels; "
-            "give x0 y0 x1 y1 in pixels of the film"
+def _no_recipe(name: object) -> str:
+    """Say which recipes there are."""
+    if name == AUTO:
+        return (
+            f"recipe {AUTO!r} stands for the one that suits the films; choose it first, or name {' or '.join(RECIPES)}"
         )
-    return region
+    hint = "; `hand` is called `limb` now, as it serves any limb" if name == "hand" else ""
+    return f"no recipe {name!r}; there are: {', '.join((AUTO, *RECIPES))}{hint}"
 
 
 def _checked(
@@ -445,6 +384,22 @@ def _statistics(pixels: steps.Pixels, mask: steps.Mask, film: "Film") -> tuple[f
     widened = 257 if pixels.dtype != film.pixels.dtype else 1
     inside = pixels[mask].astype(np.float64) / (widened * (2**film.depth - 1))
     return float(inside.mean()), float(inside.std())
+
+
+def _fitted(film: steps.Pixels, mask: steps.Mask, size: int, target: np.dtype[Any]) -> tuple[steps.Pixels, steps.Mask]:
+    """Scale a film of enough room, and its mask, to the cache's size."""
+    small, small_mask, _ = steps.fit(_widened(film, target), mask, size)
+    return small, small_mask
+
+
+def _black(scene: Scene, target: np.dtype[Any]) -> int | None:
+    """Give the film's darkest level where part of it is not exposed: padding, or a dark rim; None where all is.
+
+    Whether a dark rim is found, or named by the file, does not change the levels of the tissue beside it.
+    """
+    if scene.exposed is None:
+        return None
+    return int(_widened(scene.pixels.min(keepdims=True), target).min())
 
 
 def _widened(pixels: steps.Pixels, target: np.dtype[Any]) -> steps.Pixels:

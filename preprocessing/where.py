@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing import InputError
-from preprocessing.wording import counted
+from preprocessing.wording import counted, squeezed
 
 LABELS = {0: "normal", 1: "abnormal", -1: "unknown"}
 INDEXED = ("path", "patient", "study", "label", "split", "finding", "difficulty")
@@ -24,8 +24,8 @@ def chosen(
     """Tell which films meet every condition, (films,).
 
     conditions  "column=value" or "column=value,value": any of the values; an empty value is that of films of which the
-                column says nothing. Values are compared without regard to case; so are columns, unless there is one of
-                this very name.
+                column says nothing. Values are compared without regard to case; columns too, and without regard to
+                spaces, `_`, `-` and `.`, unless there is one of this very name.
     columns     name -> text of each film.
 
     Raises InputError for a condition of another form, and, with those there are, for an unknown column and for a value
@@ -38,7 +38,7 @@ def chosen(
     for condition in conditions:
         name, equals, text = condition.partition("=")
         if not equals or not name.strip():
-            raise InputError(f"--where {condition!r} is not column=value")
+            raise InputError(f"--where {condition!r}: write column=value; there are: {', '.join(columns)}")
         values = [str(value) for value in columns[_column(name.strip(), columns)]]
         wanted = {value.strip().casefold() for value in text.split(",")}
         counts = Counter(values)
@@ -57,7 +57,7 @@ def chosen(
 def _column(name: str, columns: Mapping[str, Any]) -> str:
     if name in columns:
         return name
-    alike = [known for known in columns if known.lower() == name.lower()]
+    alike = [known for known in columns if squeezed(known) == squeezed(name)]
     if len(alike) == 1:
         return alike[0]
     raise InputError(f"--where: no column {name!r}; there are: {', '.join(columns)}")

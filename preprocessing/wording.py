@@ -1,4 +1,15 @@
-"""Numbers with their nouns, as messages say them."""
+"""Words: names compared, numbers with their nouns, and sentences that are said in several places."""
+
+import re
+
+
+def squeezed(name: str) -> str:
+    """Return a name in lower case without spaces, `_`, `-` and `.`.
+
+    >>> squeezed("No_Finding"), squeezed("StudyInstanceUID")
+    ('nofinding', 'studyinstanceuid')
+    """
+    return re.sub(r"[\s_.-]+", "", name).casefold()
 
 
 def counted(number: int, noun: str) -> str:
@@ -18,7 +29,7 @@ def patients_note(unknown: int, films: int) -> str | None:
     """
     if not unknown:
         return None
-    which = "patients unknown" if unknown == films else f"patients unknown of {unknown} of {counted(films, 'film')}"
+    which = "patients unknown" if unknown == films else f"patients unknown for {unknown} of {counted(films, 'film')}"
     one = "each film" if unknown == films else "each of these films"
     return f"{which}: {one} counts as one; intervals are too narrow if films share a patient"
 

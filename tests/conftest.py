@@ -73,7 +73,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Cache:
     """All variants of them at 64 px."""
     path = tmp_path_factory.mktemp("cache") / "films.h5"
-    build(open_source(films), Recipe(name="hand", size=64), path, options=BuildOptions(variants=VARIANTS, workers=1))
+    build(open_source(films), Recipe(name="limb", size=64), path, options=BuildOptions(variants=VARIANTS, workers=1))
     return Cache(path)
 
 

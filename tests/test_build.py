@@ -27,7 +27,7 @@ from preprocessing.cache.writer import Writer
 from preprocessing.recipe import Localization, Nets, Recipe
 from preprocessing.sources import Record, open_source
 
-RECIPE = Recipe(name="hand", size=32, mask="otsu", carrier="none")
+RECIPE = Recipe(name="limb", size=32, mask="otsu", carrier="none")
 VARIANTS = ("raw", "full-he")
 
 
@@ -530,11 +530,11 @@ def test_the_name_of_a_cache_tells_recipes_and_variants_apart(films):
     source = open_source(films)
     path = cache_path(source, RECIPE, VARIANTS)
     assert path.parent == Path("cache")
-    assert path.name.startswith("films-hand-32-") and len(path.stem.rpartition("-")[2]) == 8
+    assert path.name.startswith("films-limb-32-") and len(path.stem.rpartition("-")[2]) == 8
     assert cache_path(source, RECIPE, VARIANTS[::-1]) == path
     others = {
         cache_path(source, RECIPE, ["raw"]),
-        cache_path(source, Recipe(name="hand", size=32), VARIANTS),
+        cache_path(source, Recipe(name="limb", size=32), VARIANTS),
         cache_path(source, RECIPE, VARIANTS, nets=Nets(localizer=Slow())),
         cache_path(source, RECIPE, VARIANTS, nets=Nets(segmenter=Slow())),
         path,

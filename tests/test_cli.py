@@ -150,17 +150,6 @@ def test_films_are_prepared_by_nets_of_ones_own(
     assert "it has other weights" in refused(capsys, "score", "runs/cae-1", film)
 
 
-def test_without_nets_the_classical_way_is_taken_and_said(
-    capsys: pytest.CaptureFixture[str], films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    plain = ("preprocess", films, "--size", 32, "--workers", 1)
-    status, _, err = typed(capsys, *plain, "--localizer", "ssd", "--mask", "unet", "--out", "a.h5")
-    assert status == 0 and err.count("The classical step is used instead") == 2 and "anomaly models --make" in err
-    typed(capsys, *plain, "--out", "b.h5")
-    assert Cache(Path("a.h5")).content_hash == Cache(Path("b.h5")).content_hash
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -247,7 +236,7 @@ def test_caches_that_cannot_be_taken(capsys: pytest.CaptureFixture[str], cache: 
 
 
 def test_wrong_words(capsys: pytest.CaptureFixture[str], films: Path, cache: Cache) -> None:
-    assert "no recipe 'foot'; there are: hand, plain" in refused(capsys, "preprocess", films, "--recipe", "foot")
+    assert "no recipe 'foot'; there are: auto, limb, plain" in refused(capsys, "preprocess", films, "--recipe", "foot")
     assert "no recipe 'foot'" in refused(capsys, "preprocess", "--recipe", "foot")
     assert not Path("cache").exists(), "films were drawn before the settings were looked at"
     assert "full-he" in refused(capsys, "preprocess", films, "--variants", "full-eq")

@@ -18,10 +18,11 @@ from anomaly.data.batch import Batch
 from anomaly.models.base import Detector
 from anomaly.models.reconstructor import Reconstructor
 from anomaly.pipeline.loaded_run import LoadedRun
-from preprocessing import recipe, steps
+from preprocessing import recipe
 from preprocessing.cache.reader import Cache
 from preprocessing.readers import Film
 from preprocessing.recipe import Recipe
+from preprocessing.steps import levels
 
 ROOT = Path(__file__).parents[1]
 MODEL, LINE, STEP = re.findall(
@@ -100,7 +101,10 @@ def test_the_model_keeps_the_contract(model: Detector) -> None:
 def test_the_files_pass_the_linters() -> None:
     ruff = shutil.which("ruff", path=str(Path(sys.executable).parent))
     assert ruff, "make setup installs ruff"
-    step = ["--extend-ignore", "F821,D100"]  # it stands among others in steps.py, which has the imports and a docstring
+    step = [
+        "--extend-ignore",
+        "F821,D100",
+    ]  # it stands among others in levels.py, with imports and a docstring
     for place, code, extra in (("anomaly/models/linear.py", MODEL, []), ("preprocessing/root.py", STEP, step)):
         for verb in (["check", *extra], ["format", "--check"]):
             done = subprocess.run(
@@ -115,7 +119,7 @@ def test_the_files_pass_the_linters() -> None:
 
 
 def test_the_step_does_what_its_docstring_says_and_makes_a_variant(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = dict(vars(steps))
+    names = dict(vars(levels))
     exec(STEP, names)
     step = names["square_root"]
     (example,) = doctest.DocTestFinder().find(step, "square_root", module=False, globs=names)

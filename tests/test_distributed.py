@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from anomaly import distributed as world
 from anomaly.runs import Run
+from preprocessing import InputError
 from preprocessing.cache.reader import Cache
 
 SETTINGS = ("width=4", "batch_norm=false", "epochs=2", "batch_size=8", "augmentation=none", "patience=0")
@@ -54,6 +55,7 @@ def test_processes_talk_by_the_device_that_they_train_on(
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", asked.append)
     monkeypatch.setattr(world.dist, "init_process_group", asked.append)
     monkeypatch.setattr(world.dist, "get_rank", lambda: 1)
@@ -61,3 +63,12 @@ def test_processes_talk_by_the_device_that_they_train_on(
     with world.join(device) as joined:
         assert (joined.rank, joined.size) == (1, 2)
     assert asked == ([1, "nccl"] if backend == "nccl" else ["gloo"])
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"finds 1 GPU: .*--nproc-per-node 1"), world.join("auto"):
+        pass

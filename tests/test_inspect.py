@@ -158,7 +158,7 @@ def test_a_summary_says_step_by_step_what_came_of_it(cache):
 
 
 def test_steps_that_were_not_taken_are_not_counted(tmp_path):
-    plain = Recipe(name="plain", size=SIZE).to_json()
+    plain = Recipe(name="plain", size=SIZE, invert="never").to_json()
     rows = [{"carrier": None, "box": None, "inverted": False}] * 2
     assert summarise(write(tmp_path / "a.h5", names=NAMES[:2], rows=rows, recipe_json=plain))["steps"] == {}
     raw = write(tmp_path / "b.h5", ("raw",), names=NAMES[:1], rows=[{}], nets=nets("segmenter", "localizer"))
@@ -294,7 +294,8 @@ def test_a_sheet_has_a_column_for_each_step_taken(cache, tmp_path, drawn):
 
 
 def test_a_plain_sheet_has_no_columns_of_steps_that_were_not_taken(tmp_path, drawn):
-    plain, rows = Recipe(name="plain", size=SIZE).to_json(), [{"carrier": None, "box": None, "inverted": False}] * 2
+    plain = Recipe(name="plain", size=SIZE, invert="never").to_json()
+    rows = [{"carrier": None, "box": None, "inverted": False}] * 2
     sheet(write(tmp_path / "a.h5", names=NAMES[:2], rows=rows, recipe_json=plain), Films(), tmp_path / "a.png")
     assert list(drawn["columns"]) == ["film", "result"]
     rows[0] = rows[0] | {"box": (10, 20, 30, 40), "given": True}  # both came with the film

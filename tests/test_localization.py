@@ -28,7 +28,7 @@ from anomaly.localization.evaluate import (
     match_boxes,
     write_evaluation,
 )
-from anomaly.localization.nets import NetLocalizer, load_localizer, load_nets, load_segmenter
+from anomaly.localization.nets import NetLocalizer, load_localizer, load_segmenter
 from anomaly.localization.predict import annotated_rows, load_localization_model, split_by_patient
 from anomaly.localization.ssd import SSD
 from anomaly.localization.unet import UNet
@@ -340,8 +340,7 @@ def test_the_threshold_is_the_one_of_the_highest_dice() -> None:
 
 
 def test_nets_travel_to_other_processes_and_name_their_weights(runs: dict[str, Run], tmp_path: Path) -> None:
-    localizer, segmenter = load_nets(runs["ssd"].path, runs["unet"].path)
-    assert localizer is not None and segmenter is not None and load_nets(None, None) == (None, None)
+    localizer, segmenter = load_localizer(runs["ssd"].path), load_segmenter(runs["unet"].path)
     assert len(localizer.digest) == 12 and localizer.digest != segmenter.digest
     assert (localizer.name, segmenter.name) == ("ssd", "unet") and Path(localizer.run).is_absolute()
     draw = np.random.default_rng(0)
@@ -414,7 +413,7 @@ class _Stub(SSD):
 @pytest.fixture
 def stubbed(runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> NetLocalizer:
     stub = _Stub(SSD.Config(), SIZE).eval(), SIZE, 0.5
-    monkeypatch.setattr(nets, "load_once", lambda folder, digest: stub)
+    monkeypatch.setattr(nets, "load_once", lambda folder, name, digest: stub)
     return load_localizer(runs["ssd"].path)
 
 

@@ -368,6 +368,7 @@ def test_the_paper_preset_is_the_papers() -> None:
         "augmentation": "advanced",
         "augmented_by": "auto",
         "compile": False,
+        "cuda_graph": True,
         "noise": 0.0,
         "noise_cell": 1,
         "erase": 0.0,

@@ -11,6 +11,7 @@ from preprocessing import InputError, recipe, steps
 from preprocessing.cache.schema import split_variant
 from preprocessing.readers import Film
 from preprocessing.recipe import STAGES, VARIANTS, Localization, Nets, Recipe
+from tests.test_polarity import shaded
 
 
 def draw(*, angle=8.0, background=60, kind=np.uint8, seed=0):
@@ -52,16 +53,21 @@ def same(one, other):
 
 
 def test_names_stand_for_settings():
-    assert Recipe().name == "hand" and Recipe().size == 128
+    assert Recipe().name == "limb" and Recipe().size == 128
     plain = Recipe(name="plain", size=64)
-    assert (plain.invert, plain.carrier, plain.hand, plain.mask) == ("never", "none", "none", "none")
+    assert (plain.invert, plain.carrier, plain.hand, plain.mask) == ("auto", "none", "none", "none")
     assert Recipe(name="plain", mask="otsu").mask == "otsu"
 
 
 @pytest.mark.parametrize(
     "settings, says",
     [
-        ({"name": "hnd"}, "no recipe 'hnd'; there are: hand, plain"),
+        ({"name": "hnd"}, "no recipe 'hnd'; there are: auto, limb, plain"),
+        ({"name": "hand"}, "no recipe 'hand'; there are: auto, limb, plain; `hand` is called `limb` now"),
+        (
+            {"name": "auto"},
+            "recipe 'auto' stands for the one that suits the films; choose it first, or name limb or plain",
+        ),
         ({"sise": 64}, "no recipe setting 'sise'; there are: name, size, "),
         ({"size": 8}, "'size' is 8"),
         ({"size": 4096}, "'size' is 4096"),
@@ -220,7 +226,7 @@ def test_the_same_film_gives_the_same_bytes_whatever_came_before():
 
 
 def test_plain_recipe_keeps_the_whole_film():
-    film = Film(pixels=(255 - draw()[0].pixels)[:, :200], depth=8)
+    film = Film(pixels=shaded((380, 200)), depth=8, polarity_known=True)
     made = apply(Recipe(name="plain", size=64), film)
     assert not made.inverted and made.carrier is None and made.box is None and made.fallbacks == ()
     assert made.masks["raw"].sum() == 64 * round(64 * 200 / 380)
@@ -416,13 +422,13 @@ def test_the_frame_is_where_the_crop_lies():
 
 @pytest.mark.parametrize("level", [0, 255])
 @pytest.mark.parametrize("shape", [(16, 16), (16, 400), (300, 200)])
-@pytest.mark.parametrize("name", ["hand", "plain"])
+@pytest.mark.parametrize("name", ["limb", "plain"])
 def test_flat_films_work(level, shape, name):
     film = Film(pixels=np.full(shape, level, np.uint8), depth=8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         made = apply(Recipe(name=name, size=64), film, anomaly=np.zeros(shape, bool))
-    assert made.fallbacks == (("carrier", "hand", "mask") if name == "hand" else ())
+    assert made.fallbacks == ("polarity", *(("carrier", "hand", "mask") if name == "limb" else ()))
     assert not any(array.any() for array in made.films.values())
     assert all(mask.any() for mask in made.masks.values()) and not made.anomaly["crop"].any()
 
@@ -452,5 +458,112 @@ def test_the_film_is_left_alone():
     film, hand, lesion = draw()
     for array in (film.pixels, hand, lesion):
         array.flags.writeable = False
-    for name in ("hand", "plain"):
+    for name in ("limb", "plain"):
         apply(Recipe(name=name, size=64), film, mask=hand, anomaly=lesion)
+
+
+@pytest.mark.parametrize("name", ["limb", "plain"])
+@pytest.mark.parametrize("level", [0, 255])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_an_unexposed_rim_is_off_the_mask_and_out_of_the_levels(name, level, kind):
+    pixels = shaded((120, 160))
+    pixels[:, :24] = level
+    scale = 1 if kind == np.uint8 else 16
+    film = Film(pixels.astype(kind) * kind(scale), depth=8 if kind == np.uint8 else 12, polarity_known=True)
+    made = apply(Recipe(name=name, size=160, hand="none", mask="none"), film)
+    for stage in STAGES:
+        frame = made.masks[stage].any(axis=0)
+        x0, x1 = np.flatnonzero(frame)[[0, -1]]
+        edges = made.matrices["raw" if stage == "raw" else "crop"] @ np.array([[24, 159], [0, 0], [1, 1]])
+        assert edges[0, 0] - 0.6 <= x0 <= edges[0, 0] + 5 and abs(x1 - edges[0, 1]) < 4
+        inside = made.films[stage][made.masks[stage]]
+        assert inside.max() == np.iinfo(kind).max and not made.films[stage][~made.masks[stage]].any()
+        # A black rim is the level that becomes 0 beside it: whether it is found does not change the levels of the rest.
+        assert bool(inside.min() == 0) is (level > 0 or stage == "full")
+        low, high = made.grey[stage]
+        assert 0.35 < low < 0.6 and 0.1 < high < 0.3  # of the shades alone
+
+
+@pytest.mark.parametrize("name", ["limb", "plain"])
+def test_padding_that_the_file_names_never_counts(name):
+    pixels, exposed = draw()[0].pixels, np.ones((380, 360), bool)
+    exposed[:50] = exposed[:, 330:] = False
+    films = {}
+    for padding in (0, 77, 255):
+        filled = np.where(exposed, pixels, padding).astype(np.uint8)
+        made = apply(Recipe(name=name, size=96), Film(filled, 8, polarity_known=True, exposed=exposed))
+        films[padding] = made
+        for stage in STAGES:
+            kept = steps.warp_mask(exposed, made.matrices["raw" if stage == "raw" else "crop"], (96, 96))
+            assert (made.masks[stage] & ~kept).sum() < 100  # the border's own pixels
+    for stage in STAGES:
+        np.testing.assert_array_equal(films[0].masks[stage], films[255].masks[stage])
+
+
+def test_a_box_beside_the_exposed_field_is_a_named_fallback():
+    film, exposed = draw()[0], np.zeros((380, 360), bool)
+    exposed[:, :100] = True
+    made = apply(Recipe(size=64), Film(film.pixels, 8, exposed=exposed), box=(200, 50, 300, 250))
+    assert "exposed field" in made.fallbacks and made.masks["crop"].any()
+    nothing = Film(film.pixels, 8, exposed=np.zeros((380, 360), bool))
+    assert "exposed field" in apply(Recipe(size=64), nothing).fallbacks
+    with pytest.raises(InputError, match="exposed field has shape"):
+        apply(Recipe(), Film(film.pixels, 8, exposed=exposed[1:]))
+
+
+@pytest.mark.parametrize("name", ["limb", "plain"])
+def test_a_polarity_that_the_file_states_is_never_guessed(name):
+    film, _, _ = draw()
+    turned = Film(pixels=255 - film.pixels, depth=8)
+    assert apply(Recipe(name=name, size=64), turned).inverted
+    known = Film(pixels=255 - film.pixels, depth=8, polarity_known=True)
+    assert not apply(Recipe(name=name, size=64), known).inverted
+    flat = Film(np.full((64, 64), 9, np.uint8), 8, polarity_known=True)
+    assert "polarity" not in apply(Recipe(name=name, size=64), flat).fallbacks
+
+
+@pytest.mark.parametrize("aspect", [0.5, 2.0, 1.25])
+@pytest.mark.parametrize("name", ["limb", "plain"])
+def test_anatomy_keeps_its_shape_where_pixels_are_not_square(aspect, name):
+    film, _, lesion = draw(angle=0)
+    height, width = film.pixels.shape
+    size = (width, round(height / aspect)) if aspect > 1 else (round(width * aspect), height)
+    squeezed = [
+        cv2.resize(array.astype(np.uint8), size, interpolation=cv2.INTER_AREA) for array in (film.pixels, lesion)
+    ]
+    pixels, truth = squeezed[0], squeezed[1] > 0
+    upright = apply(Recipe(name=name, size=128), film, anomaly=lesion)
+    made = apply(Recipe(name=name, size=128), Film(pixels, 8, aspect=aspect), anomaly=truth)
+    assert iou(made.masks["full"], upright.masks["full"]) > 0.9
+    assert np.abs(made.films["raw"].astype(int) - upright.films["raw"]).mean() < 8
+    for stage in ("raw", "crop"):
+        landed = np.argwhere(made.anomaly[stage])[:, ::-1].mean(axis=0)
+        expected = made.matrices[stage] @ (*np.argwhere(truth)[:, ::-1].mean(axis=0), 1)
+        np.testing.assert_allclose(landed, expected, atol=0.7)
+    across, down = size[0] / width, size[1] / height
+    boxed = apply(
+        Recipe(name=name, size=100),
+        Film(pixels, 8, aspect=aspect),
+        box=(100 * across, 50 * down, 300 * across, 250 * down),
+    )
+    np.testing.assert_allclose(boxed.box, (100, 50, 300, 250), atol=1)
+    x, y = boxed.matrices["crop"] @ (200 * across - 0.5, 150 * down - 0.5, 1)
+    np.testing.assert_allclose((x, y), (49.5, 49.5), atol=0.7)
+
+
+def test_pixels_of_no_plausible_shape_are_refused():
+    with pytest.raises(InputError, match="its pixels are 20 times as high as wide"):
+        apply(Recipe(), Film(draw()[0].pixels, 8, aspect=20.0))
+
+
+def test_a_trunk_is_left_whole():
+    """Bright bones in grey tissue that nearly fills the film, air beside: half of it must not become background."""
+    rows, columns = np.indices((256, 256))
+    y, x = rows / 128 - 1, columns / 128 - 1
+    trunk = np.abs(x) < 0.8 - 0.15 * np.cos(3 * y)
+    film = np.where(trunk, 60.0 + 25 * np.cos(4 * x), 4 + 14 * (columns > 128))
+    film[(np.abs(x) < 0.45) & trunk] += 90
+    film = cv2.GaussianBlur(film, (0, 0), 2) + np.random.default_rng(0).normal(0, 1, film.shape)
+    made = apply(Recipe(size=128), Film(np.clip(film, 0, 255).astype(np.uint8), 8), variants=("full",))
+    kept = steps.warp_mask(trunk, made.matrices["crop"], (128, 128))
+    assert (made.masks["full"] & kept).sum() > 0.9 * kept.sum()  # half of it, where bone alone is taken

@@ -33,6 +33,7 @@ from anomaly.training.weights import load_best_checkpoint
 from preprocessing import InputError
 from preprocessing.cache.reader import Cache
 from preprocessing.sources import open_films
+from preprocessing.steps import find_field
 
 from .conftest import TINY
 from .test_cli import typed
@@ -147,7 +148,9 @@ def test_the_trivial_detectors_see_the_levels_before_equalization(run: Run, test
     for i, path in enumerate(raw.column("path")):
         if not inverted[i]:
             film = cv2.imread(str(films / path), cv2.IMREAD_UNCHANGED)
-            assert raw.trivial_scores()["mean_grey"][i] == pytest.approx(film.mean() / 255, abs=0.01)
+            field = find_field(film)
+            exposed = film if field is None else film[field]
+            assert raw.trivial_scores()["mean_grey"][i] == pytest.approx(exposed.mean() / 255, abs=0.01)
 
 
 def test_scoring_twice_gives_the_same_file(run: Run, tmp_path: Path) -> None:
@@ -207,7 +210,7 @@ def test_films_prepared_by_another_recipe_version_are_refused(run: Run, films: P
     recorded = run.config.cache.model_copy(update={"recipe_digest": "0" * 12})
     old.config = run.config.model_copy(update={"cache": recorded})
     with (
-        pytest.raises(InputError, match="by another version of the recipe hand"),
+        pytest.raises(InputError, match="by another version of the recipe limb"),
         new_films(old, open_films([films]), workers=1),
     ):
         pass

@@ -15,45 +15,7 @@ from preprocessing import InputError
 from preprocessing.sources import Record, Source, open_films, open_source
 from preprocessing.sources.paths import natural_key, safe_name
 
-FILM = b"film bytes"
-DICOM = b"\0" * 128 + b"DICM" + b"more"
-
-
-def plant(root: Path, *files: str, data: bytes = FILM) -> Path:
-    for file in files:
-        place = root / file
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(data + file.encode())
-    return root
-
-
-def pack(folder: Path, archive: Path, prefix: str = "") -> Path:
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
-        for place in sorted(folder.rglob("*")):
-            if place.is_file():
-                out.write(place, prefix + place.relative_to(folder).as_posix())
-    return archive
-
-
-def manifest(root: Path, text: str | bytes, name: str = "manifest.csv") -> Path:
-    root.mkdir(exist_ok=True)
-    (root / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    return root
-
-
-def refused(path: Path) -> str:
-    with pytest.raises(InputError) as caught:
-        open_source(path)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def paths(source: Source) -> list[str]:
-    return [record.path for record in source.records]
-
-
-def by_path(source: Source) -> dict[str, Record]:
-    return {record.path: record for record in source.records}
+from .source_trees import DICOM, FILM, by_path, manifest, pack, paths, plant, refused
 
 
 def mura(root: Path, top: str = "XR_HAND/") -> Path:
@@ -73,7 +35,7 @@ def test_mura_tree_is_read_from_its_root_or_any_parent(tmp_path: Path) -> None:
     mura(tmp_path / "a" / "positive things")
     for root, prefix in ((tmp_path / "a" / "positive things" / "XR_HAND", ""), (tmp_path / "a", "")):
         source = open_source(root)
-        assert source.kind == "mura" and not source.synthetic
+        assert source.kind == "mura" and not source.synthetic and source.notes == ()
         assert [(r.path, r.patient, r.study, r.label, r.split) for r in source.records] == [
             (prefix + "patient00001/study1_negative/image2.png", "patient00001", "patient00001/study1", 0, ""),
             (prefix + "patient00001/study1_negative/image10.png", "patient00001", "patient00001/study1", 0, ""),
@@ -98,7 +60,8 @@ def test_mura_splits(tmp_path: Path) -> None:
     )
     plant(both, "train_image_paths.csv")
     source = open_source(both)
-    assert [record.split for record in source.records] == ["train", "test"] and source.ignored == 1
+    assert [record.split for record in source.records] == ["train", "test"]
+    assert source.notes == ("valid is the test split, as MURA's test films are not public",)
     assert [record.split for record in open_source(both / "train").records] == [""]
     plant(both, "test/XR_HAND/patient3/study1_negative/image1.png")
     assert [record.split for record in open_source(both).records] == ["test", "train", "val"]
@@ -120,7 +83,9 @@ def test_mura_sidecars(tmp_path: Path) -> None:
     (tmp_path / study / "image1.json").write_text(json.dumps({"finding": "fracture", "difficulty": None, "box": [1]}))
     plant(tmp_path, "SYNTHETIC.txt")
     source = open_source(tmp_path)
-    assert source.synthetic and source.ignored == 2
+    assert source.synthetic
+    assert "1 film not named as MURA's patient/study/image: left out" in source.notes
+    assert "passed over 1 file that is no film: 1 .txt" in source.notes
     first, second = source.records
     assert (first.finding, first.difficulty, first.box, first.mask) == ("fracture", "", None, None)
     assert first.anomaly_mask == study + "image1_anomaly.png" and second.anomaly_mask is None
@@ -149,74 +114,20 @@ def test_contradictions_are_named(tmp_path: Path) -> None:
     assert len(open_films([labels, splits]).records) == 4
 
 
-# ---- class folders
-
-
-@pytest.mark.parametrize(
-    "names", [("normal", "abnormal"), ("NORMAL", "PNEUMONIA"), ("good", "crack"), ("negative", "positive")]
-)
-def test_class_folders(tmp_path: Path, names: tuple[str, str]) -> None:
-    good, bad = names
-    source = open_source(plant(tmp_path, f"{good}/a.png", f"{bad}/deep/b.jpeg", f"{good}/readme.txt"))
-    assert source.kind == "classes" and source.ignored == 1
-    found = by_path(source)
-    assert found[f"{good}/a.png"].label == 0 and found[f"{good}/a.png"].finding == ""
-    finding = "" if bad in ("abnormal", "positive") else bad
-    assert found[f"{bad}/deep/b.jpeg"].label == 1 and found[f"{bad}/deep/b.jpeg"].finding == finding
-    assert len({record.patient for record in source.records}) == 2
-
-
-def test_class_folders_with_splits_and_truth(tmp_path: Path) -> None:
-    plant(tmp_path, "train/good/1.png", "test/good/1.png", "test/crack/2.png", "ground_truth/crack/2_mask.png")
-    found = by_path(open_source(tmp_path))
-    assert [found[path].split for path in sorted(found)] == ["test", "test", "train"]
-    assert found["test/crack/2.png"].anomaly_mask == "ground_truth/crack/2_mask.png"
-    for spelling in ("val", "valid", "validation"):
-        other = plant(
-            tmp_path / spelling / "x", "train/normal/1.png", f"{spelling}/normal/2.png", "Test/abnormal/3.png"
-        )
-        assert sorted(record.split for record in open_source(other).records) == ["test", "train", "val"]
-    lone = plant(tmp_path / "lone", "train/normal/1.png", "train/abnormal/2.png")
-    assert {record.split for record in open_source(lone).records} == {""}
-    held_out = plant(tmp_path / "held", "test/normal/1.png", "test/abnormal/2.png")
-    assert {record.split for record in open_source(held_out).records} == {"test"}
-
-
-def test_patients_are_read_from_names(tmp_path: Path) -> None:
-    plant(tmp_path, "normal/patient7_1.png", "abnormal/patient7_2.png", "normal/patient71.png", "normal/x.png")
-    plant(tmp_path, "normal/Patient9/study3/a.png", "normal/outpatient5.png")
-    found = by_path(open_source(tmp_path))
-    assert found["normal/patient7_1.png"].patient == found["abnormal/patient7_2.png"].patient == "patient7"
-    assert found["normal/patient71.png"].patient == "patient71"
-    assert found["normal/x.png"].patient == found["normal/x.png"].study == "normal/x.png"
-    assert found["normal/Patient9/study3/a.png"].study == "Patient9/study3"
-    assert found["normal/outpatient5.png"].patient == "normal/outpatient5.png"
-    plant(tmp_path / "s", "train/normal/patient1_a.png", "test/normal/patient1_b.png")
-    assert "patient 'patient1' is in two splits" in refused(tmp_path / "s")
-
-
-def test_films_outside_class_folders_are_refused(tmp_path: Path) -> None:
-    plant(tmp_path / "a", "normal/a.png", "abnormal/b.png", "stray.png")
-    assert "stray.png: lies outside the class folders" in refused(tmp_path / "a")
-    plant(tmp_path / "b", "train/normal/a.png", "test/normal/b.png", "extra/normal/c.png")
-    assert "extra/normal/c.png: lies outside train, val or test" in refused(tmp_path / "b")
-    assert len(open_films([tmp_path / "a"]).records) == 3
-
-
-def test_class_folders_too_deep_are_not_taken_for_normal_films(tmp_path: Path) -> None:
-    plant(tmp_path, "one/normal/a.png", "two/abnormal/b.png")
-    assert "one/normal: a class folder, but neither at the top" in refused(tmp_path)
-
-
 # ---- plain folders
 
 
 def test_plain_folder(tmp_path: Path) -> None:
     plant(tmp_path, "b/film2.PNG", "b/film10.tiff", "a.nii.gz", "c.dcm", ".hidden.png", ".git/x.png", "note.txt")
     plant(tmp_path, "IM0001", "1.2.840.7", data=DICOM)
-    plant(tmp_path, "README", "DICOMDIR", "film.bmp")
+    plant(tmp_path, "README", "DICOMDIR", "film.gif")
     source = open_source(tmp_path)
-    assert source.kind == "folder" and source.ignored == 4
+    assert source.kind == "folder"
+    assert source.notes == (
+        "films by their first bytes: 1 .7, 1 without a suffix",
+        "passed over 4 files that are no films: 2 without a suffix, 1 .gif, 1 .txt; .gif may hold films, but are not "
+        "read: save them as PNG, TIFF or DICOM",
+    )
     assert paths(source) == ["1.2.840.7", "IM0001", "a.nii.gz", "b/film2.PNG", "b/film10.tiff", "c.dcm"]
     assert {record.label for record in source.records} == {0}
     assert {record.label for record in open_source(tmp_path, unlabelled=-1).records} == {-1}
@@ -235,8 +146,8 @@ def test_a_lone_folder_at_the_top_is_entered(tmp_path: Path) -> None:
 def test_nothing_to_read(tmp_path: Path) -> None:
     assert "No such file" in refused(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
-    assert "no film among 0 files; looked for .dcm" in refused(tmp_path / "empty")
-    plant(tmp_path / "text", "a.txt", "b.bmp")
+    assert "no film among 0 files; looked for .bmp, .dcm" in refused(tmp_path / "empty")
+    plant(tmp_path / "text", "a.txt", "b.gif")
     assert "no film among 2 files" in refused(tmp_path / "text")
     assert "neither a folder nor a .zip nor a .csv" in refused(plant(tmp_path, "film.png") / "film.png")
     with pytest.raises(InputError, match="no films named"):
@@ -251,7 +162,11 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     (inside / "nowhere.png").symlink_to(inside / "missing.png")
     (inside / "notes.txt").symlink_to(tmp_path / "out" / "secret.txt")
     source = open_source(inside)
-    assert paths(source) == ["a.png", "deep/b.png"] and source.ignored == 4
+    assert paths(source) == ["a.png", "deep/b.png"]
+    assert source.notes == (
+        "2 links are not followed; --follow-links does, within the source",
+        "passed over 2 files that are broken links or special",
+    )
     (tmp_path / "link").symlink_to(inside)
     assert paths(open_source(tmp_path / "link")) == ["a.png", "deep/b.png"]
     (inside / "a.png").unlink()
@@ -262,107 +177,6 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     (inside / "a.png").unlink()
     (inside / "folder").symlink_to(tmp_path / "out")
     assert "a link out of the source" in refused(inside)
-
-
-# ---- manifest
-
-
-def test_manifest_columns(tmp_path: Path) -> None:
-    plant(tmp_path, "a.png", "sub/b.png", "c.odd", "m.png", "t.nii")
-    plant(tmp_path, "SYNTHETIC.txt")
-    lines = [
-        "Split,label ,path,patient,study,finding,difficulty,box,mask,anomaly_mask,age",
-        'train,Normal,./sub/b.png,p1,s1,"none, really",,,,,7',
-        "",
-        'valid,1,a.png,p2,p2/s1,crack,hard,"1 2.5 30 40",m.png,t.nii,8',
-        "test,,c.odd,,,,,,,,9",
-    ]
-    text = "\r\n".join(lines)
-    source = open_source(manifest(tmp_path, b"\xef\xbb\xbf" + text.encode()))
-    assert source.kind == "manifest" and source.name == safe_name(tmp_path.name) and source.synthetic
-    assert source.records == [
-        Record("a.png", "p2", "p2/s1", 1, "val", "crack", "hard", (1.0, 2.5, 30.0, 40.0), "m.png", "t.nii"),
-        Record("c.odd", "c.odd", "c.odd", -1, "test"),
-        Record("sub/b.png", "p1", "p1/s1", 0, "train", "none, really"),
-    ]
-    assert source.read("t.nii") == FILM + b"t.nii"
-    named = open_source(manifest(tmp_path, "path,label\na.png,0\n", "hands 2.csv") / "hands 2.csv")
-    assert named.name == "hands-2" and paths(named) == ["a.png"]
-    with pytest.raises(InputError, match="not a file of this source"):
-        named.read("sub/b.png")
-
-
-def test_manifest_patients_default_to_studies_and_films(tmp_path: Path) -> None:
-    plant(tmp_path, "a.png", "b.png", "c.png")
-    source = open_source(manifest(tmp_path, "path,label,study\na.png,0,s\nb.png,0,s\nc.png,1,\n"))
-    assert [(r.patient, r.study) for r in source.records] == [("s", "s"), ("s", "s"), ("c.png", "c.png")]
-
-
-@pytest.mark.parametrize(
-    ("text", "line", "reason"),
-    [
-        ("file,label\na.png,0\n", 1, "no column 'path'; there are: file, label"),
-        ("path;label\na.png;0\n", 1, "no column 'path'"),
-        ("path,finding\na.png,0\n", 1, "no column 'label'"),
-        ("path,label,Label\na.png,0,0\n", 1, "column 'label' occurs 2 times"),
-        ("path,label\na.png,0\nb.png,2\n", 3, "label '2'; there are: 0, normal"),
-        ("path,label\n\n\na.png,0.0\n", 4, "label '0.0'"),
-        ("path,label,split\na.png,0,holdout\n", 2, "split 'holdout'"),
-        ("path,label\nmissing.png,0\n", 2, "no such file"),
-        ("path,label\nsub,0\n", 2, "no such file"),
-        ("path,label\n,0\n", 2, "an empty path"),
-        ("path,label\n../out.png,0\n", 2, "leads out of the manifest's folder"),
-        ("path,label\nsub/../a.png,0\n", 2, "leads out"),
-        ("path,label\n/etc/passwd,0\n", 2, "leads out"),
-        ("path,label\nC:/a.png,0\n", 2, "leads out"),
-        ("path,label\nsub\\a.png,0\n", 2, "leads out"),
-        ("path,label\nlink.png,0\n", 2, "no such file"),
-        ("path,label\na.png,0\nb.png,0\n./a.png,1\n", 4, "a.png was given in line 2 already"),
-        ("path,label\na.png\n", 2, "1 cell, the heading has 2"),
-        ("path,label\na.png,0,1\n", 2, "3 cells"),
-        ('path,label\n"a.png,0\n', 2, "unexpected end of data"),
-        ("path,label\n" + "a" * 200_000 + ",0\n", 2, "field"),
-        ("path,label\n" + "a" * 5_000 + ",0\n", 2, "no such file"),
-        ("path,label,box\na.png,0,1 2 3\n", 2, "box '1 2 3'; write four numbers"),
-        ("path,label,box\na.png,0,1 2 x 4\n", 2, "write four numbers"),
-        ("path,label,box\na.png,0,5 2 3 4\n", 2, "x0 < x1"),
-        ("path,label,box\na.png,0,-1 2 3 4\n", 2, "x0 < x1"),
-        ("path,label,box\na.png,0,1 2 nan 4\n", 2, "x0 < x1"),
-        ("path,label,box\na.png,0,1 2 inf 4\n", 2, "x0 < x1"),
-        ("path,label,mask\na.png,0,gone.png\n", 2, "mask 'gone.png': no such file"),
-        ("path,label,anomaly_mask\na.png,0,../t.png\n", 2, "anomaly_mask '../t.png' leads out"),
-    ],
-)
-def test_manifest_errors_carry_the_line(tmp_path: Path, text: str, line: int, reason: str) -> None:
-    root = plant(tmp_path / "m", "a.png", "b.png", "sub/a.png")
-    plant(tmp_path, "out.png")
-    (root / "link.png").symlink_to(tmp_path / "out.png")
-    message = refused(manifest(root, text))
-    assert f"manifest.csv, line {line}: " in message and reason in message
-
-
-@pytest.mark.parametrize("text", ["", "path,label\n", "\n\n"])
-def test_manifest_without_films(tmp_path: Path, text: str) -> None:
-    assert "manifest.csv: no films in it" in refused(manifest(tmp_path, text))
-
-
-def test_manifest_encoding_and_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant(tmp_path, "a.png")
-    assert "not UTF-8 text at byte 11" in refused(manifest(tmp_path, b"path,label\n\xff.png,0\n"))
-    monkeypatch.setattr("preprocessing.sources.manifest.MAX_MANIFEST_BYTES", 20)
-    assert "manifest.csv: more than 20 bytes" in refused(manifest(tmp_path, "path,label\na.png,normal\n"))
-
-
-def test_manifest_contradictions(tmp_path: Path) -> None:
-    plant(tmp_path, "a.png", "b.png")
-    manifest(tmp_path, "path,label,patient,split\na.png,0,p,train\nb.png,0,p,test\n")
-    assert "patient 'p' is in two splits, 'train' (a.png) and 'test' (b.png)" in refused(tmp_path)
-    manifest(tmp_path, "path,label,patient,split\na.png,0,p,train\nb.png,0,p,\n")
-    assert "patient 'p' is in two splits" in refused(tmp_path)
-    manifest(tmp_path, "path,label,patient,study\na.png,0,p,s\nb.png,1,p,s\n")
-    assert "study 'p/s' has two labels" in refused(tmp_path)
-    manifest(tmp_path, "path,label,patient,study\na.png,0,p,s\nb.png,,p,s\n")
-    assert [record.label for record in open_source(tmp_path).records] == [0, -1]
 
 
 # ---- archives
@@ -384,7 +198,7 @@ def test_an_archive_reads_like_its_folder(tmp_path: Path, kind: str, prefix: str
     folder = layouts(tmp_path)[kind]
     one, two = open_source(folder), open_source(pack(folder, tmp_path / f"{kind}.ZIP", prefix))
     assert one.kind == two.kind == kind and one.records == two.records
-    assert (one.synthetic, one.ignored, one.name) == (two.synthetic, two.ignored, two.name)
+    assert (one.synthetic, one.notes, one.name) == (two.synthetic, two.notes, two.name)
     assert one.listing_hash() == two.listing_hash()
     for record in one.records:
         for file in record.files():
@@ -532,7 +346,7 @@ def test_new_films_of_any_mix(tmp_path: Path) -> None:
     source = open_films([lone, study, kinds["manifest"], archive, kinds["folder"], kinds["folder"] / "x" / "1.png"])
     found = by_path(source)
     assert source.root == tmp_path and source.synthetic
-    assert {(r.label, r.split, r.finding, r.anomaly_mask) for r in source.records} == {(-1, "", "", None)}
+    assert {(r.split, r.finding, r.anomaly_mask) for r in source.records} == {("", "", None)}
     assert len(source.records) == 2 + 2 + 3 + 3
     tops = [path.split("/")[0] for path in paths(source)]
     assert list(dict.fromkeys(tops)) == ["lone.weird", "mura", "manifest", "c.zip", "folder"]  # as they were named
@@ -545,6 +359,28 @@ def test_new_films_of_any_mix(tmp_path: Path) -> None:
         assert all(source.read(file).endswith(Path(file).name.encode()) for file in record.files())
     with pytest.raises(InputError, match="not a file of this source"):
         source.read("mura/XR_HAND/patient00001/study1_negative/image2.png")
+
+
+def test_labels_of_new_films_are_kept(tmp_path: Path) -> None:
+    plant(tmp_path, "x/normal/a.png", "x/fracture/b.png", "x/train/c.png", "m/d.png", "m/t.png", "lone.png")
+    (tmp_path / "x" / "train" / "c.png").unlink()
+    text = "path,label,split,anomaly_mask,lesion_boxes,site\nd.png,1,test,t.png,1 2 3 4,North\n"
+    manifest(tmp_path / "m", text)
+    places = [tmp_path / "x", tmp_path / "m", tmp_path / "lone.png"]
+    found = by_path(open_films(places))
+    assert {path: (r.label, r.finding, r.split) for path, r in found.items()} == {
+        "x/normal/a.png": (0, "", ""),
+        "x/fracture/b.png": (1, "fracture", ""),
+        "m/d.png": (1, "", ""),
+        "lone.png": (-1, "", ""),
+    }
+    truth = found["m/d.png"]
+    assert (
+        truth.anomaly_mask == "m/t.png"
+        and truth.lesion_boxes == ((1, 2, 3, 4),)
+        and truth.columns == (("site", "North"),)
+    )
+    assert open_films(places).read("m/t.png").endswith(b"t.png")
 
 
 def test_new_films_of_one_tree_keep_its_names(tmp_path: Path) -> None:

@@ -356,7 +356,7 @@ def test_other_settings_are_refused_by_name(cache: Cache, films: Path, tmp_path:
     other = {**SPACE, "learning_rate": Range(1e-4, 1e-1, log=True)}
     build(
         open_source(films),
-        Recipe(name="hand", size=32),
+        Recipe(name="limb", size=32),
         tmp_path / "other.h5",
         options=BuildOptions(variants=("full-he",), workers=1),
     )

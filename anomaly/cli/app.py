@@ -10,7 +10,7 @@ import typer
 # Each of these adds its verbs to the app, in the order in which --help lists them.
 from anomaly.cli import benching, films, scoring, training, zoo  # noqa: F401
 from anomaly.cli.declare import app
-from anomaly.console import plain
+from anomaly.console import accept_any_encoding, plain
 from preprocessing import InputError
 
 INTERRUPTED = 130
@@ -21,6 +21,7 @@ UsageError: Any = (
 
 def main() -> None:
     """Run the command line; an error is one line on stderr, status 2 for what the user can fix and 1 for our own."""
+    accept_any_encoding()
     if "--debug" in sys.argv:  # wherever it stands
         sys.argv.remove("--debug")
         os.environ["ANOMALY_DEBUG"] = "1"

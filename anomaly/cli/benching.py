@@ -133,9 +133,11 @@ def _run(bench: "Bench", options: BenchOptions) -> None:
 def _bench_cache(options: BenchOptions, size: int) -> Path:
     """Return the cache of a bench, prepared if need be: of a source, or of built-in films, 300 at most."""
     from anomaly.evaluation.paper import PAPER_VARIANTS
+    from preprocessing.choice import choose_recipe
+    from preprocessing.recipe import AUTO
+    from preprocessing.sources import open_source
 
-    variants = options.variants or ",".join(PAPER_VARIANTS if options.recipe == "hand" else ("raw", "raw-he"))
-    source = options.source
+    source, recipe = options.source, options.recipe
     if source is None:
         from preprocessing.phantom import DEFAULT, plan_films
 
@@ -143,7 +145,12 @@ def _bench_cache(options: BenchOptions, size: int) -> Path:
         say("neither SOURCE nor --cache given: using built-in films")
         source = CACHES / f"phantoms-{patients}"
         phantom(PhantomOptions(source, patients=patients))
-    wanted = PreprocessOptions(source, recipe=options.recipe, size=size)
+    if recipe == AUTO:
+        choice = choose_recipe(open_source(source))
+        recipe = choice.recipe
+        say(choice.reason())
+    variants = options.variants or ",".join(PAPER_VARIANTS if recipe == "limb" else ("raw", "raw-he"))
+    wanted = PreprocessOptions(source, recipe=recipe, size=size)
     return preprocess(replace(wanted, variants=variants)).report.path
 
 

@@ -1,12 +1,12 @@
 """Verbs on films and caches: phantom, preprocess, inspect."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anomaly.cli.declare import command
 from anomaly.console import SYNTHETIC, progress, say, warn
+from anomaly.formatting import command_line
 from anomaly.pipeline.options import CACHES, InspectOptions, PhantomOptions, PreprocessOptions
 from preprocessing import InputError
 from preprocessing.wording import counted
@@ -29,7 +29,7 @@ def phantom(options: PhantomOptions) -> None:
         f"{counted(drawn.patients, 'patient')}"
     )
     say(SYNTHETIC)
-    say(f"next: anomaly preprocess {options.out}")
+    say(f"next: {command_line('anomaly', 'preprocess', options.out)}")
 
 
 @command(PreprocessOptions)
@@ -40,6 +40,8 @@ def preprocess(options: PreprocessOptions) -> "Preprocessed":
     if options.source is None:
         say("no SOURCE given: using the built-in films")
     done = preparation.preprocess(options, display=progress)
+    if done.reason:
+        say(done.reason)
     for note in done.notes:
         warn(note)
     if done.net:
@@ -47,7 +49,7 @@ def preprocess(options: PreprocessOptions) -> "Preprocessed":
         count, all_films = len(done.source.records), counted(done.candidates, "film")
         say(f"{origin}: {count} of {all_films} have {done.net.targets} beside them")
     _describe(done)
-    say(f"next: anomaly train {options.net or 'cae'} --cache {shlex.quote(str(done.report.path))}")
+    say(f"next: {command_line('anomaly', 'train', options.net or 'cae', '--cache', done.report.path)}")
     if done.failures:
         say(_left_out(done))
     return done
@@ -75,7 +77,8 @@ def _describe(done: "Preprocessed") -> None:
     for path, reason in report.failures[:10]:
         warn(f"left out: {path}: {reason}")
     if len(report.failures) > 10:
-        warn(f"... and {len(report.failures) - 10} more; `anomaly inspect {report.path}` lists them")
+        lists = command_line("anomaly", "inspect", report.path)
+        warn(f"... and {len(report.failures) - 10} more; `{lists}` lists them")
     state = "already there" if report.reused else "written"
     say(
         f"{report.path}: {counted(report.rows, 'film')} {state}, {len(report.failures)} left out, of {source.name} "
@@ -126,4 +129,4 @@ def original_films(cache: "Cache", moved: Path | None, *, needed: bool) -> "Sour
         if needed or moved:
             raise InputError(f"the films of {cache.path} are not at {path}; give their place with --source")
         return None
-    return open_source(path)
+    return open_source(path, strict=False, follow_links=True)

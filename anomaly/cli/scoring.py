@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from anomaly.cli.declare import command
 from anomaly.cli.films import original_films
 from anomaly.console import SYNTHETIC, progress, say, warn
+from anomaly.formatting import command_line
 from anomaly.pipeline.options import HeatmapOptions, ReportOptions, ScoreOptions, words_of
 from preprocessing import InputError
 from preprocessing.wording import counted
@@ -185,7 +186,9 @@ def report(options: ReportOptions) -> None:
     from anomaly.models import TOOLS
 
     if run.config.model in TOOLS:
-        raise InputError(f"{run.path} prepares films and has no page; `anomaly score {run.path}` measures it")
+        raise InputError(
+            f"{run.path} prepares films and has no page; `{command_line('anomaly', 'score', run.path)}` measures it"
+        )
     for file, content in write_page(_open(run, options.device, options.cache), options.cache, display=progress):
         say(f"{file}: {content}")
 

@@ -1,9 +1,11 @@
 """Verbs that train: train, ensemble, tune."""
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from anomaly.cli.declare import command
 from anomaly.console import SYNTHETIC, progress, say, warn
+from anomaly.formatting import command_line
 from anomaly.pipeline.options import CACHES, EnsembleOptions, Plan, TrainOptions, TuneOptions
 from preprocessing.wording import counted
 
@@ -104,9 +106,9 @@ def _conclude(prepared: "Prepared", run: "Run") -> None:
     pictures = ("learning_curve.png", "reconstructions.png", "maps.png", "samples.png", "detections.png")
     written = [name for name in pictures if (run.path / name).is_file()]
     say(f"{run.path}: pictures of the training: {', '.join(written)}")
-    say(f"next: anomaly score {run.path}")
+    say(f"next: {command_line('anomaly', 'score', run.path)}")
     if prepared.plan.model in USES:
-        say(f"next: anomaly preprocess FILMS {USES[prepared.plan.model]}:{run.path}")
+        say(f"next: anomaly preprocess FILMS {USES[prepared.plan.model]}:{shlex.quote(str(run.path))}")
 
 
 @command(TuneOptions)
@@ -148,7 +150,8 @@ def tune(options: TuneOptions) -> None:
     if outcome.synthetic:
         say(SYNTHETIC)
     if outcome.best:
-        say(f"next: anomaly score {outcome.folder / 'trials' / str(outcome.best.number)}")
+        best = outcome.folder / "trials" / str(outcome.best.number)
+        say(f"next: {command_line('anomaly', 'score', best)}")
 
 
 @command(EnsembleOptions)
@@ -161,4 +164,4 @@ def ensemble(options: EnsembleOptions) -> None:
     members = [Run(path) for path in options.runs]
     run = combine(members, options.out, options.cache, choose_device(options.device))
     say(f"{run.path}: an ensemble of {counted(len(members), 'run')}")
-    say(f"next: anomaly score {run.path}")
+    say(f"next: {command_line('anomaly', 'score', run.path)}")

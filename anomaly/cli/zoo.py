@@ -1,7 +1,7 @@
 """Verbs on what there is: models, demo."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,7 +9,8 @@ from anomaly.cli.declare import command
 from anomaly.cli.films import inspect, phantom, preprocess
 from anomaly.cli.scoring import heatmap, score
 from anomaly.cli.training import USES, train
-from anomaly.console import SYNTHETIC, clock, say
+from anomaly.console import SYNTHETIC, clock, progress, say
+from anomaly.formatting import command_line
 from anomaly.pipeline.options import (
     CACHES,
     DemoOptions,
@@ -23,21 +24,22 @@ from anomaly.pipeline.options import (
 )
 from preprocessing import InputError
 
-MADE = ("ssd", "unet")
-"""The nets that `anomaly models --make` trains."""
-MADE_OF = {"seed": 1, "patients": 400, "size": 512}
+MADE: dict[str, tuple[str, ...]] = {"ssd": ("epochs=24",), "unet": ()}
+"""The nets that come with the package, and the settings beside preset `fast` that `anomaly models --make` trains with.
+"""
+MADE_OF = {"seed": 1, "patients": 800}
 """The built-in films they learn from: others than those of `anomaly preprocess` without a source, which have seed 0."""
 
 
 @command(ModelsOptions)
 def models(options: ModelsOptions) -> None:
-    """List the models, or the settings and presets of one; or train the nets that prepare films."""
+    """List the models, or the settings and presets of one; or train the package's nets again."""
     if options.make:
         if options.name not in (None, *MADE):
             raise InputError(
                 f"{options.name!r} is not trained by --make; there are: {', '.join(MADE)}, or both without a name"
             )
-        _make_nets(MADE if options.name is None else (options.name,), options.workers)
+        _make_nets(tuple(MADE) if options.name is None else (options.name,), options.workers)
     elif options.name is None:
         _list()
     else:
@@ -73,6 +75,8 @@ def _explain(name: str) -> None:
     say(f"{name}{f' (of the package {package})' if package else ''}: {about[0] if about else ''}")
     if model.targets in ("boxes", "masks"):
         say(f"trains on films with {model.targets}: `anomaly preprocess FILMS --for {name}`")
+        if name in MADE:
+            say(f"comes trained with the package: `anomaly preprocess FILMS {USES[name]}`")
     else:
         scores: tuple[str, ...] = getattr(model, "score_names", ())
         say(f"scores: {', '.join(scores)}; trains on {'labelled' if model.targets == 'labels' else 'normal'} films")
@@ -103,26 +107,40 @@ def _allowed(field: Any) -> str:
     return f"{kind} {', '.join(limits)}".rstrip()
 
 
-def _make_nets(names: tuple[str, ...], workers: int) -> None:
-    """Train nets on built-in films, in the user's own folder, where `--localizer ssd --mask unet` find them."""
-    from anomaly.localization.nets import made_nets
-    from anomaly.runs import Run
+def _make_nets(names: Sequence[str], workers: int) -> None:
+    """Train nets on posed built-in films, and put them in the place of the package's.
 
-    start, films = time.monotonic(), CACHES / "nets" / "films"
+    What is interrupted is resumed by the same command. A net is the package's once its training has ended; its run
+    stays in cache/nets/, and is packaged again as it is until it is deleted.
+    """
+    from anomaly.localization import packaged
+    from anomaly.localization.poses import write_posed_films
+    from anomaly.runs import Run, write_atomic
+    from preprocessing.phantom import plan_films
+
+    root = packaged.checkout()
+    start, folder = time.monotonic(), CACHES / "nets"
+    films = folder / "films"
+    with progress("drawing", len(plan_films(**MADE_OF)), "films") as advance:
+        count, posed = write_posed_films(films, **MADE_OF, on_film=lambda *_: advance())
+    say(f"{films}: {count} films, {posed} of them posed; {SYNTHETIC}")
     for name in names:
-        out = made_nets() / name
-        if (out / "run.json").is_file() and Run(out).finished:
-            say(f"{out}: already there; delete it to train it again")
-            if not (out / "metrics.json").is_file():
-                score(ScoreOptions(out, workers=workers))
-            continue
-        phantom(PhantomOptions(films, **MADE_OF))
-        cache = CACHES / "nets" / f"{name}.h5"
-        preprocess(PreprocessOptions(films, net=name, out=cache, workers=workers))
-        train(TrainOptions(name, cache, preset="fast", out=out, resume=(out / "run.json").is_file()))
-        score(ScoreOptions(out, cache=cache, workers=workers))
+        out, cache, commit = folder / name, folder / f"{name}.h5", folder / f"{name}.commit"
+        begun = (out / "run.json").is_file()
+        if not begun:
+            preprocess(PreprocessOptions(films, net=name, out=cache, workers=workers))
+            write_atomic(commit, packaged.commit(root))
+        if begun and Run(out).finished:
+            say(f"{out}: already trained; delete it to train it again")
+        else:
+            train(TrainOptions(name, cache, preset="fast", settings=MADE[name], out=out, resume=begun))
+        if not (out / "metrics.json").is_file():
+            score(ScoreOptions(out, cache=cache, workers=workers))
+        net = packaged.package(Run(out), f"anomaly models --make {name}", MADE_OF, commit.read_text())
+        path = packaged.WEIGHTS / f"{name}.safetensors"
+        say(f"{path}: {path.stat().st_size / 1e6:.2f} MB, SHA-256 {net.sha256[:12]}...")
     flags = " ".join(USES[name] for name in names)
-    say(f"trained in {clock(time.monotonic() - start)}; `anomaly preprocess FILMS {flags}` uses them")
+    say(f"made in {clock(time.monotonic() - start)}; `anomaly preprocess FILMS {flags}` uses them")
 
 
 @command(DemoOptions)
@@ -131,26 +149,26 @@ def demo(options: DemoOptions) -> None:
     start, folder = time.monotonic(), options.folder
     films, cache, run = folder / "films", folder / "films.h5", folder / "cae"
     sheet = folder / "sheet.png"
-    steps: list[tuple[str, Callable[[], object]]] = [
+    steps: list[tuple[tuple[object, ...], Callable[[], object]]] = [
         (
-            f"anomaly phantom {films}{f' --patients {options.patients}' if options.patients else ''}",
+            ("phantom", films, *(("--patients", options.patients) if options.patients else ())),
             lambda: phantom(PhantomOptions(films, patients=options.patients)),
         ),
         (
-            f"anomaly preprocess {films} --size 128 --out {cache}",
+            ("preprocess", films, "--size", 128, "--out", cache),
             lambda: preprocess(PreprocessOptions(films, size=128, out=cache, workers=options.workers)),
         ),
-        (f"anomaly inspect {cache} --sheet {sheet}", lambda: inspect(InspectOptions(cache, sheet=sheet))),
+        (("inspect", cache, "--sheet", sheet), lambda: inspect(InspectOptions(cache, sheet=sheet))),
         (
-            f"anomaly train cae --preset fast --cache {cache} --out {run}",
+            ("train", "cae", "--preset", "fast", "--cache", cache, "--out", run),
             lambda: train(TrainOptions("cae", cache, preset="fast", out=run, resume=run.exists())),
         ),
-        (f"anomaly score {run}", lambda: score(ScoreOptions(run, workers=options.workers))),
-        (f"anomaly heatmap {run}", lambda: heatmap(HeatmapOptions(run, workers=options.workers))),
+        (("score", run), lambda: score(ScoreOptions(run, workers=options.workers))),
+        (("heatmap", run), lambda: heatmap(HeatmapOptions(run, workers=options.workers))),
     ]
-    for text, step in steps:
+    for words, step in steps:
         say()
-        say(f"$ {text}")
+        say(f"$ {command_line('anomaly', *words)}")
         try:
             step()
         except InputError as error:

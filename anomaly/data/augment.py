@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -125,6 +124,7 @@ def _affine(*, zoom: Span = (1.0, 1.0), shift: Span = (0.0, 0.0), turn: Span = (
     imgaug makes each matrix by several products of scikit-image's transforms; here it is written down. A canvas that
     grew (`whole`) is brought back to the film's size at once.
     """
+    import cv2  # here, as training with augmentation on a device needs neither it nor imgaug
 
     def warp_films(films: Any, random_state: Any, parents: Any, hooks: Any) -> Any:
         matrices = _draw_matrices(random_state, len(films), films[0].shape[0], zoom, shift, turn)
@@ -179,6 +179,8 @@ def _warped(image: NDArray[Any], matrix: NDArray[np.float64], interpolation: int
     """Return an image (S, S, C) seen through a matrix (3, 3), with `whole` on a canvas that holds all of it, shrunk to
     the image's size.
     """
+    import cv2
+
     size = image.shape[0]
     canvas = (size, size)
     if whole:

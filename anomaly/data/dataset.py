@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -133,6 +132,8 @@ class FilmSet:
             foreground = cache.masks(FOREGROUND, rows) if wanted else None
             films, masks = cache.films(self.variant, rows), cache.masks(self.variant, rows)
             return Films(films, masks, label, boxes, foreground, study)
+        import cv2  # only to shrink films: training and scoring at the cache's size go without
+
         film = np.empty((len(rows), size, size), cache.dtype)
         mask = np.empty(film.shape, np.bool_)
         foreground = np.empty(film.shape, np.bool_) if wanted else None
@@ -176,5 +177,7 @@ def resize_mask(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
     """Return a mask at `size` x `size`, a pixel set where at least half of its area was: (S, S) -> (size, size)."""
     if len(mask) == size:
         return mask
+    import cv2
+
     share = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
     return np.asarray(share >= 0.5)

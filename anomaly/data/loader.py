@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,6 +16,9 @@ from anomaly.data.batch import Batch, Tensors, tensors_of, to_batch
 from anomaly.data.dataset import Films, FilmSet
 from anomaly.distributed import SINGLE_PROCESS, World
 from preprocessing import InputError
+
+DEVICE_SHARE = 0.25
+"""Of a GPU's free memory, what films may take there."""
 
 # --- the order of training ------------------------------------------------------------------------------------------
 
@@ -55,6 +57,30 @@ class _Order(Sampler[tuple[NDArray[np.int64], int]]):
         return self.batches
 
 
+class _OnDevice:
+    """Batches and their seeds, in an order, of films that lie on the device: there is nothing to gather or to send."""
+
+    def __init__(self, films: Films, order: _Order, device: torch.device) -> None:
+        *others, self._study = tensors_of(films)  # on the host: `to_batch` numbers the studies of a batch anew there
+        self._tensors = [own if own is None else own.to(device) for own in others]
+        self._order, self._device = order, device
+
+    def __iter__(self) -> Iterator[tuple[Tensors, int]]:
+        for rows, seed in self._order:
+            here = torch.from_numpy(rows)
+            there = here.to(self._device, non_blocking=True)  # else the host would wait for the steps before
+            study = None if self._study is None else self._study[here]
+            yield (*(own if own is None else own[there] for own in self._tensors), study), seed
+
+
+def _fits(films: Films, device: torch.device) -> bool:
+    """Whether films take so little of a GPU's free memory that they may stay there."""
+    if device.type != "cuda":
+        return False
+    size = sum(own.nbytes for own in films.arrays() if own is not None)
+    return size <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
+
+
 class TrainingBatches:
     """The training films as batches; the same (seed, epoch) gives the same batches for any number of workers."""
 
@@ -72,11 +98,15 @@ class TrainingBatches:
     ) -> None:
         """`workers` processes prepare batches ahead, 0 in this one. Each process of `world` takes its part.
 
-        Films are augmented by imgaug where they are prepared, or on the `device` once they are there.
+        Films are augmented by imgaug where they are prepared, or on the `device` once they are there. In the latter
+        case films in memory are sent to a GPU once for all, if they take at most a quarter of what is free there.
         """
         self.device = device
-        cv2.setNumThreads(1)  # of films this small they speed up nothing, and they fight for cores with torch's threads
         self._on_device = DeviceAugmentation(augmentation) if augmented_by == "device" else None
+        if isinstance(films, FilmSet) or self._on_device is None:  # else nothing is left for OpenCV to do
+            import cv2
+
+            cv2.setNumThreads(1)  # on films this small more gain nothing, and compete with torch's threads for cores
         samples = films.samples()
         if len(samples) < 2 * world.size:  # in all processes alike: one alone would leave others waiting
             raise InputError(
@@ -84,7 +114,10 @@ class TrainingBatches:
                 "takes two of every batch: take fewer processes, or more films"
             )
         self._order = _Order(samples, batch_size, seed, world)
-        self._loader: DataLoader[Any] = DataLoader(
+        if self._on_device and isinstance(films, Films) and _fits(films, device):
+            self._loader: DataLoader[Any] | _OnDevice = _OnDevice(films, self._order, device)
+            return
+        self._loader = DataLoader(
             _Augmented(films, "none" if self._on_device else augmentation),
             sampler=self._order,
             batch_size=None,  # the dataset makes whole batches

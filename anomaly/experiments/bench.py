@@ -112,7 +112,7 @@ class Bench:
     def failure(self, cell: Cell) -> str | None:
         """Return why a cell failed, or None; one that is done after all has not failed."""
         try:
-            reason = (self.path / "failures" / f"{cell.name}.txt").read_text().strip()
+            reason = (self.path / "failures" / f"{cell.name}.txt").read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             return None
         return None if self.done(cell) else reason
@@ -177,7 +177,7 @@ class Bench:
         texts = {}
         for file in self.path.glob("tries/[!.]*.json"):
             with suppress(FileNotFoundError):  # just over
-                texts[file.name] = file.read_text()
+                texts[file.name] = file.read_text(encoding="utf-8")
         return texts
 
     def achieved(self) -> object:

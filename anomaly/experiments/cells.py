@@ -12,6 +12,7 @@ from anomaly import runs
 from anomaly.experiments.bench import Bench
 from anomaly.experiments.bench_progress import remove_note, write_note
 from anomaly.experiments.grid import Cell, Grid
+from anomaly.formatting import command_line
 from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.open_run import open_run
 from anomaly.pipeline.plan import Prepared, prepare
@@ -101,7 +102,7 @@ def _score(bench: Bench, run: runs.Run) -> None:
     """Score the test films, and write what `anomaly score` writes."""
     opened = open_run(run, choose_device(bench.grid.device), bench.grid.cache)
     selection = recorded_films(run, "test", bench.grid.cache)
-    result = score_selection(opened, selection, command=f"anomaly score {run.path}")
+    result = score_selection(opened, selection, command=command_line("anomaly", "score", run.path))
     write_results(result, run.path)
 
 

@@ -71,7 +71,7 @@ def write_results(bench: Bench, table: Table) -> None:
 def shows_paper(bench: Bench) -> bool:
     """Whether its table, as it was written last, has the published figures beside its own."""
     try:
-        table = from_json((bench.path / "results.json").read_text())
+        table = from_json((bench.path / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return any(entry.paper for entry in table.entries.values())

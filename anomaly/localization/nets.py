@@ -1,7 +1,6 @@
 """Trained networks as the preprocessing takes them: callables that can be sent to other processes."""
 
 import hashlib
-import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from anomaly.data.dataset import Films
 from anomaly.localization.base import HANDS, Detection, LocalizationCalibration, LocalizationModel
+from anomaly.localization.packaged import load_packaged, packaged_net
 from anomaly.localization.predict import detect_films, load_localization_model
 from anomaly.runs import Run
 from anomaly.training.device import make_repeatable
@@ -23,42 +23,38 @@ from preprocessing.recipe import Localization, Side
 
 TURNED_SCORE, TURNED_RATIO = 0.5, 2
 """A film is turned where a hand scores at least this on the turned film, and this many times its score on the film."""
-WIDENING = 0.2
+WIDENING = 1.0
 """A lone hand's box is widened to what stands out there by at most this share of its longer side."""
+NESTED = 0.7
+"""A box of which at least this share lies in another is a part of the same limb."""
 CPU = torch.device("cpu")
 
 
-# --- runs -----------------------------------------------------------------------------------------------------------
+# --- loading --------------------------------------------------------------------------------------------------------
 
 
-def made_nets() -> Path:
-    """Return the user's folder of networks that `anomaly models --make` fills: one run folder each."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(home) / "xray-anomaly" / "models"
+def load_localizer(run: Path | None = None) -> "NetLocalizer":
+    """Return the localizer of a run, by default the package's; InputError for a run of another kind."""
+    if run is None:
+        return NetLocalizer(*_packaged("ssd"))
+    return NetLocalizer(*_checked(run, "boxes", "detects hands; `anomaly train ssd`"))
 
 
-def load_nets(
-    localizer_run: Path | None, segmenter_run: Path | None
-) -> tuple["NetLocalizer | None", "NetSegmenter | None"]:
-    """Return the networks of two runs, either of which may be left out, as the preprocessing takes them."""
-    return (
-        None if localizer_run is None else load_localizer(localizer_run),
-        None if segmenter_run is None else load_segmenter(segmenter_run),
-    )
+def load_segmenter(run: Path | None = None) -> "NetSegmenter":
+    """Return the segmenter of a run, by default the package's; InputError for a run of another kind."""
+    if run is None:
+        return NetSegmenter(*_packaged("unet"))
+    return NetSegmenter(*_checked(run, "masks", "segments films; `anomaly train unet`"))
 
 
-def load_localizer(path: Path) -> "NetLocalizer":
-    """Return the localizer of a run; InputError for a run of another kind."""
-    return NetLocalizer(*_checked(path, "boxes", "detects hands; `anomaly train ssd`"))
-
-
-def load_segmenter(path: Path) -> "NetSegmenter":
-    """Return the segmenter of a run; InputError for a run of another kind."""
-    return NetSegmenter(*_checked(path, "masks", "segments films; `anomaly train unet`"))
+def _packaged(name: str) -> tuple[str, str, str]:
+    net = packaged_net(name)
+    load_once("", name, net.digest)
+    return "", name, net.digest
 
 
 def _checked(path: Path, targets: Literal["boxes", "masks"], purpose: str) -> tuple[str, str, str]:
-    """Return folder, name and digest of a network, loaded once to see that it can be."""
+    """Return folder, name and digest of a run's network, loaded once to see that it can be."""
     run = Run(path)
     make_repeatable(CPU)
     model = load_localization_model(run, CPU)
@@ -74,15 +70,23 @@ def _digest(run: Run) -> str:
 
 
 @cache
-def load_once(folder: str, digest: str) -> tuple[LocalizationModel, int, float]:
-    """Return the model, film side in pixels and threshold of a run, read once in a process.
+def load_once(folder: str, name: str, digest: str) -> tuple[LocalizationModel, int, float]:
+    """Return the model, film side in pixels and threshold of a network, read once in a process.
 
-    A network is sent to a process again with every few films that are to be prepared there. Raises InputError where
-    the run no longer has the digest.
+    folder  its run; empty for the package's network of that name. A network is sent to a process again with every few
+    films that are to be prepared there. Raises InputError where it no longer has the digest.
     """
-    run = Run(Path(folder))
-    if _digest(run) != digest:
-        raise InputError(f"{folder} has changed while films were prepared with it; give the command again")
+    if folder:
+        run = Run(Path(folder))
+        found = _digest(run)
+    else:
+        packaged = packaged_net(name)
+        found = packaged.digest
+    if found != digest:
+        place = folder or f"the package's {name}"
+        raise InputError(f"{place} has changed while films were prepared with it; give the command again")
+    if not folder:
+        return load_packaged(name, CPU), packaged.size, packaged.threshold
     threshold = run.read("calibration.json", LocalizationCalibration).threshold
     return load_localization_model(run, CPU), int(run.config.size), threshold
 
@@ -92,9 +96,9 @@ def load_once(folder: str, digest: str) -> tuple[LocalizationModel, int, float]:
 
 @dataclass(frozen=True)
 class _Net:
-    """Names the run of a trained network, which each process then loads for itself."""
+    """Names a trained network, which each process then loads for itself."""
 
-    run: str  # absolute path of the folder
+    run: str  # absolute path of its run folder; empty for the package's
     name: str  # of the model
     digest: str  # of its weights and threshold
 
@@ -104,7 +108,7 @@ class NetLocalizer(_Net):
 
     def __call__(self, film: steps.Pixels) -> Localization | None:
         """Return hands and markers in pixels of the film as turned, or None where no hand is detected."""
-        model, size, threshold = load_once(self.run, self.digest)
+        model, size, threshold = load_once(self.run, self.name, self.digest)
         orientations = [np.ascontiguousarray(np.rot90(film, turns)) for turns in range(4)]
         by_turns = _detections(model, orientations, size)
         turns = _upright([_hand_score(detection) for detection in by_turns])
@@ -120,6 +124,7 @@ class NetLocalizer(_Net):
             side: Side = "right" if BOX_CLASSES[int(box[4]) - 1].startswith("right") else "left"
             place = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
             (hands if box[4] <= HANDS else markers).append((side, place))
+        hands = _united(hands)
         if len(hands) == 1:
             hands = [(side, _widened(box, steps.find_hand(upright, margin=0))) for side, box in hands]
         return Localization(tuple(hands), tuple(markers), turns) if hands else None
@@ -130,7 +135,7 @@ class NetSegmenter(_Net):
 
     def __call__(self, film: steps.Pixels) -> steps.Mask | None:
         """Return the foreground, (h, w) bool, or None where it is empty."""
-        model, size, threshold = load_once(self.run, self.digest)
+        model, size, threshold = load_once(self.run, self.name, self.digest)
         (detection,) = _detections(model, [film], size)
         assert detection.foreground is not None
         to_input = steps.fit_matrix(film.shape, size)
@@ -157,11 +162,32 @@ def _upright(scores: list[float]) -> int:
     return best if scores[best] >= max(TURNED_SCORE, TURNED_RATIO * scores[0]) else 0
 
 
-def _widened(box: Box4, visible: steps.Box | None) -> Box4:
-    """Widen a network's box to the box of what stands out: a network's boxes are often short of a thumb's tip.
+def _united(hands: list[tuple[Side, Box4]]) -> list[tuple[Side, Box4]]:
+    """Unite boxes that lie in each other, best first: a hand and its whole arm are one limb.
 
-    >>> _widened((10, 10, 110, 110), (2, 12, 160, 112))
-    (2, 10, 110, 112)
+    >>> _united([("left", (10, 50, 40, 90)), ("right", (60, 0, 90, 90)), ("right", (8, 0, 44, 88))])
+    [('left', (8, 0, 44, 90)), ('right', (60, 0, 90, 90))]
+    """
+    united: list[tuple[Side, Box4]] = []
+    for side, box in hands:
+        for number, (better, other) in enumerate(united):
+            width, height = (min(box[i + 2], other[i + 2]) - max(box[i], other[i]) for i in (0, 1))
+            smaller = min((b[2] - b[0]) * (b[3] - b[1]) for b in (box, other))
+            if min(width, height) > 0 and width * height >= NESTED * smaller:
+                (x0, y0, x1, y1), (u0, v0, u1, v1) = box, other
+                united[number] = better, (min(x0, u0), min(y0, v0), max(x1, u1), max(y1, v1))
+                break
+        else:
+            united.append((side, box))
+    return united
+
+
+def _widened(box: Box4, visible: steps.Box | None) -> Box4:
+    """Widen a network's box to the box of what stands out: it may be short of a thumb's tip, or of the arm above a
+    hand.
+
+    >>> _widened((10, 10, 110, 110), (2, 12, 250, 160))
+    (2, 10, 110, 160)
     """
     if visible is None:
         return box

@@ -177,6 +177,7 @@ class AlphaGAN(Reconstructor):
         "discriminator_rate": Range(0.1, 10.0, log=True),
         "code_rate": Range(0.1, 10.0, log=True),
     }
+    replayable = True
     low_precision = True
     score_names = (*Reconstructor.score_names, "discriminator", "code", "discriminator_code")
 

@@ -70,6 +70,9 @@ class Model(nn.Module):
     """What it learns from; decides which rows it trains on."""
     reconstructs: ClassVar[bool] = False
     """Whether it learns to draw a film anew, and so can learn it from a corrupted one."""
+    replayable: ClassVar[bool] = False
+    """Whether `training_steps` does the same operations for all batches of one shape, none decided in Python by a value
+    or a counter, and never waits for the device: then a GPU can replay them as a CUDA graph."""
     space: ClassVar[Space] = {}
     """What `anomaly tune` searches, where a model has something to search. Only settings that leave `validation_loss`
     the same yardstick: a weight within that loss would be chosen for making it small, not for a better model."""

@@ -160,6 +160,7 @@ class BiGAN(Reconstructor):
         "augmentation": Choice(("none", "flips", "advanced")),
         "discriminator_rate": Range(0.1, 10.0, log=True),
     }
+    replayable = True
     low_precision = True
     score_names = (*Reconstructor.score_names, "discriminator")
 

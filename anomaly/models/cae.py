@@ -73,6 +73,7 @@ class CAE(Reconstructor):
         "augmentation": Choice(("none", "flips", "advanced")),
         "weigh": Choice(("film", "pixel")),
     }
+    replayable = True
     low_precision = True
 
     def __init__(self, config: CAEConfig, size: int) -> None:

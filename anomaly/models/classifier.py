@@ -169,6 +169,7 @@ class Classifier(Detector):
         "dropout": Range(0.0, 0.7),
         "augmentation": Choice(("none", "mirrored", "upright", "advanced")),
     }
+    replayable = True
     targets = "labels"
     score_names = ("probability",)
     map_unit = "Grad-CAM"

@@ -174,6 +174,7 @@ class DCGAN(Detector):
         "soft_labels": Range(0.0, 0.1),
         "latent": Range(64, 2048, log=True, integer=True),
     }
+    replayable = True
     low_precision = True
     score_names = ("discriminator",)
 

@@ -71,6 +71,7 @@ class VAE(Reconstructor):
         "width": Choice((4, 8, 16)),
         "latent": Range(64, 2048, log=True, integer=True),
     }
+    replayable = True
     low_precision = True
     score_names = (*Reconstructor.score_names, "mse_kld", "l1", "l1_kld", "l1_topk", "kld")
 

@@ -16,6 +16,7 @@ from anomaly.data.batch import as_batch, batches
 from anomaly.data.dataset import Films, FilmSet
 from anomaly.distributed import SINGLE_PROCESS, World
 from anomaly.evaluation.calibration import Calibration, calibrate
+from anomaly.formatting import command_line
 from anomaly.localization.base import LocalizationCalibration, LocalizationModel
 from anomaly.localization.evaluate import choose_threshold
 from anomaly.memory import keep_freed_memory
@@ -56,7 +57,8 @@ def continue_or_create(prepared: Prepared, out: Path | None, *, resume: bool) ->
     if changed := _changed(run, prepared):
         raise InputError(f"{out} was started with other settings: {'; '.join(changed)}; use those, or another --out")
     if run.finished and not resume:
-        raise InputError(f"{out} exists and is finished; choose another --out, or score it: `anomaly score {out}`")
+        scores = command_line("anomaly", "score", out)
+        raise InputError(f"{out} exists and is finished; choose another --out, or score it: `{scores}`")
     return run
 
 

@@ -133,7 +133,9 @@ class LoadedRun:
         with self._selection(films, split, where, workers) as selection:
             originals = None
             if space == "film":
-                originals = selection.source or open_source(Path(selection.films.cache.source_path))
+                originals = selection.source or open_source(
+                    Path(selection.films.cache.source_path), strict=False, follow_links=True
+                )
             return list(heatmaps(self._opened, selection, by=by, limit=limit, originals=originals))
 
     @contextmanager

@@ -70,7 +70,9 @@ class PreprocessOptions:
         Path | None,
         Flag("Folder, zip or CSV manifest of films.  [default: the built-in SYNTHETIC films]", argument=True),
     ] = None
-    recipe: Annotated[str, Flag("hand; or plain for films that fill the frame, such as chests.")] = "hand"
+    recipe: Annotated[
+        str, Flag("limb, plain (films that fill the frame, such as chests), or auto: by a look at the films.")
+    ] = "auto"
     size: Annotated[
         int | None, Flag("Side of the prepared films in pixels (the paper: 512).  [default: 128]", min=16, max=2048)
     ] = None
@@ -89,6 +91,13 @@ class PreprocessOptions:
         Sequence[str], Flag("A setting of the recipe; repeatable.", name="set", metavar="KEY=VALUE")
     ] = ()
     where: Where = ()
+    normal: Annotated[
+        str | None, Flag("Comma list of folders, or words for labels, that mean normal; * for any.", metavar="NAMES")
+    ] = None
+    abnormal: Annotated[
+        str | None, Flag("Comma list of folders, or words for labels, that mean abnormal.", metavar="NAMES")
+    ] = None
+    follow_links: Annotated[bool, Flag("Follow symbolic links that stay in SOURCE.")] = False
     out: Annotated[Path | None, Flag("Cache file.  [default: cache/<source>-<recipe>-<size>-<digest>.h5]")] = None
     compression: Annotated[str, Flag("none: fastest, and can always be resumed; lzf or gzip: smaller files.")] = "none"
     workers: Workers = 0
@@ -221,7 +230,7 @@ class BenchOptions:
     size: Annotated[
         int | None, Flag("Side of the films in pixels.  [default: 64; 512 for the paper]", min=16, max=2048)
     ] = None
-    recipe: Annotated[str, Flag("Recipe that prepares SOURCE: hand or plain.")] = "hand"
+    recipe: Annotated[str, Flag("Recipe that prepares SOURCE: limb, plain, or auto.")] = "auto"
     paper: Annotated[bool, Flag("Show the published figures beside ours.")] = False
     format: Annotated[str, Flag("Format of the printed table: terminal, markdown, latex, csv or json.")] = "terminal"
     out: Annotated[Path | None, Flag("Bench folder.  [default: runs/bench-<n>]")] = None
@@ -308,9 +317,7 @@ class ModelsOptions:
     """List the models."""
 
     name: Annotated[str | None, Flag("Show all settings and presets of this model.", argument=True)] = None
-    make: Annotated[
-        bool, Flag("Train ssd and unet on built-in films, for `preprocess --localizer ssd --mask unet`.")
-    ] = False
+    make: Annotated[bool, Flag("In a checkout: train the package's ssd and unet again, on built-in films.")] = False
     workers: Workers = 0
 
 
@@ -323,6 +330,15 @@ class DemoOptions:
         int | None, Flag("Patients to draw; fewer are faster.  [default: those of `anomaly phantom`]", min=8)
     ] = None
     workers: Workers = 0
+
+
+def names_of(text: str | None) -> tuple[str, ...]:
+    """Return the names of a comma list, which may have spaces in them, each once.
+
+    >>> names_of("no fracture, old,")
+    ('no fracture', 'old')
+    """
+    return tuple(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
 
 
 def words_of(text: str | None) -> tuple[str, ...]:

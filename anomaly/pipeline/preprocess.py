@@ -8,18 +8,19 @@ from typing import Any, cast
 
 from anomaly.console import silent
 from anomaly.localization.base import LocalizationModel
-from anomaly.localization.nets import load_localizer, load_segmenter, made_nets
+from anomaly.localization.nets import load_localizer, load_segmenter
 from anomaly.models import TOOLS, find_model
-from anomaly.pipeline.options import CACHES, PhantomOptions, PreprocessOptions, pairs_of, words_of
+from anomaly.pipeline.options import CACHES, PhantomOptions, PreprocessOptions, names_of, pairs_of, words_of
 from anomaly.pipeline.selection import Display, advancing
 from preprocessing import InputError
 from preprocessing.build import BuildOptions, BuildReport, build, cache_path
 from preprocessing.cache.notes import cache_notes
 from preprocessing.cache.reader import Cache
+from preprocessing.choice import choose_recipe
 from preprocessing.phantom import DEFAULT, plan_films, write_phantoms
-from preprocessing.recipe import VARIANTS, Nets, Recipe
+from preprocessing.recipe import AUTO, VARIANTS, Nets, Recipe
 from preprocessing.sources import Source, open_source
-from preprocessing.sources.annotations import annotate, films
+from preprocessing.sources.annotations import annotate
 from preprocessing.wording import counted
 
 PHANTOMS = CACHES / "phantoms"
@@ -35,6 +36,7 @@ class Preprocessed:
     candidates: int  # films that the source lists, before those without annotations are left out
     net: type[LocalizationModel] | None  # what the films are to train, with `--for`
     notes: tuple[str, ...]  # what a user should know
+    reason: str  # why this recipe was chosen, with `auto`
 
     @property
     def path(self) -> Path:
@@ -73,17 +75,29 @@ def preprocess(options: PreprocessOptions, *, display: Display = silent) -> Prep
     if options.compression not in COMPRESSIONS:
         raise InputError(f"no compression {options.compression!r}; there are: {', '.join(COMPRESSIONS)}")
     net = localization_model(options.net) if options.net else None
-    chosen, nets, notes = _steps(options)
-    recipe = Recipe(**(_defaults(options, net) | {"name": options.recipe} | _settings(options) | chosen))
+    chosen, nets = _steps(options)
+    settings = _defaults(options, net) | _settings(options) | chosen
+    recipe = Recipe(**settings, **({} if options.recipe == AUTO else {"name": options.recipe}))
     variants = options.variants or (",".join(net.variants) if net else "full-he")
     if options.source is None:
         draw_phantoms(PhantomOptions(PHANTOMS), display=display)
     origin = options.source or PHANTOMS
-    source = open_source(origin).where(options.where)
+    source = open_source(
+        origin,
+        normal=names_of(options.normal),
+        abnormal=names_of(options.abnormal),
+        follow_links=options.follow_links,
+    ).where(options.where)
     candidates = len(source.records)
-    if net:
-        candidates = len(films(source))  # a folder's listing has masks in it
+    notes: tuple[str, ...] = ()
+    reason = ""
+    if net:  # learns to prepare limbs: the recipe is that of the nets' input
         source = annotate(source, cast("Any", net.targets))
+    else:
+        choice = choose_recipe(source, window=recipe.window == "voi")
+        if options.recipe == AUTO:
+            recipe, reason = Recipe(**settings, name=choice.recipe), choice.reason()
+        notes = choice.misfit_notes(recipe.name)
     wanted = VARIANTS if variants == "all" else words_of(variants)
     path = options.out or cache_path(source, recipe, wanted, CACHES, nets)
     how = BuildOptions(
@@ -96,7 +110,7 @@ def preprocess(options: PreprocessOptions, *, display: Display = silent) -> Prep
     )
     with display("preparing", len(source.records), "films") as advance:
         report = build(source, recipe, path, nets, how, advancing(advance))
-    return Preprocessed(report, source, candidates, net, (*source.notes, *notes))
+    return Preprocessed(report, source, candidates, net, (*source.notes, *notes), reason)
 
 
 def localization_model(name: str) -> type[LocalizationModel]:
@@ -119,15 +133,13 @@ def _settings(options: PreprocessOptions) -> dict[str, Any]:
     return pairs_of(options.settings)
 
 
-def _steps(options: PreprocessOptions) -> tuple[dict[str, str], Nets, tuple[str, ...]]:
-    """Return how hands and masks are found: settings of the recipe, trained nets, and notes.
+def _steps(options: PreprocessOptions) -> tuple[dict[str, str], Nets]:
+    """Return how hands and masks are found: settings of the recipe, and trained nets.
 
-    `ssd` and `unet` alone are those that `anomaly models --make` made. Where there are none, a note says so and the
-    classical step is taken; a run that is named must be there.
+    `ssd` and `unet` alone are those of the package.
     """
     settings: dict[str, str] = {}
     nets: dict[str, Any] = {}
-    notes: list[str] = []
     for flag, value, setting, classical, net in (
         ("localizer", options.localizer, "hand", ("classical", "none"), "ssd"),
         ("mask", options.mask, "mask", ("grabcut", "otsu", "none"), "unet"),
@@ -141,29 +153,26 @@ def _steps(options: PreprocessOptions) -> tuple[dict[str, str], Nets, tuple[str,
         if name != net or (named and not run):
             allowed = ", ".join((*classical, net, f"{net}:RUN"))
             raise InputError(f"no --{flag} {value!r}; there are: {allowed}")
-        path = Path(run) if named else made_nets() / net
-        if not named and not (path / "calibration.json").is_file():
-            notes.append(
-                f"there is no trained {net} in {path}; `anomaly models --make` makes one (20 minutes). "
-                "The classical step is used instead"
-            )
-        elif net == "ssd":
+        path = Path(run) if named else None
+        if net == "ssd":
             nets["localizer"] = load_localizer(path)
         else:
             nets["segmenter"] = load_segmenter(path)
-    return settings, Nets(**nets), tuple(notes)
+    return settings, Nets(**nets)
 
 
 def _command(
     options: PreprocessOptions, origin: Path, recipe: Recipe, variants: str, steps: dict[str, str], nets: Nets
 ) -> str:
     """Return the command that makes the cache again, wherever it is typed."""
-    named = {part: f"{net.name}:{net.run}" for part, net in nets.named().items()}
+    named = {part: f"{net.name}:{net.run}".rstrip(":") for part, net in nets.named().items()}
     flags = {
-        "--recipe": options.recipe,
+        "--recipe": recipe.name,
         "--size": str(recipe.size),
         "--variants": variants,
         "--for": options.net,
+        "--normal": options.normal,
+        "--abnormal": options.abnormal,
         "--localizer": named.get("localizer", steps.get("hand")),
         "--mask": named.get("segmenter", steps.get("mask")),
         "--out": options.out and str(options.out.absolute()),
@@ -173,4 +182,5 @@ def _command(
     words += [word for flag, value in flags.items() if value for word in (flag, value)]
     words += [word for setting in options.settings for word in ("--set", setting)]
     words += [word for condition in options.where for word in ("--where", condition)]
+    words += ["--follow-links"] if options.follow_links else []
     return shlex.join(words)

@@ -106,8 +106,9 @@ def _trained_on(run: Run, cache: Cache) -> list[str]:
     if not rows:
         return []
     first = cache.index["path"][rows[0]]
+    verb = "is" if len(rows) == 1 else "are"
     return [
-        f"{len(rows)} of {counted(len(cache), 'film')} are among those that {run.path} was trained on (the first: "
+        f"{len(rows)} of {counted(len(cache), 'film')} {verb} among those that {run.path} was trained on (the first: "
         f"{first}): figures that count them are optimistic"
     ]
 
@@ -161,10 +162,12 @@ def _recorded_nets(run: Run) -> Nets:
     for part, load in (("localizer", load_localizer), ("segmenter", load_segmenter)):
         if part in run.config.cache.nets:
             recorded = run.config.cache.nets[part]
-            nets[part] = load(Path(recorded["run"]))
+            nets[part] = load(Path(recorded["run"]) if recorded["run"] else None)
             if nets[part].digest != recorded["digest"]:
+                place = recorded["run"] or f"the {recorded['name']} of this version of the package"
+                remedy = "put the run back there" if recorded["run"] else "install the version that prepared them"
                 raise InputError(
-                    f"{recorded['run']} is not the {recorded['name']} that prepared the films of {run.path}: it has "
-                    "other weights; put the run back there, or prepare the films again and train again"
+                    f"{place} is not the {recorded['name']} that prepared the films of {run.path}: it has "
+                    f"other weights; {remedy}, or prepare the films again and train again"
                 )
     return Nets(**nets)

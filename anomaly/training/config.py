@@ -67,6 +67,10 @@ class TrainConfig(Settings):
     compile: bool = False
     """Compile the networks (torch.compile; needs a C++ compiler, and about a minute before the first step): pays off
     in long trainings of large films."""
+    cuda_graph: bool = True
+    """On a GPU, record the steps of a batch as a CUDA graph and replay it for the next ones (models of which each batch
+    takes the same operations; not with `compile` or several processes): the same weights, several times as fast where
+    a step is many short kernels."""
     patience: int = Field(default=15, ge=0)
     """Epochs without a lower validation loss after which training, or its stage, stops; 0 never stops early."""
     stages: str = "all"

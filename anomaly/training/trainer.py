@@ -15,7 +15,7 @@ A stage ends like a training, after `epochs` or by `patience`; the next begins w
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from anomaly.distributed import SINGLE_PROCESS, World
 from anomaly.models.base import Model, Step
 from anomaly.runs import Run, checkpoint_state, to_csv
 from anomaly.training.config import EpochReport, Precision, State, TrainConfig
+from anomaly.training.replay import Replay
 from preprocessing import InputError
 
 AFTER_DIVERGING = "what earlier epochs gave is kept; train again with a lower --set learning_rate=, or --set clip=1"
@@ -111,6 +112,8 @@ class Trainer:
             for module in _compilable(model.players()):
                 module.compile()
         self.optimizers = self._optimizers()
+        replayed = config.cuda_graph and model.replayable and device.type == "cuda" and world.size == 1
+        self.replay = Replay(device) if replayed and not config.compile else None
         self.state = State()
         self.best_weights: dict[str, Tensor] = {}
 
@@ -124,8 +127,14 @@ class Trainer:
                     parameters, lr=rate, momentum=config.momentum, weight_decay=decay, fused=True
                 )
             else:
-                betas = config.beta1, config.beta2
-                made[player] = torch.optim.Adam(parameters, lr=rate, betas=betas, weight_decay=decay, fused=True)
+                made[player] = torch.optim.Adam(
+                    parameters,
+                    lr=rate,
+                    betas=(config.beta1, config.beta2),
+                    weight_decay=decay,
+                    fused=True,
+                    capturable=self.device.type == "cuda",  # by a CUDA graph
+                )
         return made
 
     # --- the loop ---------------------------------------------------------------------------------------------------
@@ -171,6 +180,8 @@ class Trainer:
         if not self._done():
             self.model.load_state_dict(self.best_weights)
             self.optimizers = self._optimizers()
+            if self.replay:
+                self.replay.clear()
 
     def train_epoch(self, number: int) -> dict[str, float]:
         """Train one epoch, counted from 1, and validate: name -> figure, a column each of the history.
@@ -185,7 +196,7 @@ class Trainer:
         self._set_rates(number)
         terms: dict[str, list[Tensor]] = {}
         for batch in self.batches.epoch(number):
-            for step in self.apply_steps(corrupt(batch, self.config)):
+            for step in self.steps(corrupt(batch, self.config)):
                 named = {f"{step.player}.{name}": term for name, term in step.terms.items()}
                 for name, term in (named | step.watch).items():
                     terms.setdefault(name, []).append(term.detach())
@@ -223,7 +234,14 @@ class Trainer:
             factor = after_plateaus([line["validation"] for line in self.state.history[self.state.before :]], config)
         for player, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * shares.get(player, 1.0) * factor
+                rate = config.learning_rate * shares.get(player, 1.0) * factor
+                if self.replay and rate != group["lr"]:
+                    self.replay.clear()
+                group["lr"] = rate
+
+    def steps(self, batch: Batch) -> Iterable[Step]:
+        """Apply the model's steps, replayed where they can be."""
+        return self.replay.steps(self.apply_steps, batch) if self.replay else self.apply_steps(batch)
 
     def apply_steps(self, batch: Batch) -> Iterator[Step]:
         """Apply the model's steps one by one."""

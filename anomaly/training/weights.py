@@ -1,12 +1,14 @@
 """The trained weights of a run."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from anomaly.formatting import command_line
 from anomaly.memory import keep_freed_memory
 from anomaly.models.base import Model
 from anomaly.runs import Run, checkpoint_state
@@ -42,21 +44,31 @@ def load_best_checkpoint(run: Run, kind: type[M], device: torch.device) -> tuple
 
 def resume_command(run: Run) -> str:
     """Return the command, in backquotes, that resumes an unfinished run."""
-    return f"`anomaly train {run.config.model} --out {run.path} --resume`"
+    return f"`{command_line('anomaly', 'train', run.config.model, '--out', run.path, '--resume')}`"
 
 
 def _loaded(run: Run, kind: type[M], device: torch.device, path: Path, *, prefix: str) -> M:
-    make_repeatable(device)
-    keep_freed_memory()
-    model = kind(kind.Config(**run.config.settings.model), run.config.size)
     try:
-        model.load_state_dict(_tensors(path, prefix))
+        return build(kind, run.config.settings.model, run.config.size, _tensors(path, prefix), device)
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(
             f"{path} has weights of another model or version than the {run.config.model} of run.json ({reason} "
             "...); put the right file back, or train again"
         ) from None
+
+
+def build(
+    kind: type[M], settings: Mapping[str, Any], size: int, tensors: Mapping[str, torch.Tensor], device: torch.device
+) -> M:
+    """Return a model of these settings with these weights, on `device` and in evaluation mode.
+
+    Weights of a lower precision become those of the model. RuntimeError for weights of another model.
+    """
+    make_repeatable(device)
+    keep_freed_memory()
+    model = kind(kind.Config(**settings), size)
+    model.load_state_dict(tensors)
     return model.to(device=device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 

@@ -1,6 +1,18 @@
-"""PNG, JPEG, TIFF, DICOM and NIfTI to one grey array at full depth; `film` says how, and these are its public names."""
+"""Films of any format to one grey array at full depth; `film` says how, and these are its public names."""
 
-from preprocessing.readers.film import SUFFIXES, Film, peek_depth, read_film, read_mask
+from preprocessing.readers.film import Film, peek_depth, read_film, read_mask
 from preprocessing.readers.header import MAX_BYTES, MAX_PIXELS, MIN_SIDE
+from preprocessing.readers.recognize import HEAD_BYTES, SUFFIXES, recognize
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "MIN_SIDE", "SUFFIXES", "Film", "peek_depth", "read_film", "read_mask"]
+__all__ = [
+    "HEAD_BYTES",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "MIN_SIDE",
+    "SUFFIXES",
+    "Film",
+    "peek_depth",
+    "read_film",
+    "read_mask",
+    "recognize",
+]

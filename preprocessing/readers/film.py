@@ -1,9 +1,13 @@
-"""PNG, JPEG, TIFF, DICOM and NIfTI to one grey array at full depth.
+"""PNG, JPEG, JPEG 2000, BMP, TIFF, DICOM and NIfTI to one grey array at full depth.
 
 How stored numbers become the levels of a `Film`, whatever the format:
 
-- Unsigned integers of up to 16 bits stay as stored. Below 8 bits (1-bit PNG, 4-bit DICOM) they are spread over 0..255.
-- Signed integers of up to 16 bits stay as stored too; if any is negative, all are moved up so that the lowest is 0.
+- Unsigned integers of up to 16 bits stay as stored, whatever their number of bits: a film of 12 bits has the levels
+  0..4095. Below 8 bits (1-bit PNG, 4-bit DICOM) they are spread over 0..255.
+- Signed integers of up to 16 bits stay as stored too where none is negative. Otherwise all are moved up by a number
+  that does not depend on the film's darkest pixel: by 1024 where nothing lies below -1024 (Hounsfield units), else by
+  half of what their bits allow. So zero lies at the same level in all films of one kind, and one dead pixel does not
+  make a film brighter than its neighbours.
 - Floats, integers of more than 16 bits and scaled NIfTI are stretched linearly, lowest..highest to 0..65535; a flat
   film gives zeros, NaN or infinity is refused. Floats have no range of their own that could be kept.
 - Where the file says that low is white (DICOM MONOCHROME1, TIFF MinIsWhite), levels are inverted: highest - level.
@@ -11,22 +15,35 @@ How stored numbers become the levels of a `Film`, whatever the format:
 - Alpha is composited over black, so a cut-out hand lies on 0; a single transparent colour (PNG tRNS) is ignored.
 - The orientation tag of JPEG, PNG and TIFF is applied: the film is as every viewer shows it, and boxes and masks given
   with it refer to that view.
+- No level exceeds 2 ** depth - 1; a file whose numbers need more bits than it says is refused.
 
-DICOM: a rescale (slope, intercept) keeps the order of the levels, so it is not applied, except that a negative slope
-inverts them; a modality table (not linear) is looked up. So a 12-bit film has the levels 0..4095. The display
-window (VOI, the first one) is applied only on demand, as it clips levels for good; what it shows is then spread over
-the film's bits. One frame only. JPEG baseline, JPEG 2000 and RLE are read by what is installed anyway; JPEG lossless
-and JPEG-LS need the extra `xray-anomaly[dicom]`.
+DICOM (PS3.3 C.7.6.3, C.7.5.1.1.2, C.11):
+
+- A rescale (slope, intercept) keeps the order of the levels, so it is not applied, except that a negative slope inverts
+  them; a modality table (not linear) is looked up, and stands in place of the rescale.
+- Padding, and what lies behind the display shutter, is no image: it is 0 (black) whatever the polarity, has no say in
+  the rule for signed integers, and is False in `exposed`. What lies beyond the collimator's edges stays, and is False
+  in `exposed`. A film that is padding altogether is refused.
+- Bits above or below the stored ones (overlays) are dropped. Where a codestream holds numbers of more bits than the
+  header says, and no overlay lies in them, the codestream's bits count.
+- A table's bits are those of its descriptor, unless its greatest entry needs more, or leaves the top four unused.
+- The display window (VOI: the first table, else the first window) is applied only on demand, as it clips levels for
+  good; what it shows is then spread over the film's bits.
+- Attributes that are empty count as absent. Without a preamble or transfer syntax the data set is read as pydicom finds
+  it; without PixelRepresentation pixels are unsigned; without PhotometricInterpretation the film is refused, unless
+  its presentation LUT shape says the same.
 
 NIfTI: one 2-D film or one slice. Its affine says where the axes point, and the film is turned to the view of DICOM
 viewers: columns run to the patient's left (sagittal: to the back), rows to the back (coronal, sagittal: to the feet).
 
 The format is recognized by the first bytes, not by the name: a DICOM file needs no suffix. Sizes are read from headers
-before anything is decoded. Nothing is read in part: a truncated file is refused.
+before anything is decoded. Nothing is read in part: a truncated file is refused. One page, frame or slice only.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
 import logging
 import re
 import threading
@@ -34,22 +51,20 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing import InputError
 from preprocessing.readers.dicom import open_dicom
-from preprocessing.readers.header import MAX_BYTES, MAX_PIXELS, MIN_SIDE, Header, too_many_pixels
-from preprocessing.readers.levels import check_finite, to_levels
+from preprocessing.readers.header import MAX_BYTES, MIN_SIDE, Header, Pixels
+from preprocessing.readers.levels import check_finite, depth_of, to_levels
 from preprocessing.readers.nifti import open_nifti
-from preprocessing.readers.raster import open_jpeg, open_png
+from preprocessing.readers.raster import open_bmp, open_jpeg, open_jpeg_2000, open_png
+from preprocessing.readers.recognize import HEAD_BYTES, is_gzip, recognize
 from preprocessing.readers.tiff import open_tiff
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", ".nii", ".nii.gz"})
-"""Lower-case endings by which films are found in folders."""
-
+_FORMATS = ("PNG", "JPEG", "JPEG 2000", "BMP", "TIFF", "DICOM", "NIfTI")
 _MASK_FORMATS = ("PNG", "TIFF", "NIfTI")
 
 
@@ -98,8 +113,23 @@ def read_film(name: str, data: bytes, *, window: bool = False) -> Film:
             raise InputError(
                 f"{header.width} x {header.height} pixels; a film needs at least {MIN_SIDE} pixels on its shorter side"
             )
-        pixels = to_levels(header.decode(), header.depth)
-    return Film(pixels, header.depth)
+        decoded = header.decode()
+        levels = to_levels(decoded)
+    return Film(
+        levels,
+        depth_of(decoded.bits),
+        polarity_known=header.polarity_known,
+        exposed=_exposed(decoded),
+        aspect=header.aspect,
+        spacing=header.spacing,
+        tags=header.tags,
+    )
+
+
+def _exposed(decoded: Pixels) -> NDArray[np.bool_] | None:
+    """Join what is blank with what lies beyond the collimator."""
+    outside = [part for part in (decoded.blank, decoded.beyond) if part is not None]
+    return ~np.logical_or.reduce(outside) if outside else None
 
 
 def peek_depth(name: str, data: bytes) -> int:
@@ -115,25 +145,24 @@ def read_mask(name: str, data: bytes) -> NDArray[np.bool_]:
     compression smears the edge. Raises `InputError` like `read_film`, except that any size from 1 x 1 will do.
     """
     with _refusing(name):
-        if _recognize(data) not in _MASK_FORMATS:
+        if _recognized(data) not in _MASK_FORMATS:
             raise InputError(f"not a {', '.join(_MASK_FORMATS[:-1])} or {_MASK_FORMATS[-1]} file, which a mask must be")
-        values = _open(data).decode()
-        check_finite(values)
+        decoded = _open(data).decode()
+        check_finite(decoded.values)
+        values = decoded.values
+        if decoded.inverted and decoded.bits is not None and not decoded.signed:
+            values = 2**decoded.bits - 1 - values
         return np.ascontiguousarray((values != 0).any(axis=2) if values.ndim == 3 else values != 0)
 
 
 @contextmanager
 def _refusing(name: str) -> Iterator[None]:
     """Turn whatever a decoder raises into an `InputError` that names the film, and suppress its warnings."""
-    from PIL import Image
-
     try:
         with _quiet:
             yield
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise InputError(f"{name}: {too_many_pixels('its image')}") from None
     except Exception as error:  # decoders raise anything on damaged files: struct.error, SyntaxError, IndexError
         text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "", str(error))  # such an address differs from run to run
         reason = " ".join(text.split())[:200] or type(error).__name__
@@ -141,7 +170,7 @@ def _refusing(name: str) -> Iterator[None]:
 
 
 class _Quiet:
-    """While films are read no warning is shown or logged, except that Pillow's for an over-large image is an error.
+    """While films are read no warning is shown or logged.
 
     Filters belong to the whole process, so threads share one set: the first to enter sets it, the last to leave
     restores it.
@@ -155,14 +184,11 @@ class _Quiet:
         self._filters = warnings.catch_warnings()
 
     def __enter__(self) -> None:
-        from PIL import Image
-
         with self._lock:
             if not self._inside:
                 self._filters = warnings.catch_warnings()
                 self._filters.__enter__()
                 warnings.simplefilter("ignore")
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
                 for logger in self._LOGGERS:
                     logger.addFilter(_suppress)
             self._inside += 1
@@ -185,29 +211,34 @@ def _suppress(record: logging.LogRecord) -> bool:
 
 
 def _open(data: bytes, *, window: bool = False) -> Header:
-    """Read the header and check its size."""
+    """Read the header."""
     if len(data) > MAX_BYTES:
         raise InputError(f"{len(data)} bytes; the limit is {MAX_BYTES}")
-    openers = {"PNG": open_png, "JPEG": open_jpeg, "TIFF": open_tiff, "NIfTI": open_nifti}
-    openers["DICOM"] = partial(open_dicom, window=window)
-    header = openers[_recognize(data)](data)
-    if header.height * header.width > MAX_PIXELS:
-        raise InputError(too_many_pixels(f"{header.width} x {header.height}"))
-    return header
+    name = _recognized(data)
+    openers = {"PNG": open_png, "JPEG": open_jpeg, "JPEG 2000": open_jpeg_2000, "BMP": open_bmp, "TIFF": open_tiff}
+    if name in openers:
+        return openers[name](data)
+    if name == "NIfTI":
+        return open_nifti(data)  # unpacks as much as its header says
+    return open_dicom(_unpacked(data) if is_gzip(data) else data, window=window)
 
 
-def _recognize(data: bytes) -> str:
-    """Name the format by its signature."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data[128:132] == b"DICM":  # before TIFF: the 128 bytes ahead may be anything, and some hold a TIFF header
-        return "DICOM"
-    if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "TIFF"
-    if data.startswith(b"\x1f\x8b") or data[344:348] == b"n+1\0" or data[4:8] == b"n+2\0":
-        return "NIfTI"
+def _recognized(data: bytes) -> str:
+    name = recognize(data[:HEAD_BYTES])
+    if name is not None:
+        return name
     if not data:
         raise InputError("the file is empty")
-    raise InputError(f"not a PNG, JPEG, TIFF, DICOM or NIfTI file (it begins with {data[:8]!r})")
+    if data[128:132] == b"DICM":
+        raise InputError("a DICOMDIR: it lists films and is none")
+    if is_gzip(data):
+        raise InputError("what the gzip file holds is neither NIfTI nor DICOM; unpack it")
+    raise InputError(f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file (it begins with {data[:8]!r})")
+
+
+def _unpacked(data: bytes) -> bytes:
+    """Unpack gzip up to the limit; its checksum is checked."""
+    unpacked = gzip.GzipFile(fileobj=io.BytesIO(data)).read(MAX_BYTES + 1)
+    if len(unpacked) > MAX_BYTES:
+        raise InputError(f"it unpacks to more than {MAX_BYTES} bytes, the limit")
+    return unpacked

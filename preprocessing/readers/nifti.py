@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing import InputError
-from preprocessing.readers.header import MAX_BYTES, Header
+from preprocessing.readers.header import MAX_BYTES, Header, Pixels, check_size
+from preprocessing.readers.levels import depth_of
 
 
 def open_nifti(data: bytes) -> Header:
@@ -31,19 +32,35 @@ def open_nifti(data: bytes) -> Header:
     transposed, _, _ = _display(header.get_best_affine(), axes)
     width, height = (int(shape[axis]) for axis in (axes[::-1] if transposed else axes))
     kind = header.get_data_dtype()
-    small = kind.kind in "iu" and kind.itemsize == 1 and _unscaled(header)
+    if kind.kind not in "iuf":
+        raise InputError(f"pixels of type {kind}; real numbers are needed")
+    check_size(height, width, kind.itemsize)
+    bits = 8 * kind.itemsize if kind.kind in "iu" and kind.itemsize <= 2 and _unscaled(header) else None
     size = int(header.get_data_offset()) + height * width * kind.itemsize
 
-    def decode() -> NDArray[Any]:
+    def decode() -> Pixels:
         if size > MAX_BYTES:
             raise InputError(f"it unpacks to {size} bytes; the limit is {MAX_BYTES}")
         # One byte more, so that a sound file is read to its end, where its checksum is.
         raw = gzip.GzipFile(fileobj=io.BytesIO(data)).read(size + 1) if packed else data
         proxy = image_class.from_bytes(raw).dataobj
         values = proxy.get_unscaled() if _unscaled(header) else np.asarray(proxy)
-        return _orient(values.astype(values.dtype.newbyteorder("=")), header.get_best_affine(), axes)
+        film = _orient(values.astype(values.dtype.newbyteorder("=")), header.get_best_affine(), axes)
+        return Pixels(film, bits, signed=kind.kind == "i" and bits is not None)
 
-    return Header(height, width, 8 if small else 16, decode)
+    spacing = _spacing(header, axes, transposed)
+    aspect = 1.0 if spacing is None else spacing[0] / spacing[1]
+    return Header(height, width, depth_of(bits), decode, aspect=aspect, spacing=spacing)
+
+
+def _spacing(header: Any, axes: list[int], transposed: bool) -> tuple[float, float] | None:
+    """Give the distance of rows and of columns in mm; None unless the header counts in units of length."""
+    scale = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}.get(header.get_xyzt_units()[0])
+    first, second = (float(header.get_zooms()[axis]) for axis in axes)
+    if scale is None or not (0 < first < 1e6 and 0 < second < 1e6):
+        return None
+    rows, columns = (first, second) if transposed else (second, first)
+    return rows * scale, columns * scale
 
 
 def _unscaled(header: Any) -> bool:

@@ -1,29 +1,42 @@
-"""TIFF and BigTIFF of one page: tifffile reads the header, and tifffile, Pillow or OpenCV the pixels."""
+"""TIFF and BigTIFF of one page: tifffile reads the layout, imagecodecs the blocks, and both are held to the header.
+
+There is one way for every film: each strip or tile is decoded and put where the layout says. So the same film has the
+same pixels in any byte order, compression, tiling, predictor and order of planes. Sections are those of TIFF 6.0.
+"""
 
 from __future__ import annotations
 
 import io
-import struct
+import json
+import math
+import re
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing import InputError
-from preprocessing.readers.header import Header
-from preprocessing.readers.levels import ORIENTATION, over_black, upright
-from preprocessing.readers.raster import decode_with_opencv, decode_with_pillow, open_with_pillow
+from preprocessing.readers.codestream import describe
+from preprocessing.readers.header import Header, Pixels, check_size
+from preprocessing.readers.levels import ORIENTATION, depth_of, over_black, upright
+from preprocessing.readers.tiff_directories import check_directories
 from preprocessing.wording import counted
 
-_MAX_DIRECTORIES = 1000  # a directory describes a page
-_SUB_DIRECTORIES = 330  # the tag's number
+_JPEG, _JPEG_2000 = 7, 34712
+_COMPRESSIONS = frozenset({1, 2, 3, 4, 5, _JPEG, 8, 32946, 32773, 34925, 50000, _JPEG_2000})
+"""None; CCITT modified Huffman, groups 3, 4; LZW, JPEG, deflate (two numbers), PackBits, LZMA, Zstandard, JPEG 2000."""
+_WHITE, _BLACK, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
+_COLORS = {_WHITE: 1, _BLACK: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}  # samples of each photometric
+_MAX_EXTRA = 4
+_ASSOCIATED, _UNASSOCIATED = 1, 2
+_INK_SET, _STK_PLANES = 332, 33629
 
 
 def open_tiff(data: bytes) -> Header:
     """Read the header; `InputError` unless there is one page, beside which reduced copies and masks may stand."""
     import tifffile
 
-    _check_directories(data)
+    check_directories(data)
     # In ScanImage's layout tifffile would make up a page for every stretch up to the file's end.
     tiff: Any = tifffile.TiffFile(io.BytesIO(data), is_scanimage=False)
     page, count = None, 0
@@ -32,96 +45,144 @@ def open_tiff(data: bytes) -> Header:
             page, count = page or other, count + 1
     if page is None:
         raise InputError("no page: truncated file")
+    count = max(count, _stacked(page))
     if count > 1:
         raise InputError(f"{count} pages; a film has one: split the file")
-    if page.imagedepth != 1 or page.dtype is None:
+    _check_layout(page)
+    check_size(page.imagelength, page.imagewidth, page.samplesperpixel * page.dtype.itemsize)
+    _check_blocks(page, len(data))
+    return Header(page.imagelength, page.imagewidth, depth_of(_bits(page)), lambda: _decode_tiff(data, page))
+
+
+def _stacked(page: Any) -> int:
+    """Count the pages of a stack that has one directory: those of ImageJ, tifffile and MetaMorph."""
+    description = page.description or ""
+    if description.startswith("ImageJ="):
+        images = re.search(r"^images=(\d{1,9})", description, re.MULTILINE)
+        return int(images[1]) if images else 1
+    if _STK_PLANES in page.tags:
+        return int(page.tags[_STK_PLANES].count)
+    if not description.startswith('{"shape":'):
+        return 1
+    try:
+        shape = [int(side) for side in json.loads(description)["shape"]]
+    except (ValueError, TypeError, KeyError):
+        return 1
+    size = page.imagelength * page.imagewidth * page.samplesperpixel
+    pages, rest = divmod(math.prod(shape), max(size, 1))
+    return pages if not rest and 0 < pages < 2**31 else 1
+
+
+def _check_layout(page: Any) -> None:
+    """Refuse by name what is not read."""
+    compression, photometric, samples = int(page.compression), int(page.photometric), page.samplesperpixel
+    if compression not in _COMPRESSIONS:
+        raise InputError(f"TIFF compression {_name(page.compression)} is not read; save it with LZW, deflate or none")
+    if photometric not in _COLORS or (photometric == _YCBCR and compression != _JPEG):
+        raise InputError(f"TIFF colours {_name(page.photometric)} are not read; save it in grey or RGB")
+    if not 0 <= samples - _COLORS[photometric] <= _MAX_EXTRA or (photometric == _PALETTE and samples > 1):
+        raise InputError(f"{counted(samples, 'sample')} a pixel for {_name(page.photometric)}; save it in grey or RGB")
+    if page.imagedepth != 1 or page.dtype is None or not isinstance(page.bitspersample, int):
         raise InputError(
             f"{counted(page.imagedepth, 'plane')} of {page.bitspersample} bits; save it as 8 or 16 bits a pixel"
         )
-    if any(start + size > len(data) for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)):
+    kind, whole = page.dtype.kind, page.bitspersample == 8 * page.dtype.itemsize
+    if kind not in "buif" or (kind == "i" and not whole) or (_bits(page) is None and photometric in (_PALETTE, _CMYK)):
+        raise InputError(f"{page.bitspersample} bits of {page.dtype}; save it as 8 or 16 bits a pixel")
+    if photometric == _CMYK and page.tags.valueof(_INK_SET, default=1) != 1:
+        raise InputError("TIFF of inks that are not CMYK; save it in grey or RGB")
+    alpha = _alpha(page)
+    if alpha is not None and kind not in "bu":
+        raise InputError(f"alpha of {page.dtype}; save it without alpha, or as 8 or 16 bits a pixel")
+
+
+def _name(number: Any) -> str:
+    return str(getattr(number, "name", number))
+
+
+def _check_blocks(page: Any, length: int) -> None:
+    """Refuse a page whose strips or tiles are too few, too large, empty, or beyond the file's end."""
+    planes = page.samplesperpixel if page.planarconfig == 2 else 1
+    if page.is_tiled:
+        check_size(page.tilelength, page.tilewidth, page.samplesperpixel * page.dtype.itemsize)
+        count = math.ceil(page.imagelength / page.tilelength) * math.ceil(page.imagewidth / page.tilewidth)
+    else:
+        count = math.ceil(page.imagelength / max(page.rowsperstrip, 1))
+    places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    if len(places) < count * planes or any(not size or start + size > length for start, size in places):
         raise InputError("truncated file")
-    small = page.dtype.kind in "biu" and page.dtype.itemsize == 1
-    return Header(page.imagelength, page.imagewidth, 8 if small else 16, lambda: _decode_tiff(data, page))
 
 
-def _check_directories(data: bytes) -> None:
-    """Refuse a TIFF whose directories form a cycle, are too many, or claim the same bytes over and over.
+def _bits(page: Any) -> int | None:
+    """Give the significant bits of a page's levels; None for floats and integers of over 16 bits."""
+    if page.dtype.kind == "f" or page.bitspersample > 16:
+        return None
+    return (8 if _is_narrow(page.colormap) else 16) if page.photometric == _PALETTE else int(page.bitspersample)
 
-    tifffile follows the chain of pages wherever it leads. A chain that breaks off is left to tifffile to judge.
+
+def _is_narrow(colormap: NDArray[np.uint16]) -> bool:
+    """Whether a palette's 16-bit entries hold 8 bits each, widened by 256 or 257."""
+    return bool((colormap & 255 == 0).all() or (colormap % 257 == 0).all())
+
+
+def _alpha(page: Any) -> int | None:
+    """Give the plane of alpha that colours are still to be multiplied by; None where there is none.
+
+    Associated alpha is in the colours already.
     """
-    order = "<" if data.startswith(b"II") else ">"
-    big = data[2:4] in (b"+\0", b"\0+")
-    number, counter, start, inline = ("Q", "Q", 8, 8) if big else ("I", "H", 4, 4)
-    entry = struct.Struct(f"{order}HH{number}{inline}s")
-    head, link = struct.Struct(order + counter), struct.Struct(order + number)
-    sizes = {1: 1, 2: 1, 6: 1, 7: 1, 3: 2, 8: 2, 4: 4, 9: 4, 11: 4, 13: 4, 5: 8, 10: 8, 12: 8, 16: 8, 17: 8, 18: 8}
-
-    waiting = [(link.unpack_from(data, start)[0], True)] if len(data) >= start + link.size else []
-    seen: set[int] = set()
-    claimed = 0
-    while waiting:
-        offset, in_chain = waiting.pop()
-        if not 0 < offset <= len(data) - head.size:
-            continue
-        if offset in seen:
-            raise InputError(f"its pages form a cycle: the one at byte {offset} is reached twice; save the file again")
-        seen.add(offset)
-        if len(seen) > _MAX_DIRECTORIES:
-            raise InputError(f"more than {_MAX_DIRECTORIES} pages; a film has one: split the file")
-        (tags,) = head.unpack_from(data, offset)
-        first, end = offset + head.size, offset + head.size + tags * entry.size
-        if tags > 4096 or end > len(data):
-            continue
-        claimed += end - offset
-        for code, kind, count, value in entry.iter_unpack(data[first:end]):
-            length = count * sizes.get(kind, 0)
-            outside = length > inline
-            place = link.unpack(value)[0] if outside else 0
-            if place + length > len(data):
-                continue  # tifffile leaves such a tag out
-            claimed += length if outside else 0
-            # An honest file claims each byte once, save a few values that tags or pages share.
-            if claimed > 4 * len(data) + 2**20:
-                raise InputError("its pages claim the same bytes over and over; save the file again")
-            if code == _SUB_DIRECTORIES and kind in (4, 13, 16, 18):
-                stored = data[place : place + length] if outside else value
-                below = f"{order}{min(count, _MAX_DIRECTORIES + 1)}{'I' if sizes[kind] == 4 else 'Q'}"
-                waiting += [(other, False) for other in struct.unpack_from(below, stored)]
-        if in_chain and end + link.size <= len(data):
-            waiting.append((link.unpack_from(data, end)[0], True))
+    colors = _COLORS[int(page.photometric)]
+    for plane, extra in enumerate(page.extrasamples, colors):
+        if extra == _UNASSOCIATED and plane < page.samplesperpixel:
+            return plane
+    return None
 
 
-def _decode_tiff(data: bytes, page: Any) -> NDArray[Any]:
-    """Choose the decoder: tifffile alone keeps every type but unpacks little, Pillow squeezes 16-bit colour."""
-    from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
-
-    gray = page.photometric in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE)
-    bits, samples = page.dtype.itemsize * 8, page.samplesperpixel
-    alpha = EXTRASAMPLE.UNASSALPHA in page.extrasamples  # "associated" alpha is composited over black already
-    straight = page.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE)
-    if not straight or page.bitspersample < 8:
-        return decode_with_pillow(
-            open_with_pillow(data, "TIFF")
-        )  # palette, CMYK, YCbCr, 1 bit: Pillow also applies orientation
-    if page.compression == COMPRESSION.NONE:
-        orientation = page.tags.get(ORIENTATION)
-        planes = page.asarray()
-        if page.axes.startswith("S"):  # colour planes one after the other
-            planes = np.moveaxis(planes, 0, 2)
-        planes = upright(planes, orientation.value if orientation else 1)
-        if samples > 1:
-            colors = planes[..., 0] if gray else planes[..., :3]
-            planes = over_black(colors, planes[..., -1]) if alpha and planes.dtype.kind == "u" else colors
-        return _inverted(planes) if page.photometric == PHOTOMETRIC.MINISWHITE else planes
-    if bits > 8 and samples > 1:
-        return decode_with_opencv(data, alpha=alpha)  # applies orientation
-    planes = decode_with_pillow(open_with_pillow(data, "TIFF")).astype(page.dtype)
-    # Pillow turns MinIsWhite of 8 bits, and of 8 bits alone.
-    return _inverted(planes) if page.photometric == PHOTOMETRIC.MINISWHITE and bits > 8 else planes
+def _decode_tiff(data: bytes, page: Any) -> Pixels:
+    """Decode all blocks, then the meaning of their samples."""
+    planes = _assembled(data, page)
+    bits = _bits(page)
+    orientation = page.tags.get(ORIENTATION)
+    planes = upright(planes, orientation.value if orientation else 1)
+    photometric = int(page.photometric)
+    if photometric == _PALETTE:
+        colors = np.moveaxis(page.colormap[:, planes[..., 0]], 0, 2)
+        return Pixels((colors >> 8).astype(np.uint8) if bits == 8 else colors, bits)
+    colors = planes[..., 0] if _COLORS[photometric] == 1 else planes[..., :3]
+    inverted = photometric == _WHITE
+    if photometric == _CMYK:
+        assert bits is not None
+        full = 2**bits - 1
+        light = full - planes[..., :4].astype(np.uint32)
+        colors = ((light[..., :3] * light[..., 3:] + full // 2) // full).astype(planes.dtype)
+    alpha = _alpha(page)
+    if alpha is not None:
+        if bits is None:
+            raise InputError(f"alpha of {page.bitspersample} bits; save it without alpha, or as 8 or 16 bits a pixel")
+        colors = 2**bits - 1 - colors if inverted else colors
+        return Pixels(over_black(colors, planes[..., alpha], bits), bits)
+    return Pixels(colors, bits, signed=planes.dtype.kind == "i" and bits is not None, inverted=inverted)
 
 
-def _inverted(values: NDArray[Any]) -> NDArray[Any]:
-    """Swap black and white: highest possible - value for unsigned integers, minus the value otherwise."""
-    if values.dtype.kind == "u":
-        return np.iinfo(values.dtype).max - values
-    return -values.astype(np.float64 if values.dtype.kind == "f" else np.int64)
+def _assembled(data: bytes, page: Any) -> NDArray[Any]:
+    """Decode every strip or tile, and put it where the layout says: (H, W, samples)."""
+    height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
+    kind = np.dtype(np.uint8) if page.dtype.kind == "b" else page.dtype.newbyteorder("=")
+    separate = page.planarconfig == 2 and samples > 1
+    image = np.zeros((samples, height, width, 1) if separate else (1, height, width, samples), kind)
+    filled = 0
+    tables = {"jpegtables": page.jpegtables} if page.compression == _JPEG else {}
+    for index, (start, size) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
+        block = data[start : start + size]
+        if page.compression in (_JPEG, _JPEG_2000):
+            stream = describe(block)
+            check_size(stream.height, stream.width, stream.samples * (1 if stream.bits <= 8 else 2))
+        part, (plane, _, top, left, _), _ = page.decode(block, index, **tables)
+        rows, columns = max(min(part.shape[1], height - top), 0), max(min(part.shape[2], width - left), 0)
+        same = np.can_cast(part.dtype, kind, "equiv") or (part.dtype.kind == "b" and kind == np.uint8)
+        if plane >= image.shape[0] or part.shape[3] != image.shape[3] or not same:
+            raise InputError(f"a block of {part.shape} of {part.dtype} does not fit its header")
+        image[plane, top : top + rows, left : left + columns] = part[0, :rows, :columns]
+        filled += rows * columns
+    if filled != image.shape[0] * height * width:
+        raise InputError("its blocks do not fill the film: damaged file")
+    return np.moveaxis(image[..., 0], 0, 2) if separate else image[0]

@@ -4,7 +4,9 @@ The names below are the public ones; boxes and masks beside films, which only th
 `annotations`.
 """
 
-from preprocessing.sources.open import open_films, open_source
+from preprocessing.sources.new_films import open_films
+from preprocessing.sources.open import open_source
+from preprocessing.sources.patients import identity_from_tags
 from preprocessing.sources.record import Record, Source
 
-__all__ = ["Record", "Source", "open_films", "open_source"]
+__all__ = ["Record", "Source", "identity_from_tags", "open_films", "open_source"]

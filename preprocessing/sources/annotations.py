@@ -17,30 +17,18 @@ boxes
   from 0 to 100. Classes are "right hand", "left hand", "right marker" and "left marker", or for short rh, lh, rl, ll.
   A file without a box says nothing about its film, and the next is tried.
 masks
-  manifest    the column `mask` of a manifest.
-  _hand       `image<digits>_hand.png` beside `image<digits>.<suffix>`, as the built-in films have it.
-  _mask       NAME_mask.png beside the film.
-  masks/      a folder `masks`, else `labels`, beside the film's folder: in it the film's own file name (unless that is
-              a JPEG or a DICOM file, which masks cannot be), else NAME.png; for NIfTI films also NAME.nii.gz and
-              NAME.nii. So `images/a.nii` goes with `labels/a.nii.gz`.
-  nnU-Net     `labelsTr/a.nii.gz` for `imagesTr/a_0000.nii.gz`, and so for Ts, PNG and TIFF.
-  NIfTI       NAME_mask or NAME_seg, .nii.gz or .nii, beside a NIfTI film.
-  Masks are not opened here: what cannot be read, has another size or several slices is refused with its film later. A
-  NIfTI mask is turned by its own affine, which must be the film's.
+  The column `mask` of a manifest, else the first of the places that `masks` describes. Masks are not opened here: what
+  cannot be read, has another size or several slices is refused with its film later. A NIfTI mask is turned by its own
+  affine, which must be the film's.
 
-A file that two films could claim is refused. Masks are listed as films by folders, which know no better: what is the
-mask of another film, is called NAME_mask or NAME_seg, or lies in `masks`, `labels`, `labelsTr` or `labelsTs` is no film
-here; in a manifest, which names its films, every line is one.
+A file that two films could claim is refused.
 """
 
 from __future__ import annotations
 
 import copy
-import csv
-import io
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -51,9 +39,10 @@ from xml.etree import ElementTree  # nosec B405 # files are parsed by `_PlainXml
 
 from preprocessing import InputError
 from preprocessing.cache.schema import BOX_CLASSES, MAX_BOXES
-from preprocessing.readers import SUFFIXES
+from preprocessing.sources.masks import above, mask_places, split_path
+from preprocessing.sources.names import BOXES
 from preprocessing.sources.record import Record, Source
-from preprocessing.sources.storage import MAX_MANIFEST_BYTES
+from preprocessing.sources.tables import SEPARATORS, Table, open_table
 from preprocessing.wording import counted
 
 What = Literal["boxes", "masks"]
@@ -62,8 +51,6 @@ _Entry = TypeVar("_Entry")
 Box = tuple[str, float, float, float, float]
 """Class, x0, y0, x1, y1."""
 
-BOXES = "boxes.csv"
-
 MAX_SIDECAR_BYTES = 2**20
 """A longer file of one film's boxes is refused."""
 
@@ -71,12 +58,6 @@ _SHORT = dict(zip(("rh", "lh", "rl", "ll"), BOX_CLASSES, strict=True))
 _NAMES = {name: name for name in BOX_CLASSES} | _SHORT
 _EDGES = ("x0", "y0", "x1", "y1")
 _VOC_EDGES = ("xmin", "ymin", "xmax", "ymax")
-_LONGEST_FIRST = sorted(SUFFIXES, key=len, reverse=True)
-_LOSSLESS = frozenset({".png", ".tif", ".tiff", ".nii", ".nii.gz"})
-_NIFTI = (".nii.gz", ".nii")
-_MASK_FOLDERS = ("masks", "labels")
-_MASK_FILM = re.compile(r"(.*/)?((masks|labels|labelsTr|labelsTs)/.+|[^/]+_(mask|seg)\.[^/]+)")
-_BUILT_IN = re.compile(r"image[0-9]+")
 _LOOKED_FOR = {
     "boxes": f"NAME.json, NAME.xml beside the films or in annotations/, and {BOXES} at the top",
     "masks": "NAME_mask.png beside the films, masks/NAME.png, labels/NAME.nii.gz and the like",
@@ -86,9 +67,9 @@ _LOOKED_FOR = {
 def annotate(source: Source, what: What) -> Source:
     """Return a source of the films that have boxes, or a mask, beside them, with these in their records.
 
-    Nothing else of a record changes, and `source` stays as it is. Films without are left out: those are
-    `len(films(source)) - len(annotate(source, what).records)`. What one call adds, another keeps: for boxes and masks
-    call it twice. Files are looked for where the source lies, so not in a `Source.part`.
+    Nothing else of a record changes, and `source` stays as it is. Films without are left out. What one call adds,
+    another keeps: for boxes and masks call it twice. Files are looked for where the source lies, so not in a
+    `Source.part`.
 
     Raises `InputError` where no film has any, for a file that two films could claim, for damaged files, and for boxes
     that make no sense: of other classes, empty, not finite, beginning before 0, or more than `schema.MAX_BOXES` of a
@@ -97,22 +78,13 @@ def annotate(source: Source, what: What) -> Source:
     store = copy.copy(source.store)
     store.sizes = dict(store.sizes)
     annotated = replace(source, store=store)
-    listed = films(annotated)
+    listed = list(annotated.records)
     records = _with_boxes(annotated, listed) if what == "boxes" else _with_masks(annotated, listed)
     if not records:
         number = counted(len(listed), "film")
         raise InputError(f"{source.root}: no {what} beside {number}; looked for {_LOOKED_FOR[what]}")
     store.sizes = {file: store.sizes[file] for record in records for file in record.files()}
     return replace(annotated, records=records)
-
-
-def films(source: Source) -> list[Record]:
-    """Return the records that are films, without the masks that a folder lists among them."""
-    if source.kind == "manifest":
-        return list(source.records)
-    listed = {record.path for record in source.records}
-    masks = {mask for record in source.records for mask in _mask_places(record.path) if mask in listed}
-    return [record for record in source.records if record.path not in masks and not _MASK_FILM.fullmatch(record.path)]
 
 
 class _Beside:
@@ -128,26 +100,6 @@ class _Beside:
         if file is not None and (owner := self._owners.setdefault(file, film)) != film:
             raise InputError(f"{file}: belongs to {owner} or to {film}? give the films different names, or remove one")
         return file
-
-
-def _split(path: str) -> tuple[str, str, str]:
-    """Split a film's path into folder, with its slash, name and suffix; only a suffix of films is one.
-
-    >>> _split("a/b.c/d.nii.gz"), _split("1.2.840")
-    (('a/b.c/', 'd', '.nii.gz'), ('', '1.2.840', ''))
-    """
-    folder, slash, file = path.rpartition("/")
-    length = next((len(suffix) for suffix in _LONGEST_FIRST if file.lower().endswith(suffix)), 0)
-    return folder + slash, file[: len(file) - length], file[len(file) - length :]
-
-
-def _above(folder: str) -> str:
-    """Return the folder in which a folder lies, both with their slash; that of the top is the top.
-
-    >>> _above("a/b/"), _above("a/"), _above("")
-    ('a/', '', '')
-    """
-    return "".join(part + "/" for part in folder.split("/")[:-2])
 
 
 # ---- boxes
@@ -205,7 +157,7 @@ def _number(text: str, name: str) -> float:
 
 
 def _json_places(film: str) -> Iterator[str]:
-    folder, name, _ = _split(film)
+    folder, name, _ = split_path(film)
     yield f"{folder}{name}.json"
 
 
@@ -231,10 +183,10 @@ def _json_box(entry: Any) -> Box:
 
 
 def _voc_places(film: str) -> Iterator[str]:
-    folder, name, _ = _split(film)
+    folder, name, _ = split_path(film)
     yield f"{folder}{name}.xml"
-    for above in (_above(folder), ""):
-        yield from (f"{above}{inner}/{name}.xml" for inner in ("annotations", "Annotations"))
+    for outer in (above(folder), ""):
+        yield from (f"{outer}{inner}/{name}.xml" for inner in ("annotations", "Annotations"))
 
 
 class _PlainXml(ElementTree.TreeBuilder):
@@ -282,46 +234,40 @@ def _read_table(source: Source) -> dict[str, list[Box]]:
     if not source.store.find(BOXES):
         return {}
     where = f"{source.root / BOXES}"
-    try:
-        text = source.store.read(BOXES, MAX_MANIFEST_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
+    read = open_table(where, BOXES, source.store)
+    if read is None:
+        return {}
     listed = {record.path for record in source.records}
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     table: dict[str, list[Box]] = {}
-    columns: list[str] = []
     try:
-        for row in rows:
-            if not any(cell.strip() for cell in row):
-                continue
-            if not columns:
-                columns = _columns(row)
-                continue
+        columns = _columns(read)
+    except InputError as error:
+        raise InputError(f"{where}, line {read.line}: {error}") from None
+    for line, row in read.rows():
+        try:
             path, box = _row(columns, row)
             if path not in listed and not source.store.find(path):
                 raise InputError(f"path {path!r}: no such file in the source; write it relative to {BOXES}, with /")
-            table.setdefault(path, []).append(box)
-    except (InputError, csv.Error) as error:
-        raise InputError(f"{where}, line {rows.line_num}: {error}") from None
+        except InputError as error:
+            raise InputError(f"{where}, line {line}: {error}") from None
+        table.setdefault(path, []).append(box)
     return table
 
 
-def _columns(row: list[str]) -> list[str]:
-    columns = [cell.strip().lower() for cell in row]
+def _columns(table: Table) -> list[str]:
+    columns = [name.lower() for name in table.columns]
     times = Counter(columns)
     for needed in ("path", "class", *_EDGES):
         if times[needed] != 1:
             number = f"{times[needed]} columns" if times[needed] else "no column"
-            raise InputError(f"{number} {needed!r}; there are: {', '.join(columns)} (separated by commas)")
+            separators = SEPARATORS[table.separator]
+            raise InputError(f"{number} {needed!r}; there are: {', '.join(columns)} (separated by {separators})")
     return columns
 
 
 def _row(columns: list[str], row: list[str]) -> tuple[str, Box]:
     """Check one line; the caller adds its number to errors."""
-    if len(row) != len(columns):
-        number = counted(len(row), "cell")
-        raise InputError(f"{number}, the heading has {len(columns)}; quote cells that contain a comma")
-    cells = {column: cell.strip() for column, cell in zip(columns, row, strict=True)}
+    cells = dict(zip(columns, row, strict=True))
     place = PurePosixPath(cells["path"])
     if place.is_absolute() or ".." in place.parts:
         raise InputError(f"path {cells['path']!r} leads out of the source; write it relative to {BOXES}, with /")
@@ -333,29 +279,5 @@ def _row(columns: list[str], row: list[str]) -> tuple[str, Box]:
 
 def _with_masks(source: Source, chosen: list[Record]) -> list[Record]:
     beside = _Beside(source)
-    masks = ((record, record.mask or beside.first(record.path, _mask_places(record.path))) for record in chosen)
+    masks = ((record, record.mask or beside.first(record.path, mask_places(record.path))) for record in chosen)
     return [replace(record, mask=mask) for record, mask in masks if mask is not None]
-
-
-def _mask_places(film: str) -> Iterator[str]:
-    """Yield the paths that the mask of a film may have, the best first; never the film's path."""
-    return (place for place in _mask_names(*_split(film)) if place != film)
-
-
-def _mask_names(folder: str, name: str, suffix: str) -> Iterator[str]:
-    above = _above(folder)
-    if _BUILT_IN.fullmatch(name):
-        yield f"{folder}{name}_hand.png"
-    yield f"{folder}{name}_mask.png"
-    lossless, nifti = suffix.lower() in _LOSSLESS, suffix.lower() in _NIFTI
-    for masks in _MASK_FOLDERS:
-        if lossless:
-            yield f"{above}{masks}/{name}{suffix}"
-        yield f"{above}{masks}/{name}.png"
-        if nifti:
-            yield from (f"{above}{masks}/{name}{other}" for other in _NIFTI)
-    for part in ("Tr", "Ts"):
-        if lossless and name.endswith("_0000") and folder == f"{above}images{part}/":
-            yield f"{above}labels{part}/{name.removesuffix('_0000')}{suffix}"
-    if nifti:
-        yield from (f"{folder}{name}_{kind}{other}" for kind in ("mask", "seg") for other in _NIFTI)

@@ -1,233 +1,273 @@
-"""A folder, zip archive or CSV manifest of films as sorted records.
+"""A folder, zip archive or table of films as sorted records: which reader reads a source.
 
-Four kinds of source are distinguished, in this order; each may be a folder or a zip archive (a single folder at the top
-of an archive is entered, unless its name means something):
+These are tried in order; each may be a folder or a zip archive (a single folder at the top of an archive is entered,
+unless its name means something):
 
-manifest  a `.csv` file, or a folder with `manifest.csv` at its top. Columns, by name and in any order: path and label
-          (0, 1, normal, abnormal, negative, positive; empty or unknown: not known), and optionally patient, study,
-          split (train, val, test), finding, difficulty, box ("x0 y0 x1 y1" in pixels), mask, anomaly_mask (paths).
-          Paths are relative to the manifest's folder and stay in it. Other columns are ignored.
-mura      `patient<digits>/study<digits>_positive|_negative/image<digits>.<suffix>` at any depth, as in MURA. The label
-          is the study folder's. Under `train/` and `valid/` films have the splits "train" and "test" (MURA's own test
-          films are not public, and `valid` takes their place), or "val" for `valid` beside a `test` folder. Beside
-          `image1.png` may lie `image1.json` ("finding", "difficulty") and `image1_anomaly.png` (pixel truth).
-classes   folders named normal, negative, good or healthy, and beside them abnormal, positive or any other name, which
-          is then the finding; all of them at the top, or all under train, val (valid, validation) and test.
-          `ground_truth/<class>/<film>_mask.png`, at the top, is pixel truth.
-folder    films in any folders, all with the label `unlabelled`.
+manifest   a `.csv` or `.tsv` file, or a folder with `manifest.csv` at its top: `manifest`.
+data sets  CheXpert, NIH ChestX-ray14, RSNA, VinDr-CXR and MedIAnomaly by their label files: `datasets`.
+manifest   the one table at the top with columns of paths and of labels, whatever it is called; or several that are
+           called like splits (train.csv, test.csv).
+mura       MURA's tree: `mura`.
+classes    folders whose names are labels: `class_folders`.
+folder     films in any folders, all with the label `unlabelled`.
 
-Where films share a patient, the source must say so: by MURA's folders, a manifest's column, or, in the other two, a
-folder or file name that begins with `patient<digits>`. Otherwise each film is a patient of its own; in a manifest
-with studies but no patients, each study is. A split folder `train` alone says nothing, and is left out.
-
-Records are in the natural order of their paths (`image2` before `image10`). Hidden files and folders are skipped.
-Links are not followed: one to another place in the source adds nothing, one that leads out is refused.
+What is a film is in `listing`, who is a patient in `patients`, what names mean in `names`; docs/films.md tells all of
+it with examples. Records are in the natural order of their paths (`image2` before `image10`). Hidden files and folders
+are skipped. Links are not followed unless asked; one that leads out of the source is refused.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 
 from preprocessing import InputError
 from preprocessing.readers import SUFFIXES
-from preprocessing.sources.class_folders import check_no_class_folders, class_records
-from preprocessing.sources.manifest import open_manifest
-from preprocessing.sources.mura import MURA_FILM, is_mura_sidecar, mura_records
-from preprocessing.sources.names import ABNORMAL, MANIFEST, NORMAL, SPLITS, SYNTHETIC
-from preprocessing.sources.paths import film_suffix, identify, natural_key, safe_name
-from preprocessing.sources.record import Kind, Record, Source
-from preprocessing.sources.storage import Archive, Folder, Parts, Store
+from preprocessing.sources.class_folders import class_records, folder_records
+from preprocessing.sources.datasets import DATASETS, is_label_file
+from preprocessing.sources.finder import Finder
+from preprocessing.sources.listing import RUN_FILES, Listing, list_files, passed_note
+from preprocessing.sources.manifest import has_labels, hints_at_labels, manifest_records, names_films
+from preprocessing.sources.mura import LABEL_FILES, PATH_FILES, mura_records
+from preprocessing.sources.names import MANIFEST, SYNTHETIC, meaning, not_films, split_of
+from preprocessing.sources.paths import film_suffix, natural_key, safe_name
+from preprocessing.sources.patients import identify_all
+from preprocessing.sources.reading import Asked, Found
+from preprocessing.sources.record import Record, Source
+from preprocessing.sources.storage import MAX_MANIFEST_BYTES, Archive, Folder, Walk
+from preprocessing.sources.tables import TABLE_SUFFIXES, Table, open_table
 from preprocessing.wording import counted
 
-_ORDINARY_SUFFIX = re.compile(r"\.[A-Za-z]\w*")  # unlike the last part of a DICOM identifier such as 1.2.840.7
 
+def open_source(
+    path: Path,
+    *,
+    unlabelled: int = 0,
+    normal: Sequence[str] = (),
+    abnormal: Sequence[str] = (),
+    follow_links: bool = False,
+    strict: bool = True,
+) -> Source:
+    """List the films of a folder, a `.zip` or a table; the module's docstring says how it is understood.
 
-def open_source(path: Path, *, unlabelled: int = 0) -> Source:
-    """List the films of a folder, a `.zip` or a manifest `.csv`; the module's docstring says how it is understood.
+    unlabelled        the label of films about which the source says nothing: 0 normal, -1 not known.
+    normal, abnormal  folders, or words for labels, that mean so; `*` and `?` stand for any characters.
+    follow_links      whether to follow links that stay in the source.
+    strict            whether labels, splits and patients matter; if not, the films are listed all the same where these
+                      contradict each other or cannot be understood, such as to find the files of a cache again.
 
-    unlabelled  the label of films about which the source says nothing: 0 normal, -1 not known.
-
-    Raises `InputError` if there is no film, and for contradictions: a patient in two splits, a study with two
-    labels, a line of a manifest that makes no sense.
+    Raises `InputError` if there is no film; if `strict` for folders or words that may be labels but are not known, and
+    for contradictions: a patient in two splits, a study with two labels; for a line of a manifest that makes no sense.
     """
-    source = _list_films(path, unlabelled)
-    _check_consistent(source)
+    asked = Asked(unlabelled if strict else -1, tuple(normal), tuple(abnormal), strict)
+    source = list_source(path, asked, follow_links=follow_links)
+    if strict:
+        _check_consistent(source)
     return source
 
 
-def open_films(paths: list[Path], *, names: Mapping[Path, str] = MappingProxyType({})) -> Source:
-    """List new films for scoring: any mix of files, folders, archives and manifests, each film once.
-
-    names  path -> what a lone film is called in place of its path, such as one written to a temporary folder.
-
-    Films are in the order of `paths`, those of a folder, archive or manifest in its own. Patients, studies, boxes and
-    masks are kept where they are known; labels are -1 and splits empty. Paths are relative to the folder that all of
-    `paths` have in common; so are patients and studies where they come from more than one tree. Raises `InputError` if
-    there is no film; contradictions in labels and splits do not matter here.
-    """
-    if not paths:
-        raise InputError("no films named; give files or folders")
-    places = [_existing(path) for path in paths]
-    folders = [
-        place.parent if place.is_file() else place
-        for path, place in zip(paths, places, strict=True)
-        if path not in names
-    ]
-    root = Path(os.path.commonpath(folders)) if folders else Path("films in memory")
-    sources = [_list_films(place, None) if _is_collection(place) else _lone_film(place) for place in places]
-    trees = [_tree(place, source) for place, source in zip(places, sources, strict=True)]
-    several = len({tree for tree in trees if tree is not None}) > 1
-
-    files: dict[str, tuple[Store, str]] = {}
-    records: dict[str, Record] = {}
-    for path, source, tree in zip(paths, sources, trees, strict=True):
-        if path in names:
-            (record,), name = source.records, names[path]
-            files[name] = source.store, record.path
-            records[name] = Record(name, name, name, -1)
-            continue
-        prefix = _prefix(source.root, root)
-        for record in source.records:
-            moved = _new_film(record, prefix, _prefix(tree, root) if tree is not None and several else "")
-            if moved.path in names.values():
-                raise InputError(
-                    f"{source.root / record.path}: {moved.path} is the name of a film in memory; rename it"
-                )
-            # A new film has no pixel truth, which is the last of a record's files.
-            files |= {new: (source.store, old) for new, old in zip(moved.files(), record.files(), strict=False)}
-            records.setdefault(moved.path, moved)
-    kinds = {source.kind for source in sources}
-    return Source(
-        name=sources[0].name if len(sources) == 1 else safe_name(root.name),
-        kind=kinds.pop() if len(kinds) == 1 else "folder",
-        root=root,
-        records=list(records.values()),
-        synthetic=any(source.synthetic for source in sources),
-        ignored=sum(source.ignored for source in sources),
-        store=Parts(files),
-    )
+def is_collection(place: Path) -> bool:
+    """Whether a path is a source of films, rather than a film."""
+    return place.is_dir() or place.suffix.lower() in (".zip", *TABLE_SUFFIXES)
 
 
-def _is_collection(place: Path) -> bool:
-    return place.is_dir() or place.suffix.lower() in (".zip", ".csv")
-
-
-def _lone_film(place: Path) -> Source:
-    """Make a source of one film, whatever its suffix: the reader decides whether it is one."""
-    store = Folder(place.parent)
-    store.find(place.name)
-    mura = MURA_FILM.fullmatch("/".join(place.parts[-3:]))
-    patient, study = (mura[1], f"{mura[1]}/{mura[2]}") if mura else identify(place.name)
-    record = Record(place.name, patient, study, -1)
-    drawn = mura is not None and _drawn_above(place.parent)
-    return Source(safe_name(place.stem), "folder", place.parent, [record], drawn, 0, store)
-
-
-def _tree(place: Path, source: Source) -> Path | None:
-    """Return the folder within which patients' names are unique; None where names are paths anyway."""
-    if _is_collection(place):
-        return source.root
-    record = source.records[0]
-    return None if record.patient == record.path else place.parents[2]
-
-
-def _prefix(place: Path, root: Path) -> str:
-    return "" if place == root else Path(os.path.relpath(place, root)).as_posix() + "/"
-
-
-def _new_film(record: Record, prefix: str, tree: str) -> Record:
-    """Move a record below `prefix`, its names below `tree`, and drop what is not known of new films."""
-    return Record(
-        path=prefix + record.path,
-        patient=(prefix if record.patient == record.path else tree) + record.patient,
-        study=(prefix if record.study == record.path else tree) + record.study,
-        label=-1,
-        box=record.box,
-        mask=None if record.mask is None else prefix + record.mask,
-    )
-
-
-def _list_films(path: Path, unlabelled: int | None) -> Source:
-    """Determine the kind of a source and list it; `unlabelled` None: labels do not matter."""
-    place = _existing(path)
-    if not _is_collection(place):
-        raise InputError(f"{path}: neither a folder nor a .zip nor a .csv")
-    if place.is_dir() and (place / MANIFEST).is_file():
-        place = place / MANIFEST
-    if place.suffix.lower() == ".csv":
-        folder = Folder(place.parent)
-        folder.find(place.name)
-        name = safe_name(place.parent.name if place.name == MANIFEST else place.stem)
-        return open_manifest(name, place.name, folder.root, folder)
-
-    name = safe_name(place.name if place.is_dir() else place.stem)
-    store: Folder | Archive
-    if place.is_dir():
-        store = Folder(place)
-        passed = store.walk()
-    else:
-        store, passed = Archive(place), 0
-    root = _enter_lone_folder(store)
-    if MANIFEST in store.sizes:
-        return open_manifest(name, MANIFEST, root, store)
-
-    names = sorted(store.sizes, key=natural_key)
-    films = [film for film in names if _is_film(film, store)]
-    if not films:
-        raise InputError(
-            f"{path}: no film among {counted(len(names), 'file')}; looked for {', '.join(sorted(SUFFIXES))}, DICOM "
-            f"files without a suffix, and {MANIFEST}"
-        )
-    kind, records = _records(films, store, root if place.is_dir() else None, unlabelled)
-    used = {file for record in records for file in record.files()}
-    known = sum(
-        file not in used and (PurePosixPath(file).name == SYNTHETIC or (kind == "mura" and is_mura_sidecar(file)))
-        for file in names
-    )
-    drawn = any(PurePosixPath(file).name == SYNTHETIC for file in names)
-    source = Source(
-        name=name,
-        kind=kind,
-        root=root,
-        records=records,
-        synthetic=drawn or (kind == "mura" and place.is_dir() and _drawn_above(root)),
-        ignored=passed + len(names) - len(used) - known,
-        store=store,
-    )
-    store.sizes = {file: store.sizes[file] for file in names if file in used}
-    return source
-
-
-def _records(films: list[str], store: Store, root: Path | None, unlabelled: int | None) -> tuple[Kind, list[Record]]:
-    """List films in the first layout that fits any of them; `root` None: in an archive."""
-    if records := mura_records(films, store, root):
-        return "mura", records
-    if records := class_records(films, store, strict=unlabelled is not None):
-        return "classes", records
-    if unlabelled is not None:
-        check_no_class_folders(films)
-    return "folder", [Record(film, *identify(film), -1 if unlabelled is None else unlabelled) for film in films]
-
-
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """Return where a path leads; `InputError` where there is nothing."""
     try:
         return path.resolve(strict=True)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or 'no such file or folder'}") from error
 
 
-def _is_film(name: str, store: Store) -> bool:
-    """Decide by the suffix; DICOM files often have none, or a number, and are recognized by their first bytes."""
-    suffix = film_suffix(name)
-    if suffix in SUFFIXES:
-        return True
-    if _ORDINARY_SUFFIX.fullmatch(suffix) or PurePosixPath(name).name == "DICOMDIR":
-        return False
-    return store.head(name, 132)[128:] == b"DICM"
+def list_source(path: Path, asked: Asked, *, follow_links: bool = False) -> Source:
+    """Determine the kind of a source and list it."""
+    place = existing(path)
+    if not is_collection(place):
+        raise InputError(f"{path}: neither a folder nor a .zip nor a .csv")
+    if place.is_dir() and (place / MANIFEST).is_file():
+        place = place / MANIFEST
+    if place.is_file() and place.suffix.lower() in TABLE_SUFFIXES:
+        return _open_table(place, asked, follow_links=follow_links)
+
+    name = safe_name(place.name if place.is_dir() else place.stem)
+    store: Folder | Archive
+    if place.is_dir():
+        store = Folder(place, follow_links=follow_links)
+        walk = store.walk()
+    else:
+        store, walk = Archive(place), Walk()
+    root = _enter_lone_folder(store)
+    if MANIFEST in store.sizes:
+        return _source(name, root, store, manifest_records([MANIFEST], root, store, asked), [], False)
+
+    listing = list_files(store, root, is_archive=isinstance(store, Archive))
+    if not listing.films:
+        raise InputError(f"{path}: {_nothing_in(listing)}")
+    found = _records(listing, asked)
+    _note_links(listing, walk, follow_links)
+    drawn = any(file.rpartition("/")[2] == SYNTHETIC for file in store.sizes)
+    drawn = drawn or (found.kind == "mura" and place.is_dir() and drawn_above(root))
+    return _source(name, root, store, found, _left_notes(listing, found), drawn)
+
+
+def drawn_above(folder: Path) -> bool:
+    """Look for the mark of synthetic films over part of a tree: above XR_HAND, a patient or a study."""
+    return any((above / SYNTHETIC).is_file() for above in folder.parents[:3])
+
+
+def _open_table(place: Path, asked: Asked, *, follow_links: bool) -> Source:
+    """Open a table that a user named: a data set's label file, or a manifest."""
+    name = safe_name(place.parent.name if place.name == MANIFEST else place.stem)
+    folder = Folder(place.parent, follow_links=follow_links)
+    folder.find(place.name)
+    root = folder.root
+    table = open_table(str(place), place.name, folder) if place.name != MANIFEST else None
+    if table is not None and is_label_file(table):
+        walked = Folder(place.parent, follow_links=follow_links)
+        walked.walk()
+        listing = list_files(walked, root, is_archive=False)
+        for reader in DATASETS.values():
+            if found := reader(listing, {place.name: table}):
+                return _source(name, root, walked, found, _left_notes(listing, found), False)
+    drawn = folder.find(SYNTHETIC)
+    return _source(name, root, folder, manifest_records([place.name], root, folder, asked), [], drawn)
+
+
+def _source(name: str, root: Path, store: Folder | Archive, found: Found, notes: list[str], synthetic: bool) -> Source:
+    """Make a source of what a reader found, in which nothing can be read but what its records name."""
+    synthetic = synthetic or (found.kind == "manifest" and store.find(SYNTHETIC))
+    used = {file for record in found.records for file in record.files()}
+    store.sizes = {file: store.sizes[file] for file in sorted(used, key=natural_key)}
+    return Source(name, found.kind, root, found.records, synthetic, tuple([*found.notes, *notes]), store)
+
+
+def _records(listing: Listing, asked: Asked) -> Found:
+    """List films in the first layout that fits any of them."""
+    tables = _tables(listing)
+    for reader in DATASETS.values():
+        if found := reader(listing, tables):
+            return found
+    if found := _by_table(listing, tables, asked):
+        return found
+    if found := mura_records(listing.films, listing.store, None if listing.is_archive else listing.root):
+        return found
+    identities, notes = identify_all(listing.films)
+    found = class_records(listing, asked, identities)
+    if found is None:
+        _refuse_doubtful(listing, tables, asked)
+        found = folder_records(listing, asked, identities)
+    found.notes += notes
+    return found
+
+
+def _refuse_doubtful(listing: Listing, tables: dict[str, Table], asked: Asked) -> None:
+    """Refuse a table beside unlabelled films that names them and seems to label them, in columns of other names."""
+    if listing.doubtful and asked.strict and not (asked.normal or asked.abnormal):
+        file = listing.doubtful[0]
+        raise InputError(
+            f"{listing.root / file}: names films and may label them, but no column is called label; there are: "
+            f"{', '.join(tables[file].columns[:20])}; call the one that says normal or abnormal label, or move it away"
+        )
+
+
+def _tables(listing: Listing) -> dict[str, Table]:
+    """Read the headings of tables at the top and in `annotations`, without those that are no text."""
+    tables = {}
+    for file in listing.tables():
+        if listing.store.sizes[file] > MAX_MANIFEST_BYTES:
+            continue
+        try:
+            table = open_table(f"{listing.root / file}", file, listing.store)
+        except InputError:
+            continue
+        if table is not None:
+            tables[file] = table
+    return tables
+
+
+def _by_table(listing: Listing, tables: dict[str, Table], asked: Asked) -> Found | None:
+    """Read the table beside the films that has their paths and labels; `InputError` where several could be it."""
+    finder = Finder(listing.store, listing.root)
+    sizes = dict(listing.store.sizes)
+    of_films = {file for file, table in tables.items() if "/" not in file and names_films(table, finder)}
+    listing.store.sizes = sizes
+    files = sorted(file for file in of_films if has_labels(tables[file]))
+    for file in sorted({*tables} - {*files} - {*PATH_FILES, *LABEL_FILES}):
+        why = "names films, but has no column of labels" if file in of_films else "has no column of films"
+        listing.notes.append(f"{file} is not read: it {why}")
+        listing.passed[film_suffix(file)] -= 1
+    if not files:
+        listing.doubtful = sorted(file for file in of_films if hints_at_labels(file, tables[file]))
+        return None
+    splits = [split_of(PurePosixPath(file).stem) for file in files]
+    if len(files) > 1 and (None in splits or len({*splits}) < len(splits)):
+        if not asked.strict:
+            return None
+        raise InputError(
+            f"{listing.root}: {', '.join(files)} each have paths and labels of films; name the one to read, or call "
+            f"one {MANIFEST}"
+        )
+    found = manifest_records(files, listing.root, listing.store, asked)
+    listing.store.sizes = sizes | listing.store.sizes
+    named = {record.path for record in found.records}
+    rest = sum(film not in named for film in listing.films)
+    found.notes.insert(0, f"labels from {', '.join(files)}, which lies beside the films")
+    if rest:
+        found.notes.append(f"{counted(rest, 'film')} not in {', '.join(files)}: left out")
+    if asked.strict:
+        _check_folders(listing, found, files)
+    return found
+
+
+def _check_folders(listing: Listing, found: Found, files: list[str]) -> None:
+    """Refuse a table that contradicts the class folders in which the films lie."""
+    identities, _ = identify_all(listing.films)
+    lenient = Asked(unlabelled=-1, strict=False)
+    folders = class_records(
+        Listing(listing.store, listing.root, True, listing.films, listing.masks), lenient, identities
+    )
+    by_folder = {record.path: record.label for record in folders.records} if folders else {}
+    for record in found.records:
+        if min(record.label, by_folder.get(record.path, -1)) >= 0 and record.label != by_folder[record.path]:
+            raise InputError(
+                f"{listing.root / files[0]}: {record.path} has label {record.label}, but lies in a folder of label "
+                f"{by_folder[record.path]}; correct one of them, or call the table {MANIFEST} to have it believed"
+            )
+
+
+def _left_notes(listing: Listing, found: Found) -> list[str]:
+    """Say what else lies in the source."""
+    for file in found.tables:
+        suffix = film_suffix(file)
+        listing.passed[suffix] -= file in listing.store.sizes and listing.passed[suffix] > 0
+    attached = {record.anomaly_mask for record in found.records if record.anomaly_mask and found.kind != "mura"}
+    said = [f"{counted(len(attached), 'mask')} of lesions found beside the films"] if attached else []
+    return [*said, *listing.notes, *passed_note(+listing.passed)]
+
+
+def _note_links(listing: Listing, walk: Walk, followed: bool) -> None:
+    if walk.unfollowed:
+        verb = "is" if walk.unfollowed == 1 else "are"
+        listing.notes.append(
+            f"{counted(walk.unfollowed, 'link')} {verb} not followed; --follow-links does, within the source"
+        )
+    if walk.unreadable_names:
+        number = counted(walk.unreadable_names, "file")
+        listing.notes.append(f"passed over {number} of which the name is not UTF-8: rename what should be read")
+    if walk.repeated:
+        listing.notes.append(f"{counted(walk.repeated, 'link')} to files listed already: passed over")
+    if walk.special:
+        verb = "file that is a broken link" if walk.special == 1 else "files that are broken links"
+        listing.notes.append(f"passed over {walk.special} {verb} or special")
+
+
+def _nothing_in(listing: Listing) -> str:
+    """Say why there is no film among some files."""
+    number = counted(len(listing.store.sizes), "file")
+    asides = "".join(f"; {note}" for note in (*listing.notes, *passed_note(listing.passed)))
+    looked_for = ", ".join(sorted(SUFFIXES))
+    return f"no film among {number}; looked for {looked_for}, DICOM files of any name, and {MANIFEST}{asides}"
 
 
 def _enter_lone_folder(store: Folder | Archive) -> Path:
@@ -238,8 +278,10 @@ def _enter_lone_folder(store: Folder | Archive) -> Path:
         if len(heads) != 1 or not all("/" in name[len(top) :] for name in store.sizes):
             break
         (head,) = heads
-        meaning = {*NORMAL, *ABNORMAL, *SPLITS}
-        if head.lower() in meaning or re.fullmatch(r"patient[0-9]+|study[0-9]+_\w+", head):
+        meaningful = meaning(head) or split_of(head) or not_films(head)
+        if meaningful or re.fullmatch(r"(patient|sub-|p)[0-9]+|study[0-9]+_\w+", head):
+            break
+        if any(f"{top}{head}/{file}" in store.sizes for file in RUN_FILES):
             break
         top += head + "/"
     store.sizes = {name[len(top) :]: size for name, size in store.sizes.items()}
@@ -248,11 +290,6 @@ def _enter_lone_folder(store: Folder | Archive) -> Path:
         return store.path
     store.root /= top
     return store.root
-
-
-def _drawn_above(folder: Path) -> bool:
-    """Look for the mark of synthetic films over part of a tree: above XR_HAND, a patient or a study."""
-    return any((above / SYNTHETIC).is_file() for above in folder.parents[:3])
 
 
 def _check_consistent(source: Source) -> None:

@@ -1,11 +1,9 @@
-"""What the path of a file says: its order among others, its patient, whether it leads out of the source."""
+"""What the path of a file says: its order among others, its suffix, whether it leads out of the source."""
 
 from __future__ import annotations
 
 import re
 from pathlib import PurePosixPath, PureWindowsPath
-
-_NAMED_PATIENT = re.compile(r"(?:^|/)(patient[0-9]+)(?:[/_-](study[0-9]+))?", re.IGNORECASE)
 
 
 def natural_key(path: str) -> str:
@@ -21,20 +19,6 @@ def natural_key(path: str) -> str:
 def safe_name(name: str) -> str:
     """Make a short name that is safe in file names."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:40] or "films"
-
-
-def identify(path: str) -> tuple[str, str]:
-    """Read patient and study from a path such as `patient7/study2/a.png` or `patient7_a.png`; else they are the path.
-
-    >>> identify("normal/patient7_study2_hand.png")
-    ('patient7', 'patient7/study2')
-    >>> identify("normal/a.png")
-    ('normal/a.png', 'normal/a.png')
-    """
-    match = _NAMED_PATIENT.search(path)
-    if match is None:
-        return path, path
-    return match[1], f"{match[1]}/{match[2]}" if match[2] else path
 
 
 def film_suffix(name: str) -> str:

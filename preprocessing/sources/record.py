@@ -7,12 +7,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from preprocessing.sources.storage import Store
 from preprocessing.where import INDEXED, chosen, label_names
 
-Kind = Literal["mura", "classes", "manifest", "folder"]
+Kind = str
+"""How a source is understood: "mura", "classes", "manifest", "folder", or the name of a data set (`datasets`)."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ class Source:
     name       short and safe for file names.
     root       the folder, or the archive; for a manifest the folder it is in.
     synthetic  a file `SYNTHETIC.txt` in the source (for a MURA tree also beside it) says that the films are drawn.
-    ignored    number of visible files that are neither films nor anything that belongs to them.
-    notes      what was guessed, dropped, passed over or cannot be known, one line each.
+    notes      what was guessed, dropped, passed over or cannot be known: a line each.
     """
 
     name: str
@@ -73,8 +72,7 @@ class Source:
     root: Path
     records: list[Record] = field(repr=False)
     synthetic: bool
-    ignored: int
-    notes: tuple[str, ...] = field(default=(), kw_only=True)
+    notes: tuple[str, ...]
     store: Store = field(repr=False)
 
     def read(self, relative: str) -> bytes:

@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -36,6 +37,10 @@ class Store(ABC):
         """Whether there is such a file; from then on it can be read."""
 
     @abstractmethod
+    def listing(self) -> Iterable[str]:
+        """Return the paths of every visible file there is, whether it may be read or not."""
+
+    @abstractmethod
     def stream(self, relative: str) -> IO[bytes]:
         """Open a file; damage raises OSError, zipfile.BadZipFile and the like."""
 
@@ -57,17 +62,52 @@ class Store(ABC):
             raise InputError(f"{relative}: cannot be read ({error})") from error
 
 
+@dataclass
+class Walk:
+    """What a walk through a folder did not list: links not followed, or to what is listed already, special files, and
+    files whose names are no text in the file system's encoding.
+    """
+
+    unfollowed: int = 0
+    repeated: int = 0
+    special: int = 0
+    unreadable_names: int = 0
+
+
 class Folder(Store):
     """Files below a folder."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, follow_links: bool = False) -> None:
         self.root = root.resolve()
         self.sizes = {}
+        self.follow_links = follow_links
 
-    def walk(self) -> int:
-        """List every visible file; return the number of links and special files skipped."""
-        passed, folders = 0, [self.root]
-        above = len(self.root.as_posix().rstrip("/")) + 1
+    def walk(self) -> Walk:
+        """List every visible file, so that it can be read.
+
+        Links are followed only with `follow_links`, and add nothing where they lead to what is listed already, as in a
+        loop. Raises `InputError` for a folder that cannot be listed, and for a link out to a film or a folder.
+        """
+        walk = Walk()
+        seen = {self.root}
+        links = self._list_below(self.root, walk, seen)
+        while links and self.follow_links:
+            place = links.pop()
+            target = place.resolve()
+            if target in seen or not any(is_hidden(part) for part in target.relative_to(self.root).parts):
+                walk.repeated += 1
+                continue
+            seen.add(target)
+            if target.is_dir():
+                links += self._list_below(place, walk, seen)
+            else:
+                self._list(str(place), target.stat().st_size, walk)
+        walk.unfollowed = len(links)
+        return walk
+
+    def _list_below(self, top: Path, walk: Walk, seen: set[Path]) -> list[Path]:
+        """List the files below `top`; return the links there to what lies in the source."""
+        folders, links = [top], []
         while folders:
             folder = folders.pop()
             try:
@@ -75,19 +115,48 @@ class Folder(Store):
             except OSError as error:
                 raise InputError(f"{folder}: cannot be listed ({error.strerror})") from error
             for entry in entries:
-                place = Path(entry.path)
                 if entry.is_symlink():
-                    wanted = place.is_dir() or (place.is_file() and film_suffix(entry.name) in SUFFIXES)
-                    if wanted and not self._within(place):
-                        raise InputError(f"{place}: a link out of the source; put the films themselves there")
-                    passed += 1
+                    place = Path(entry.path)
+                    is_film = place.is_file() and film_suffix(entry.name) in SUFFIXES
+                    if (place.is_dir() or is_film) and not self._within(place):
+                        raise InputError(
+                            f"{place}: a link out of the source; put the films themselves there, or name the folder "
+                            "that holds both"
+                        )
+                    if self._within(place) and place.exists():
+                        links.append(place)
+                    else:
+                        walk.special += 1
                 elif entry.is_dir():
+                    place = Path(entry.path)
+                    if top != self.root:  # reached by a link, and perhaps by another one
+                        if place.resolve() in seen:
+                            walk.repeated += 1
+                            continue
+                        seen.add(place.resolve())
                     folders.append(place)
                 elif entry.is_file():
-                    self.sizes[entry.path[above:].replace(os.sep, "/")] = entry.stat().st_size
+                    self._list(entry.path, entry.stat().st_size, walk)
                 else:
-                    passed += 1
-        return passed
+                    walk.special += 1
+        return sorted(links, reverse=True)
+
+    def _list(self, path: str, size: int, walk: Walk) -> None:
+        try:
+            path.encode()
+        except UnicodeEncodeError:  # bytes of another encoding, which neither a cache nor a table could hold
+            walk.unreadable_names += 1
+            return
+        self.sizes[path[len(self.root.as_posix().rstrip("/")) + 1 :].replace(os.sep, "/")] = size
+
+    def listing(self) -> list[str]:
+        """Return the paths of every visible file, not reached by a link."""
+        top = len(str(self.root)) + 1
+        found = []
+        for folder, folders, files in os.walk(self.root):
+            folders[:] = [name for name in folders if not is_hidden(name)]
+            found += [f"{folder}/{name}"[top:] for name in files if not is_hidden(name)]
+        return [name.replace(os.sep, "/") for name in found]
 
     def find(self, relative: str) -> bool:
         """Whether there is such a file, not reached by a link that leads out."""
@@ -150,6 +219,10 @@ class Archive(Store):
         _, self.sizes[relative] = self.members[self.top + relative]
         return True
 
+    def listing(self) -> list[str]:
+        """Return the paths of every file below the folder that was entered."""
+        return [name[len(self.top) :] for name in self.members if name.startswith(self.top)]
+
     def part(self, paths: Iterable[str]) -> Archive:
         """Return a store of these files alone."""
         chosen = copy.copy(self)
@@ -181,6 +254,10 @@ class Parts(Store):
     def find(self, relative: str) -> bool:
         """Whether it is one of the files chosen."""
         return relative in self.sizes
+
+    def listing(self) -> list[str]:
+        """Return the paths of the files chosen."""
+        return list(self.sizes)
 
     def part(self, paths: Iterable[str]) -> Parts:
         """Return a store of these files alone."""

@@ -1,0 +1,99 @@
+"""What decisions are taken on: a small 8-bit copy of a film, without frames and slopes; and the types of all steps."""
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[Any]  # (H, W) uint8 | uint16
+Mask = NDArray[np.bool_]  # (H, W)
+Matrix = NDArray[np.float64]  # (2, 3)
+Levels = NDArray[np.uint8]  # (h, w) the 8-bit reduced copy
+Corners = NDArray[np.float32]  # (4, 2) of (x, y)
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1; the last two exclusive
+
+REDUCED = 256  # pixels of the longer side on which carrier and limb are looked for
+BACKGROUND = 64  # the same for the background, which is smooth
+CONTRAST = 8  # levels of 255, stretched: what differs by less is one thing
+
+
+def reduced(film: Pixels, side: int = REDUCED) -> tuple[Levels, float]:
+    """Give an 8-bit copy of at most `side` pixels a side, with its scale.
+
+    Its levels are stretched, all but one in a thousand at either end: a few burnt pixels must not flatten the rest.
+    """
+    scale = min(1.0, side / max(film.shape))
+    if scale < 1:
+        size = max(1, round(film.shape[1] * scale)), max(1, round(film.shape[0] * scale))
+        film = cv2.resize(film, size, interpolation=cv2.INTER_AREA)
+    counts = np.cumsum(np.bincount(film.ravel()))
+    low, high = (int(np.searchsorted(counts, share * film.size, side="right")) for share in (0.001, 0.999))
+    levels = (film.astype(np.float32) - low) * (255 / max(1, high - low))
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8), scale
+
+
+def percentiles(levels: Pixels, shares: tuple[float, ...]) -> list[int]:
+    """Give the levels below which these shares of whole numbers lie, by counting: many times as fast as sorting.
+
+    >>> percentiles(np.array([3, 3, 5, 9], np.uint8), (0.25, 0.5, 0.75))
+    [3, 5, 9]
+    """
+    counts = np.cumsum(np.bincount(levels.ravel()))
+    return [int(level) for level in np.searchsorted(counts, [share * levels.size for share in shares], side="right")]
+
+
+def blurred(small: Levels) -> Levels:
+    """Smooth a reduced copy by about a pixel."""
+    return np.asarray(cv2.GaussianBlur(small, (0, 0), max(0.5, max(small.shape) / 170)), np.uint8)
+
+
+def otsu(levels: Levels) -> int | None:
+    """Give Otsu's level (the brighter part lies above it), or None for a flat film."""
+    if levels.size == 0 or levels.min() == levels.max():
+        return None
+    return int(cv2.threshold(levels.reshape(1, -1), 0, 255, cv2.THRESH_OTSU)[0])
+
+
+def flattened(levels: Levels) -> Levels:
+    """Take off the background that grows towards a side: exposure strips, vignettes, what is left of frames.
+
+    The background along a side is what nearly all of a line reaches, and no more than the lines between it and the side
+    do, so that a limb amid the film is none. Lines are mirrored at their ends: a strip may stop short of one of them.
+    At most half of the way to Otsu's level is taken off: where a limb fills the film from side to side, it stays.
+    """
+    scale = min(1.0, BACKGROUND / max(levels.shape))
+    size = max(1, round(levels.shape[1] * scale)), max(1, round(levels.shape[0] * scale))
+    coarse = np.asarray(cv2.resize(levels, size, interpolation=cv2.INTER_AREA), np.uint8)
+    level = otsu(coarse)
+    if level is None:
+        return levels
+    dark = float(np.median(coarse[coarse <= level]))
+    background = np.zeros_like(coarse)
+    for lines, found in ((coarse, background), (coarse.T, background.T)):
+        long = max(1, round(0.9 * lines.shape[1]))
+        mirrored = cv2.copyMakeBorder(np.ascontiguousarray(lines), 0, 0, long, long, cv2.BORDER_REFLECT)
+        opened = cv2.morphologyEx(mirrored, cv2.MORPH_OPEN, np.ones((1, long), np.uint8))[:, long:-long]
+        for inwards in (np.s_[:], np.s_[::-1]):
+            np.maximum(found[inwards], np.minimum.accumulate(opened[inwards]), out=found[inwards])
+    background = np.minimum(background, np.uint8((dark + level) / 2))
+    grown = cv2.resize(background, levels.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return np.asarray(cv2.subtract(levels, grown), np.uint8)
+
+
+def peeled(small: Levels, *, slopes: bool = False) -> tuple[Levels, slice, slice]:
+    """Peel off frames: what lies, near a side, beyond a step that most of a line takes; give what is left, where.
+
+    A step is steeper than what follows it further inwards: a slope of the background, on which fingertips may lie, is
+    none, unless `slopes` are to be peeled off too.
+    """
+    kept = []
+    for lines in (small.astype(np.int16), small.T.astype(np.int16)):
+        reach, further = len(lines) // 12, max(2, len(lines) // 32)  # an edge is no wider
+        cuts = []
+        for ends in (lines[: reach + further + 2], lines[: -reach - further - 3 : -1]):
+            rises = np.abs(np.median(ends[2:] - ends[:-2], axis=1))  # two lines apart, as an edge is blurred
+            steps = rises[:reach] > CONTRAST + (0 if slopes else rises[further : further + reach])
+            cuts.append(int(np.flatnonzero(steps).max(initial=-1)) + 1)
+        kept.append(slice(cuts[0], len(lines) - cuts[1]))
+    return small[kept[0], kept[1]], kept[0], kept[1]
