@@ -64,6 +64,9 @@ def _print(result: "ScoringResult", files: "Written") -> None:
 
     if result.evaluation is None:
         if result.selection.name == "new":
+            for note in result.notes if len(result) > 1 else ():
+                if note not in result.selection.notes:  # those are said before scoring
+                    say(note)
             films = [film.id for film in result.films]
             scores = [film.score for film in result.films]
             for line in flag_table(films, scores, result.main, result.threshold("film")):
