@@ -567,3 +567,27 @@ def test_a_trunk_is_left_whole():
     made = apply(Recipe(size=128), Film(np.clip(film, 0, 255).astype(np.uint8), 8), variants=("full",))
     kept = steps.warp_mask(trunk, made.matrices["crop"], (128, 128))
     assert (made.masks["full"] & kept).sum() > 0.9 * kept.sum()  # half of it, where bone alone is taken
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_ramp_has_no_border_and_so_no_field(turns, kind):
+    """Levels that fall away from a side as fast beyond a line as before it have no rim there, bright or dark."""
+    top = np.iinfo(kind).max
+    for across in (0.0, 0.1, 0.4):
+        rows, columns = np.mgrid[:96, :128]
+        ramp = np.rot90(np.rint(top * ((1 - across) * rows / 95 + across * columns / 127)).astype(kind), turns)
+        assert steps.find_field(ramp) is None
+
+
+@pytest.mark.parametrize("variant", ["raw", "crop"])
+def test_padding_leaves_tissue_the_levels_that_it_has_beside_black(variant):
+    """A film whose file names its padding, and the same film with black there and nothing named, are one film."""
+    pixels, exposed = shaded((96, 96)), np.zeros((96, 96), bool)
+    exposed[((np.mgrid[:96, :96] - 47.5) ** 2).sum(axis=0) < 40**2] = True  # round: no border is found
+    pixels[~exposed] = 0
+    recipe = Recipe(name="plain", size=96)
+    named = apply(recipe, Film(pixels, depth=8, polarity_known=True, exposed=exposed))
+    bare = apply(recipe, Film(pixels, depth=8, polarity_known=True))
+    assert (named.films[variant] == bare.films[variant]).all()
+    assert named.masks[variant].sum() == exposed.sum() and bare.masks[variant].all()
