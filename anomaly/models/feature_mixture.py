@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from anomaly.data.batch import Batch, Batches
 from anomaly.models.base import Detector, Prediction, Settings
@@ -21,7 +22,7 @@ from anomaly.models.pretrained import PACKAGED, named_file, packaged_file, publi
 from anomaly.nn.backbone import LEAST_SIZE, Backbone, BackboneName, Grid, block_count, resample, resampling
 from anomaly.nn.coreset import Coreset
 from anomaly.nn.filters import local_mean
-from anomaly.nn.mixture import GaussianMixture, k_means
+from anomaly.nn.mixture import StandardizedMixture, k_means
 from anomaly.nn.whitening import Whitening
 from preprocessing import InputError
 
@@ -41,7 +42,7 @@ WINDOW = 0.04
 """Standard deviation of the window of `levels=local`, as a share of the film's side."""
 DEVIATIONS = 3.0
 """Local standard deviations about the local mean that `levels=local` spreads over the whole range of levels."""
-TOP = {"top1": 0.01, "top01": 0.001}
+TOP = {"top50": 0.5, "mean": 1.0, "top1": 0.01, "top01": 0.001}
 """Score -> share of a film's cells, the most unusual, that it is the mean of."""
 
 
@@ -64,12 +65,15 @@ class FeatureMixtureConfig(Settings):
     """Principal components kept of the features, or all of them where there are no more."""
     kind: Literal["mixture", "nearest"] = "mixture"
     """What describes normal cells: a mixture of Gaussians, or a coreset and the distance to its nearest member."""
-    components: int = Field(default=400, ge=1, le=10_000)
+    components: int = Field(default=1000, ge=1, le=10_000)
     """Gaussians of the mixture."""
     shrinkage: float = Field(default=0.4, gt=0, le=1)
     """Share of the covariance of all cells in that of each Gaussian."""
     coreset: int = Field(default=2000, ge=1, le=10_000)
     """Members of the coreset of kind nearest."""
+    enlarge: int = Field(default=1, ge=1, le=4)
+    """Factor by which films are enlarged for the network: 2 suits films of 256 px and less, at four times the cost;
+    `stride` counts pixels of the enlarged film."""
     levels: Literal["raw", "local"] = "raw"
     """Gray levels that the network is given: the film's own (raw), or their distance to the local mean in local
     standard deviations (local; Gaussian window of 4 % of the side)."""
@@ -115,17 +119,17 @@ def _network(weights: str, backbone: BackboneName) -> BackboneName:
 class FeatureMixture(Detector):
     """A frozen backbone, the axes of its features, and the mixture or coreset of normal cells, all in buffers.
 
-    Scores of a film are pooled over the cells under its mask: `mean`, the 1 % and the .1 % most unusual ones (`top1`,
-    `top01`), and `max`.
+    Scores of a film are pooled over the cells under its mask: the mean of the more unusual half (`top50`), of all
+    (`mean`), of the most unusual 1 % and .1 % (`top1`, `top01`), and `max`.
     """
 
     Config = FeatureMixtureConfig
     presets: ClassVar = {
         "standard": {"epochs": 1, "augmentation": "none"},
-        "fast": {"epochs": 1, "augmentation": "none", "components": 100},
+        "fast": {"epochs": 1, "augmentation": "none", "components": 200},
     }
-    score_names = ("mean", *TOP, "max")
-    map_unit = "-2 log density"
+    score_names = (*TOP, "max")
+    map_unit = "standard deviations of normal cells"
 
     floor: Tensor  # () score of a cell at which maps begin
     seed: Tensor  # () int64 of what is drawn when the reference is fitted
@@ -134,9 +138,9 @@ class FeatureMixture(Detector):
         """Build the network, with random weights; `load_pretrained` takes up others. `size` is the films' side."""
         super().__init__()
         self.config, self.size = config, size
-        self.backbone = Backbone(config.network, config.block_list, config.stride, size)
+        self.backbone = Backbone(config.network, config.block_list, config.stride, size * config.enlarge)
         self.whitening = Whitening(config.axes, equal_spread=config.kind == "mixture")
-        self.normals = GaussianMixture() if config.kind == "mixture" else Coreset()
+        self.normals = StandardizedMixture() if config.kind == "mixture" else Coreset()
         self.register_buffer("floor", torch.zeros(()))
         self.register_buffer("seed", torch.randint(2**31, ()))
 
@@ -192,13 +196,19 @@ class FeatureMixture(Detector):
 
     @property
     def _pixels(self) -> Grid:
-        return Grid(1, 0.0, self.size)
+        """The film's own pixels, in those of the film as the network sees it."""
+        factor = self.config.enlarge
+        return Grid(factor, (factor - 1) / 2, self.size)
 
     def _features(self, film: Tensor, mask: Tensor, inside: Tensor) -> Tensor:
         """Return the features of a film's cells: (1, S, S), its mask, (G, G) bool -> (M, C), row by row."""
         if self.config.levels == "local":
             film = _local_levels(film[None], mask[None], WINDOW * self.size)[0]
-        features: Tensor = self.backbone(film[None])
+        shown = film[None]
+        if self.config.enlarge > 1:
+            factor = float(self.config.enlarge)
+            shown = interpolate(shown, scale_factor=factor, mode="bilinear", align_corners=False)
+        features: Tensor = self.backbone(shown)
         return features[inside.flatten()]
 
     def _normal_features(self, normals: Batches) -> Iterator[Tensor]:
@@ -224,18 +234,19 @@ class FeatureMixture(Detector):
             for index, features in enumerate(self._normal_features(normals))
         ]
         generator = torch.Generator().manual_seed(int(self.seed))
-        if isinstance(self.normals, GaussianMixture):
+        if isinstance(self.normals, StandardizedMixture):
             sample = self._sample(kept, CLUSTERED, self.config.components * LEAST_CELLS)
-            means = k_means(sample, self.config.components, generator)
+            means = k_means(torch.cat(sample), self.config.components, generator)
             whole = kept if step == 1 else (self.whitening(own) for own in self._normal_features(normals))
-            self.normals.fit(means, whole, self.config.shrinkage)
+            self.normals.fit(means, whole, sample, normals.films, self.config.shrinkage)
         else:
-            self.normals.fit(self._sample(kept, COVERED, self.config.coreset), self.config.coreset, generator)
+            covered = torch.cat(self._sample(kept, COVERED, self.config.coreset))
+            self.normals.fit(covered, self.config.coreset, generator)
         some = kept[:: max(1, len(kept) // WHITENED)]
         self.floor = torch.quantile(torch.cat([self.normals(cells) for cells in some if len(cells)]), FLOOR)
 
-    def _sample(self, kept: list[Tensor], most: int, least: int) -> Tensor:
-        """Return `most` of the cells at most, taken evenly; fewer than `least` of them are refused."""
+    def _sample(self, kept: list[Tensor], most: int, least: int) -> list[Tensor]:
+        """Return `most` of the cells at most, taken evenly, film by film; fewer than `least` of them are refused."""
         total = sum(map(len, kept))
         if total < least:
             name = "components" if self.config.kind == "mixture" else "coreset"
@@ -244,14 +255,15 @@ class FeatureMixture(Detector):
                 f"{getattr(self.config, name)} need {least}: lower --set {name}=, or take more or larger films"
             )
         step = math.ceil(total / most)
-        return torch.cat([cells[index % step :: step] for index, cells in enumerate(kept)])
+        return [cells[index % step :: step] for index, cells in enumerate(kept)]
 
     # --- scores ---
 
     def predict(self, batch: Batch, *, maps: bool = False) -> Prediction:
         """Return the pooled scores of each film; the map is the cells' score above that of the most usual ones.
 
-        A cell's score is -2 log density of its likeliest Gaussian, up to a constant, or its distance to the coreset.
+        A cell's score is -2 log density of its likeliest Gaussian, standardized by those of normal cells of its kind
+        (`StandardizedMixture`), or its distance to the coreset.
         The map begins at the score that 1 % of normal cells are below, and is interpolated between the cells.
         """
         pooled: dict[str, list[Tensor]] = {name: [] for name in self.score_names}
@@ -278,7 +290,7 @@ def _pool(cells: Tensor) -> dict[str, Tensor]:
     """Return the scores of a film from those of its cells: (M,) -> name -> ()."""
     falling = cells.sort(descending=True).values
     top = {name: falling[: max(1, round(share * len(cells)))].mean() for name, share in TOP.items()}
-    return {"mean": cells.mean(), **top, "max": falling[0]}
+    return {**top, "max": falling[0]}
 
 
 def _local_levels(film: Tensor, mask: Tensor, sigma: float) -> Tensor:

@@ -18,6 +18,10 @@ NEAREST = 4
 """Components whose density is computed for a cell: one of the four with the nearest means has the greatest."""
 CHUNK = 2**15
 """Cells whose distances to all means are in memory at a time."""
+FOLDS = 4
+"""Of the cross-validation that scores are standardized by."""
+LEAST_OF_KIND, LEAST_SPREAD = 30, 0.3
+"""Held-out cells that a kind needs for figures of its own; its least spread, as a share of that of all cells."""
 
 
 def nearest_means(cells: Tensor, means: Tensor, count: int) -> Tensor:
@@ -67,6 +71,13 @@ class Moments:
                     self.second[k] += own.T @ own
             self.number += numbers
 
+    def plus(self, other: "Moments", sign: int = 1) -> "Moments":
+        """Return the moments of these cells and others about the same centers; with sign -1, of these without them."""
+        result = Moments(self.centers, second=len(self.second) > 0)
+        for name in ("number", "first", "second"):
+            setattr(result, name, getattr(self, name) + sign * getattr(other, name))
+        return result
+
     def means(self) -> Tensor:
         """Return the mean of each cluster that has cells, (K', A)."""
         seen = self.number > 0
@@ -97,16 +108,14 @@ class GaussianMixture(Fitted):
 
     fitted: ClassVar = ("means", "factors", "constants")
 
-    def fit(self, means: Tensor, cells: Iterable[Tensor], shrinkage: float) -> None:
-        """Fit a component about each of `means` (K, A) to the cells nearest to it, a pass over `cells`, each (M, A).
+    def fit(self, moments: Moments, shrinkage: float) -> None:
+        """Take a component about each center that has cells.
 
         A covariance becomes (1 - shrinkage) of itself + shrinkage of the identity, 0 < shrinkage <= 1.
         """
-        moments = Moments(means)
-        for some in cells:
-            moments.add(some)
         covariance = moments.covariances()
-        identity = torch.eye(means.shape[1], dtype=torch.float64, device=means.device)
+        axes = moments.centers.shape[1]
+        identity = torch.eye(axes, dtype=torch.float64, device=moments.centers.device)
         root = torch.linalg.cholesky((1 - shrinkage) * covariance + shrinkage * identity)
         share = moments.number[moments.number > 0] / moments.number.sum()
         self.means = moments.means()
@@ -133,3 +142,78 @@ class GaussianMixture(Fitted):
         score = torch.empty_like(whitened[:, 0])
         score[order] = whitened.square().sum(dim=1) + self.constants[owner]
         return score.view(-1, count).amin(dim=1)
+
+
+class StandardizedMixture(Fitted):
+    """A mixture whose scores say how unusual a cell is for its kind, the component with the nearest mean.
+
+    Some kinds of structure are rarer or more varied than others, so that their densities are low on every film: without
+    this, the fingertips and joints of normal hands score above what is wrong in a bone. Each kind's scores are
+    standardized by those of normal cells of that kind, from mixtures that were fitted without their films.
+    """
+
+    expected: Tensor  # (K,) mean score of held-out normal cells of each kind
+    spread: Tensor  # (K,) and its standard deviation
+
+    fitted: ClassVar = ("expected", "spread")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixture = GaussianMixture()
+
+    def fit(
+        self, means: Tensor, cells: Iterable[Tensor], held_out: Iterable[Tensor], films: int, shrinkage: float
+    ) -> None:
+        """Fit a component about each of `means` (K, A), and what its cells score in cross-validation.
+
+        cells     of each of `films` films, (M, A): one pass. Films of one patient follow each other: folds are
+                  consecutive films, so that they hardly share patients.
+        held_out  the same cells or some of them, film by film: another pass, no two folds at a time.
+        shrinkage as in `GaussianMixture.fit`
+        """
+        folds = min(FOLDS, films)
+        parts = [Moments(means) for _ in range(folds)]
+        for index, some in enumerate(cells):
+            parts[index * folds // films].add(some)
+        total = parts[0]
+        for part in parts[1:]:
+            total = total.plus(part)
+        self.mixture.fit(total, shrinkage)
+        count = len(self.mixture.means)
+        sums = torch.zeros(3, count, dtype=torch.float64, device=means.device)  # of 1, the score and its square
+        fold, rest = -1, GaussianMixture()
+        for index, some in enumerate(held_out):
+            if index * folds // films != fold:
+                fold = index * folds // films
+                rest.fit(total.plus(parts[fold], -1) if folds > 1 else total, shrinkage)
+            if len(some):
+                score = rest(some).double()
+                powers = torch.stack([torch.ones_like(score), score, score.square()])
+                sums.index_add_(1, self._kinds(some), powers)
+        self.expected, self.spread = _standards(sums)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """Return by how many standard deviations of normal cells of their kind cells are unusual: (M, A) -> (M,).
+
+        One film at a time, as in `GaussianMixture`.
+        """
+        self.check_fitted()
+        kind = self._kinds(cells)
+        score: Tensor = (self.mixture(cells) - self.expected[kind]) / self.spread[kind]
+        return score
+
+    def _kinds(self, cells: Tensor) -> Tensor:
+        return nearest_means(cells, self.mixture.means, 1)[:, 0]
+
+
+def _standards(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each kind from its sums of 1, score and square, (3, K): each (K,)."""
+    number, first, second = sums
+    all_number, all_first, all_second = sums.sum(dim=1)
+    mean = all_first / all_number
+    deviation = (all_second / all_number - mean.square()).clamp(min=0).sqrt()
+    enough = number >= LEAST_OF_KIND
+    expected = torch.where(enough, first / number.clamp(min=1), mean)
+    spread = (second / number.clamp(min=1) - expected.square()).clamp(min=0).sqrt()
+    spread = torch.where(enough, spread, deviation).clamp(min=LEAST_SPREAD * float(deviation) + 1e-6)
+    return expected.float(), spread.float()
