@@ -381,6 +381,7 @@ def test_too_few_normal_cells_are_refused(normal: Films, more: dict[str, Any], m
         ("blocks=2,16", "lite0 has blocks 0 to 15"),
         ("blocks=two", "--set blocks=two"),
         ("stride=6", "a cell has 4, 8, 16, 32 px"),
+        ("neighborhood=2", "an odd number of cells"),
         ("size=24", "with lite0 takes films of 32 px and more"),
         ("shrinkage=0", "greater than 0"),
     ],
@@ -388,6 +389,16 @@ def test_too_few_normal_cells_are_refused(normal: Films, more: dict[str, Any], m
 def test_settings_that_make_no_sense_are_refused(cache: Cache, setting: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         prepare(plan(cache, "weights=none", setting))
+
+
+def test_a_cell_is_averaged_over_its_neighbors_within_the_film() -> None:
+    model = model_of(neighborhood=3)
+    features = torch.arange(64.0)[:, None].expand(-1, 2)  # 8 x 8 cells
+    inside = torch.zeros(8, 8, dtype=torch.bool)
+    inside[0, 0] = inside[4, 4] = True
+    corner, middle = (0 + 1 + 8 + 9) / 4, 4 * 8 + 4
+    assert model.gather(features, inside).tolist() == [[corner] * 2, [middle] * 2]
+    assert torch.equal(model_of(neighborhood=1).gather(features, inside), features[inside.flatten()])
 
 
 def test_features_are_those_of_the_blocks() -> None:
