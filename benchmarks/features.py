@@ -26,7 +26,8 @@ from anomaly.evaluation.ranking import roc_auc
 from anomaly.formatting import markdown
 from anomaly.models.feature_mixture import FeatureMixture, FeatureMixtureConfig, pool
 from anomaly.nn.backbone import channel_count
-from anomaly.pipeline.plan import Plan, Prepared, prepare
+from anomaly.pipeline.options import Plan
+from anomaly.pipeline.plan import Prepared, prepare
 from preprocessing import InputError
 
 CPU = torch.device("cpu")

@@ -64,13 +64,13 @@ class FeatureMixtureConfig(Settings):
     """Pixels from cell to cell: 4, 8, 16 or 32. Coarser maps are interpolated, finer ones averaged."""
     axes: int = Field(default=96, ge=1, le=1024)
     """Principal components kept of the features, or all of them where there are no more."""
-    neighborhood: int = Field(default=3, ge=1, le=31)
+    neighborhood: int = Field(default=5, ge=1, le=31)
     """Cells a side of the square that a cell's features are averaged over, an odd number; 1 averages nothing."""
     kind: Literal["mixture", "nearest"] = "mixture"
     """What describes normal cells: a mixture of Gaussians, or a coreset and the distance to its nearest member."""
     components: int = Field(default=400, ge=1, le=10_000)
     """Gaussians of the mixture."""
-    shrinkage: float = Field(default=0.4, gt=0, le=1)
+    shrinkage: float = Field(default=0.3, gt=0, le=1)
     """Share of the covariance of all cells in that of each Gaussian."""
     coreset: int = Field(default=2000, ge=1, le=10_000)
     """Members of the coreset of kind nearest."""
@@ -138,7 +138,9 @@ class NormalCells(Protocol):
 
 
 class FeatureMixture(Detector):
-    """A frozen backbone, the axes of its features, and the mixture or coreset of normal cells, all in buffers.
+    """Frozen features, and how unusual those of each cell are among the cells of normal films; nothing is trained.
+
+    Network, axes of the features, and the mixture or coreset are all buffers, saved with a run.
 
     Scores of a film are pooled over the cells under its mask: `mean`, the 1 % and the .1 % most unusual ones (`top1`,
     `top01`), and `max`.
@@ -162,6 +164,8 @@ class FeatureMixture(Detector):
         self.backbone = Backbone(config.network, config.block_list, config.stride, size)
         self.whitening = Whitening(config.axes, equal_spread=config.kind == "mixture")
         self.normals = GaussianMixture() if config.kind == "mixture" else Coreset()
+        if config.kind == "nearest":
+            self.map_unit = "distance"  # type: ignore[misc]
         self.register_buffer("floor", torch.zeros(()))
         self.register_buffer("seed", torch.randint(2**31, ()))
 
