@@ -21,7 +21,7 @@ CHUNK = 2**15
 FOLDS = 4
 """Of the cross-validation that scores are standardized by."""
 LEAST_OF_KIND, LEAST_SPREAD = 30, 0.3
-"""Held-out cells that a kind needs for figures of its own; its least spread, as a share of that of all cells."""
+"""Held-out cells that a kind needs for figures of its own; its least spread, as a share of the usual one."""
 
 
 def nearest_means(cells: Tensor, means: Tensor, count: int) -> Tensor:
@@ -108,11 +108,18 @@ class GaussianMixture(Fitted):
 
     fitted: ClassVar = ("means", "factors", "constants")
 
-    def fit(self, moments: Moments, shrinkage: float) -> None:
-        """Take a component about each center that has cells.
+    def fit(self, means: Tensor, cells: Iterable[Tensor], shrinkage: float) -> None:
+        """Fit a component about each of `means` (K, A) to the cells nearest to it, a pass over `cells`, each (M, A).
 
         A covariance becomes (1 - shrinkage) of itself + shrinkage of the identity, 0 < shrinkage <= 1.
         """
+        moments = Moments(means)
+        for some in cells:
+            moments.add(some)
+        self.take(moments, shrinkage)
+
+    def take(self, moments: Moments, shrinkage: float) -> None:
+        """Take the components whose cells have these moments."""
         covariance = moments.covariances()
         axes = moments.centers.shape[1]
         identity = torch.eye(axes, dtype=torch.float64, device=moments.centers.device)
@@ -178,14 +185,14 @@ class StandardizedMixture(Fitted):
         total = parts[0]
         for part in parts[1:]:
             total = total.plus(part)
-        self.mixture.fit(total, shrinkage)
+        self.mixture.take(total, shrinkage)
         count = len(self.mixture.means)
         sums = torch.zeros(3, count, dtype=torch.float64, device=means.device)  # of 1, the score and its square
         fold, rest = -1, GaussianMixture()
         for index, some in enumerate(held_out):
             if index * folds // films != fold:
                 fold = index * folds // films
-                rest.fit(total.plus(parts[fold], -1) if folds > 1 else total, shrinkage)
+                rest.take(total.plus(parts[fold], -1) if folds > 1 else total, shrinkage)
             if len(some):
                 score = rest(some).double()
                 powers = torch.stack([torch.ones_like(score), score, score.square()])
@@ -209,11 +216,9 @@ class StandardizedMixture(Fitted):
 def _standards(sums: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each kind from its sums of 1, score and square, (3, K): each (K,)."""
     number, first, second = sums
-    all_number, all_first, all_second = sums.sum(dim=1)
-    mean = all_first / all_number
-    deviation = (all_second / all_number - mean.square()).clamp(min=0).sqrt()
     enough = number >= LEAST_OF_KIND
-    expected = torch.where(enough, first / number.clamp(min=1), mean)
-    spread = (second / number.clamp(min=1) - expected.square()).clamp(min=0).sqrt()
-    spread = torch.where(enough, spread, deviation).clamp(min=LEAST_SPREAD * float(deviation) + 1e-6)
-    return expected.float(), spread.float()
+    expected = torch.where(enough, first / number.clamp(min=1), first.sum() / number.sum())
+    within = (second - first.square() / number.clamp(min=1)).clamp(min=0)  # (K,) sum of squared distances from the mean
+    usual = (within.sum() / number.sum()).sqrt()
+    spread = torch.where(enough, (within / number.clamp(min=1)).sqrt(), usual)
+    return expected.float(), spread.clamp(min=LEAST_SPREAD * float(usual) + 1e-6).float()
