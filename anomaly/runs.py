@@ -316,8 +316,11 @@ class Run:
         write_atomic(self.path / name, content)
         return self.path / name
 
-    def read(self, name: str, kind: type[M]) -> M:
-        """Return a JSON file of the folder as its record; raises InputError where it is missing or damaged."""
+    def read(self, name: str, kind: type[M], remake: str = "") -> M:
+        """Return a JSON file of the folder as its record; raises InputError where it is missing, damaged or older.
+
+        remake  the command that makes it anew; without one, only training does.
+        """
         path = self.path / name
         try:
             return kind.model_validate_json(path.read_bytes())
@@ -325,7 +328,8 @@ class Run:
             reason = error.strerror or str(error)
         except ValidationError as error:
             reason = first_error(error)
-        raise InputError(f"{path} can't be read ({reason}); delete {self.path} and train again")
+        remedy = f"run `{remake}` to make it again" if remake else f"delete {self.path} and train again"
+        raise InputError(f"{path} can't be read ({reason}); {remedy}")
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from anomaly.evaluation.cohort import Cohort, ScoredCohort, group
 from anomaly.evaluation.evaluation import Evaluation, evaluate
 from anomaly.evaluation.figures import UNITS, EvaluationSettings, Metrics
 from anomaly.evaluation.histogram import StreamingHistogram
-from anomaly.evaluation.pixels import PixelRanking
+from anomaly.evaluation.localization import LocalizationRanking
 from anomaly.evaluation.ranking import average_precision, roc_auc, roc_curve
 from anomaly.formatting import markdown, number
 from anomaly.reporting.text import kind_table, score_table, summary
@@ -326,14 +326,16 @@ def test_evaluate_without_labels_has_no_figures():
 
 
 def test_metrics_are_read_back_as_written_and_leave_out_what_was_not_asked():
-    plain = evaluated(pixel=PixelRanking().figures(), run="runs/cae-1", command="anomaly score runs/cae-1").figures
+    plain = evaluated(
+        localization=LocalizationRanking().figures(resamples=10), run="runs/cae-1", command="anomaly score runs/cae-1"
+    ).figures
     classified = evaluated(
         main="mean_grey", chosen_on=9, thresholds={unit: {"mean_grey": 0.4} for unit in UNITS}
     ).figures
     for figures in (plain, classified):
         assert Metrics.model_validate_json(to_json(figures.to_data())) == figures
     data = plain.to_data()
-    assert "classes" not in data and "chosen_on" not in data and data["pixel"]["roc_auc"] is None
+    assert "classes" not in data and "chosen_on" not in data and data["localization"]["roc_auc"] is None
     assert "threshold" not in data["study"]["mse"] and "against" not in data["film"]["mean_grey"]
     assert set(data["finding"]["fracture"]["mse"]) == {
         "roc_auc", "roc_auc_interval", "n", "n_abnormal", "n_patients", "prevalence",
@@ -359,37 +361,6 @@ def test_patients_are_resampled_once_a_unit():
 # ------------------------------------------------------------------------------------------------------------- pixels
 
 
-def pixels(maps):
-    ranking = PixelRanking()
-    for film in maps:
-        ranking.add(*film)
-    return ranking.figures()
-
-
-def test_pixel_figures_from_the_stream_are_the_exact_ones():
-    random = np.random.default_rng(2)
-    maps = []
-    for side in (20, 31):
-        truth, mask = random.random((side, side)) < 0.1, random.random((side, side)) < 0.8
-        maps.append(((random.integers(0, 200, (side, side)) + 60.0 * truth) * 1e-5, truth, mask))
-    result = pixels(maps)
-    values, truths = (np.concatenate([film[i][film[2]] for film in maps]) for i in (0, 1))
-    assert result.roc_auc == pytest.approx(roc_auc_score(truths, values))
-    assert result.ap == pytest.approx(average_precision_score(truths, values))
-    single = [roc_auc_score(truth[mask], values[mask]) for values, truth, mask in maps]
-    assert result.film_roc_auc == pytest.approx(np.mean(single))
-    assert (result.n_films, result.n_pixels, result.prevalence) == (2, len(values), truths.mean())
-
-
-def test_films_without_a_lesion_count_among_the_pixels_alone():
-    ones = np.ones((2, 2), bool)
-    lesion = np.array([[True, False], [False, False]])
-    result = pixels([(lesion * 2.0, lesion, ones), (ones * 1.0, ~ones, ones)])
-    assert (result.n_films, result.film_roc_auc, result.roc_auc) == (1, 1, 1)
-    empty = pixels([])
-    assert empty.roc_auc is None and empty.prevalence is None
-
-
 @given(st.lists(st.floats(2.0**-100, 2.0**100, width=32), min_size=1, max_size=50), st.floats(0.01, 1))
 def test_histogram_finds_quantiles_within_its_bins(values, q):
     histogram = StreamingHistogram()
@@ -407,11 +378,6 @@ def test_histogram_refuses_what_no_map_holds():
         histogram.quantile(0.5)
     histogram.add(np.array([0.0, -0.0]))
     assert histogram.quantile(1.0) == 0
-
-
-def test_maps_and_ground_truths_are_of_one_shape():
-    with pytest.raises(ValueError, match=r"map \(2, 2\), ground truth \(2, 3\) and mask \(2, 2\) must have one shape"):
-        PixelRanking().add(np.zeros((2, 2)), np.zeros((2, 3), bool), np.zeros((2, 2), bool))
 
 
 def test_tables_have_a_row_for_every_score_or_kind():

@@ -32,7 +32,8 @@ from anomaly.evaluation.figures import (
     Reliability,
     Unit,
 )
-from anomaly.formatting import with_interval
+from anomaly.evaluation.localization import LocalizationRanking
+from anomaly.formatting import number, with_interval
 from anomaly.models.base import Detector, Prediction, Settings
 from anomaly.pipeline.open_run import OpenRun, open_run
 from anomaly.pipeline.results import write_page, write_results
@@ -510,3 +511,35 @@ def test_a_run_without_maps_has_a_page_that_says_so(run, tmp_path) -> None:
     write_page(replace(mine, calibration=bare))
     html = (mine.run.path / "report.html").read_text()
     assert "This model draws no heatmap" in html and 'data-layer="heatmap"' not in html
+
+
+def test_heatmaps_are_measured_on_a_section_of_their_own_or_one_line_says_why_not():
+    ranking, random = LocalizationRanking(), np.random.default_rng(5)
+    for patient in range(6):
+        lesion = np.zeros((64, 64), bool)
+        lesion[10 + patient : 20, 12:30] = True
+        values = random.random((64, 64)) + 0.5 * lesion
+        ranking.add(
+            values, lesion, np.ones_like(lesion), patient=str(patient), finding=EVIL if patient % 2 else "lytic"
+        )
+    measured = ranking.figures(resamples=50)
+
+    def shown(localization):
+        made = evaluation()
+        update = {"localization": localization}
+        return report.render_report(context(evaluation=replace(made, figures=made.figures.model_copy(update=update))))
+
+    page = shown(measured)
+    parts = page[page.index('<h2 id="localization">') : page.index('<h2 id="figures">')]
+    for name in ("aupro_30", "aupro_05", "ap", "roc_auc", "f1_max", "best_dice", "peak_in_lesion", "froc_mean"):
+        value, limits = measured.value(name)
+        assert f"<b>{number(value)}</b>" in parts and number(limits[0]) in parts, name
+    assert "FROC, mean" in parts and "finding lytic" in parts and "size large" in parts and "optimistic" in parts
+    assert "ground truth: masks" in parts and EVIL not in parts
+    assert 'href="#localization"' in page
+
+    empty = LocalizationRanking()
+    empty.add(np.ones((4, 4)), None, np.ones((4, 4), bool), patient="a")
+    reason = "No pixel figures: none of the 1 abnormal film has a mask or boxes."
+    assert reason in shown(empty.figures(resamples=2))
+    assert 'id="localization"' not in shown(None)

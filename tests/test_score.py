@@ -26,7 +26,9 @@ from anomaly.pipeline.heatmaps import write_heatmaps
 from anomaly.pipeline.open_run import open_run, run_cache_and_split, run_films
 from anomaly.pipeline.options import HeatmapOptions, Plan, ScoreOptions
 from anomaly.pipeline.plan import prepare
+from anomaly.pipeline.scoring import score_selection
 from anomaly.pipeline.selection import new_films, recorded_films
+from anomaly.reporting.text import summary
 from anomaly.runs import Run, RunSettings, read_csv
 from anomaly.training.config import EpochReport
 from anomaly.training.weights import load_best_checkpoint
@@ -109,7 +111,7 @@ def test_scoring_writes_films_studies_patients_and_figures(run: Run, tested: Fil
         for name in ("mse", "mse_topk", "mean_grey", "minus_std"):
             low, high = figures[level][name]["roc_auc_interval"]
             assert low <= figures[level][name]["roc_auc"] <= high
-    assert figures["synthetic"] is True and figures["pixel"]["n_films"] > 0
+    assert figures["synthetic"] is True and figures["localization"]["n_films"] > 0
     threshold = read_calibration(run).thresholds["mean"]["film"]["mse"]
     assert figures["film"]["mse"]["threshold"]["threshold"] == threshold
     assert [row["flagged"] for row in rows] == [str(int(float(row["mse"]) >= threshold)) for row in rows]
@@ -301,6 +303,44 @@ def test_a_damaged_calibration_is_named(run: Run, tmp_path: Path) -> None:
     (tmp_path / "copy/calibration.json").write_text("{")
     with pytest.raises(InputError, match=r"calibration.json can't be read"):
         score_verb(score_options(tmp_path / "copy"))
+
+
+def test_a_map_that_is_not_finite_names_its_film(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    selection, opened = recorded_films(run, "test", None), open_run(run, CPU)
+    predict_one = type(opened.model).predict
+
+    def broken(self: Any, batch: Any, *, maps: bool = False) -> Any:
+        prediction = predict_one(self, batch, maps=maps)
+        return replace(prediction, map=prediction.map * float("nan"))
+
+    monkeypatch.setattr(type(opened.model), "predict", broken)
+    with pytest.raises(InputError, match=r"the map of .*\.png is not finite; the training diverged"):
+        score_selection(opened, selection)
+
+
+def test_films_without_ground_truth_get_no_pixel_figures_but_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    selection = recorded_films(run, "test", None)
+    films = selection.films
+    monkeypatch.setitem(films.cache.index, "truth", np.zeros(len(films.cache), bool))
+    result = score_selection(open_run(run, CPU), selection)
+    assert result.figures is not None and result.figures.localization is not None
+    abnormal = int((films.label == 1).sum())
+    assert result.figures.localization.n_unmarked == abnormal and result.figures.localization.n_lesions == 0
+    line = f"no pixel figures: none of the {abnormal} abnormal films has a mask or boxes"
+    assert line in summary(result.figures)
+
+
+def test_figures_of_an_older_version_name_the_command_that_makes_them_again(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "copy")
+    scored(Run(tmp_path / "copy"), tmp_path / "copy")
+    file = tmp_path / "copy/metrics.json"
+    older = json.loads(file.read_text())
+    older["pixel"] = {"roc_auc": 0.5}
+    file.write_text(json.dumps(older))
+    with pytest.raises(InputError, match=r"metrics\.json can't be read \(pixel: .*\); run `anomaly score .*copy`"):
+        anomaly.load(tmp_path / "copy").figures  # noqa: B018
 
 
 def test_another_cache_is_refused(run: Run) -> None:

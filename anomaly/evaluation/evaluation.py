@@ -14,8 +14,8 @@ from anomaly.evaluation.figures import (
     Difference,
     Interval,
     KindFigures,
+    LocalizationFigures,
     Metrics,
-    PixelFigures,
     ScoreFigures,
     Unit,
 )
@@ -35,7 +35,7 @@ def evaluate(
     *,
     main: str,
     thresholds: Mapping[Unit, Mapping[str, float]] | None = None,
-    pixel: PixelFigures | None = None,
+    localization: LocalizationFigures | None = None,
     chosen_on: int | None = None,
     run: str = "",
     command: str = "",
@@ -44,7 +44,7 @@ def evaluate(
 
     main        the score that flags, ranks and is reported first.
     thresholds  unit -> score -> value from which films (studies, patients) are flagged, found on validation films.
-    pixel       figures of the heatmaps, where there is ground truth for pixels.
+    localization  figures of the heatmaps, where there are any.
     chosen_on   how many labelled validation films chose the thresholds, where the main score is the probability of
                 being abnormal: it is then evaluated as a classifier too, and must lie in [0, 1].
     run, command  where the figures come from, for the record.
@@ -81,7 +81,7 @@ def evaluate(
         unknown_patients=cohort.unknown_patients,
         films=len(cohort.film),
         columns={name: _by_value(scored, values) for name, values in cohort.columns.items()},
-        pixel=pixel,
+        localization=localization,
         classes=None if chosen_on is None else _classifier(scored, main, chosen),
         chosen_on=chosen_on,
     )

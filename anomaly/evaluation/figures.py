@@ -20,6 +20,7 @@ TRIVIAL = ("mean_grey", "minus_std")
 """Scores that need no training, and that every detector has to beat."""
 
 Interval = tuple[float, float]
+GroundTruth = Literal["masks", "boxes", "masks and boxes", "none"]
 
 
 class Figures(BaseModel):
@@ -180,15 +181,63 @@ class ClassifierFigures(Figures):
 # ------------------------------------------------------------------------------------------------- pixels, everything
 
 
-class PixelFigures(Figures):
-    """How well heatmaps separate abnormal from normal pixels of abnormal films."""
+class FrocPoint(Figures):
+    """A point of the FROC curve: lesions found at the lowest threshold with at most so many false marks a film."""
 
-    roc_auc: float | None  # of all pixels together: large films and strong maps weigh more
-    ap: float | None
-    film_roc_auc: float | None  # mean over films that have pixels of both kinds
-    n_films: int  # how many those are
-    n_pixels: int
-    prevalence: float | None  # of abnormal pixels, the floor of `ap`
+    false_marks: float
+    found: float | None  # share of lesions
+    found_interval: Interval | None
+
+
+class LesionFigures(Figures):
+    """How well maps point at some of the lesions; `anomaly.evaluation.film_localization` defines lesions and marks.
+
+    Normal pixels and false marks are those of all films with ground truth and of all normal films, whichever lesions
+    are looked at, so that figures of kinds share one false-positive rate.
+    """
+
+    n_films: int  # that have such lesions
+    n_lesions: int
+    n_patients: int  # of these films
+    prevalence: float | None  # of these lesions' pixels among them and all normal ones: the floor of `ap`
+    roc_auc: float | None  # of pixels: large lesions weigh more
+    roc_auc_interval: Interval | None
+    ap: float | None  # average precision of pixels
+    ap_interval: Interval | None
+    ap_over_prevalence: float | None
+    ap_over_prevalence_interval: Interval | None
+    aupro_30: float | None  # mean share of a lesion found, integrated over the false-positive rate up to .3, over .3
+    aupro_30_interval: Interval | None
+    aupro_05: float | None  # the same up to .05
+    aupro_05_interval: Interval | None
+    f1_max: float | None  # of pixels, one threshold for all films, chosen on these very films, hence optimistic
+    f1_max_interval: Interval | None
+    best_dice: float | None  # mean over films, a threshold each, chosen on these very films, hence optimistic
+    best_dice_interval: Interval | None
+    film_roc_auc: float | None  # mean of the films' own pixel ROC-AUCs, over films that have no other lesions
+    film_roc_auc_interval: Interval | None
+    peak_in_lesion: float | None  # share of films whose largest value lies in such a lesion
+    peak_in_lesion_interval: Interval | None
+    pointing: float | None  # the same with a tolerance: the pointing game
+    pointing_interval: Interval | None
+    froc: tuple[FrocPoint, ...]  # at 1/8, 1/4, 1/2, 1, 2, 4, 8 false marks a film
+    froc_mean: float | None  # of these: the competition metric of LUNA16
+    froc_mean_interval: Interval | None
+
+    def value(self, name: str) -> tuple[float | None, Interval | None]:
+        """Return a figure by its name, with its interval."""
+        return getattr(self, name), getattr(self, f"{name}_interval")
+
+
+class LocalizationFigures(LesionFigures):
+    """How well maps point at lesions: all of them, and by finding, difficulty and size."""
+
+    ground_truth: GroundTruth
+    n_measured: int  # films: abnormal ones with ground truth, and normal ones
+    n_unmarked: int  # abnormal films without ground truth, which count nowhere
+    n_hidden: int  # lesions that lie outside the foreground mask altogether, which count nowhere
+    n_normal_pixels: int
+    kinds: dict[str, dict[str, LesionFigures]]  # "finding", "difficulty", "size" -> value -> figures
 
 
 class Metrics(Figures):
@@ -209,7 +258,7 @@ class Metrics(Figures):
     unknown_patients: int = 0  # films of which the patient isn't known: each counts as one, or its study does
     films: int = 0  # all that were scored, those of unknown label too
     columns: dict[str, dict[str, dict[str, KindFigures]]] = Field(default_factory=dict)  # by column, value, then score
-    pixel: PixelFigures | None = None
+    localization: LocalizationFigures | None = None  # of the maps, where the model draws any
     classes: dict[Unit, ClassifierFigures] | None = None  # where the main score is a probability; units with labels
     chosen_on: int | None = None  # how many validation films chose the threshold of `classes`
 

@@ -44,16 +44,21 @@ def predict(
 ) -> Iterator[PredictedFilms]:
     """Pass each film of the set once through the model, some at a time, in their order and in float32.
 
-    maps  whether maps are wanted, where the model draws any.    on_films  is told of films as they are done.
+    maps  whether maps are wanted, where the model draws any.    on_films  is told of films as they are done. Raises
+    InputError where a map is not finite.
     """
     for places, part in films.chunks():
         with torch.inference_mode():
             prediction = model.predict(as_batch(part, device), maps=maps)
+        drawn = _array(prediction.map)
+        if drawn is not None and not np.isfinite(drawn).all():
+            film = films.column("path")[places][~np.isfinite(drawn).all(axis=(1, 2))][0]
+            raise InputError(f"the map of {film} is not finite; the training diverged: lower --set learning_rate=")
         yield PredictedFilms(
             places,
             part,
             {name: values.double().cpu().numpy() for name, values in prediction.scores.items()},
-            _array(prediction.map),
+            drawn,
             _array(prediction.reconstruction),
         )
         if on_films:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from anomaly.console import progress, silent
 from anomaly.evaluation.figures import POOLINGS, Metrics, Pooling, Unit
+from anomaly.formatting import command_line
 from anomaly.pipeline.heatmaps import Heatmap, heatmaps
 from anomaly.pipeline.in_memory import source_of
 from anomaly.pipeline.open_run import OpenRun
@@ -67,7 +68,9 @@ class LoadedRun:
     def figures(self) -> Metrics | None:
         """The figures of the test films, as `anomaly score RUN` wrote them; None before that."""
         file = self.path / "metrics.json"
-        return self._opened.run.read(file.name, Metrics) if file.is_file() else None
+        if not file.is_file():
+            return None
+        return self._opened.run.read(file.name, Metrics, command_line("anomaly", "score", self.path))
 
     def score(
         self,

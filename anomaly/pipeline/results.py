@@ -14,6 +14,7 @@ from anomaly.evaluation.cohort import ScoredCohort
 from anomaly.evaluation.evaluation import Evaluation
 from anomaly.evaluation.figures import Metrics, Unit
 from anomaly.evaluation.predict import predict
+from anomaly.formatting import command_line
 from anomaly.pipeline.gallery import MOST_WRONG, SHOWN, Layers
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.scoring import ScoringResult, cohort_of, score_selection
@@ -101,7 +102,7 @@ def write_page(run: OpenRun, cache_path: Path | None = None, *, display: Display
         words = ["anomaly", "report", str(run.run.path), *(["--cache", str(cache_path)] if cache_path else [])]
         result = score_selection(run, selection, command=shlex.join(words), display=display)
         return write_results(result, run.run.path)
-    figures = run.run.read("metrics.json", Metrics)
+    figures = run.run.read("metrics.json", Metrics, command_line("anomaly", "score", run.run.path))
     evaluation = Evaluation(ScoredCohort(cohort_of(selection), scores, figures.settings), figures)
     places = sorted({place for places in _galleries(evaluation) for place in places})
     layers = _layers_of(run, selection, places)

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.console import silent
+from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.calibration import Calibration
 from anomaly.evaluation.cohort import Cohort, Groups, ScoredCohort
 from anomaly.evaluation.evaluation import Evaluation, evaluate
-from anomaly.evaluation.figures import EvaluationSettings, Metrics, Pooling, Unit
-from anomaly.evaluation.pixels import PixelRanking
-from anomaly.evaluation.predict import ScoreColumns, predict
+from anomaly.evaluation.figures import EvaluationSettings, LocalizationFigures, Metrics, Pooling, Unit
+from anomaly.evaluation.localization import LocalizationRanking
+from anomaly.evaluation.predict import PredictedFilms, ScoreColumns, predict
 from anomaly.formatting import with_interval
 from anomaly.pipeline.gallery import GalleryCollector
 from anomaly.pipeline.open_run import OpenRun
@@ -165,10 +166,9 @@ def score_selection(
     """
     main, films = run.main_score(by), selection.films
     cohort = cohort_of(selection, by_column)
-    columns, pixels, gallery = ScoreColumns(films), PixelRanking(), GalleryCollector(main)
-    abnormal, marked = films.label == 1, films.cache.has_truth[films.rows]
+    columns, gallery = ScoreColumns(films), GalleryCollector(main)
+    pointing = _Pointing(films, cohort) if _measurable(selection) and run.calibration.map_scale is not None else None
     kept: dict[int, NDArray[np.float32]] = {}
-    measured = False
     with display("scoring", len(films), "films") as advance:
         for predicted in predict(run.model, films, run.device, maps=run.calibration.map_scale is not None):
             columns.add(predicted)
@@ -176,13 +176,11 @@ def score_selection(
             if predicted.maps is not None:
                 if keep_maps:
                     kept |= {predicted.places.start + i: predicted.smoothed_map(i) for i in range(len(predicted.films))}
-                for place in _places(predicted.places, abnormal & marked):
-                    lesion, index = films.marked(place), place - predicted.places.start
-                    if lesion is not None:
-                        pixels.add(predicted.smoothed_map(index), lesion, predicted.films.mask[index])
-                        measured = True
+                if pointing is not None:
+                    pointing.add(predicted)
             advance(len(predicted.films))
-    scored = ScoredCohort(cohort, columns.finish(), EvaluationSettings(aggregate=pooling))
+    settings = EvaluationSettings(aggregate=pooling)
+    scored = ScoredCohort(cohort, columns.finish(), settings)
     evaluation = None
     if _measurable(selection):
         calibration = run.calibration
@@ -191,7 +189,7 @@ def score_selection(
             scored,
             main=main,
             thresholds=calibration.thresholds[pooling],
-            pixel=pixels.figures() if measured else None,
+            localization=None if pointing is None else pointing.figures(settings),
             chosen_on=calibration.films if supervised else None,
             run=str(run.run.path),
             command=command,
@@ -199,16 +197,46 @@ def score_selection(
     return ScoringResult(run, selection, scored, main, evaluation, gallery, kept)
 
 
+class _Pointing:
+    """How well the maps of a set of films point at its marked lesions; no map is measured where none is marked."""
+
+    def __init__(self, films: FilmSet, cohort: Cohort) -> None:
+        self._films, self._cohort, self._ranking = films, cohort, LocalizationRanking()
+        self._lesions = (films.label == 1) & films.cache.has_truth[films.rows]
+        self._boxes = films.column("truth_from") == "boxes"
+
+    def add(self, predicted: PredictedFilms) -> None:
+        """Measure the maps of some films; those of unknown label count nowhere."""
+        cohort = self._cohort
+        for place in range(predicted.places.start, predicted.places.stop):
+            index, label = place - predicted.places.start, int(cohort.label[place])
+            mask = predicted.films.mask[index]
+            if label == 1:
+                lesions = self._films.marked(place) if self._lesions[place] else None
+            elif label == 0 and self._lesions.any():
+                lesions = np.zeros_like(mask)
+            else:
+                continue
+            self._ranking.add(
+                predicted.smoothed_map(index),
+                lesions,
+                mask,
+                patient=str(cohort.patient[place]),
+                finding=str(cohort.finding[place]),
+                difficulty=str(cohort.difficulty[place]),
+                truth_from="boxes" if self._boxes[place] else "masks",
+            )
+
+    def figures(self, settings: EvaluationSettings) -> LocalizationFigures:
+        """The figures of all films."""
+        return self._ranking.figures(level=settings.level, resamples=settings.resamples, seed=settings.seed)
+
+
 def _measurable(selection: Selection) -> bool:
     """Whether figures can be computed: of films that the model has not seen, new ones if both labels are known."""
     if selection.name == "new":
         return {0, 1} <= set(selection.films.label.tolist())
     return "train" not in set(selection.split)
-
-
-def _places(places: slice, wanted: NDArray[np.bool_]) -> list[int]:
-    """Return which of some places are wanted."""
-    return [place for place in range(places.start, places.stop) if wanted[place]]
 
 
 def _probabilities(values: NDArray[np.float64]) -> bool:

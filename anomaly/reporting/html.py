@@ -40,6 +40,7 @@ def render(template: str, **values: Any) -> str:
         "with_interval": with_interval,
         "signed": signed,
         "compact": compact,
+        "times": times,
         "label": LABELS.__getitem__,
         "quoted": quote,
         "hashed": _hashed,
@@ -75,6 +76,15 @@ def compact(value: float) -> str:
     ('0.5', '0.3712', '1.235e+05')
     """
     return f"{value:.4g}"
+
+
+def times(value: float | None) -> str:
+    """A multiple of something, a dash for an undefined one.
+
+    >>> times(2.345), times(17.2), times(None)
+    ('2.3', '17.2', '–')
+    """
+    return "–" if value is None else f"{value:.1f}"
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,7 +1,12 @@
 """The pages of a run: what was trained on what, how well it detects abnormal films, and where it fails."""
 
+import math
+from typing import Any
+
 from anomaly.evaluation.figures import ClassificationFigures, ClassifierFigures, Metrics
+from anomaly.evaluation.film_localization import LARGEST_SHARE, MARK_RADIUS, POINTING_TOLERANCE
 from anomaly.formatting import with_interval
+from anomaly.reporting.charts.froc import froc_chart
 from anomaly.reporting.charts.histogram import score_histograms
 from anomaly.reporting.charts.learning import learning_curves
 from anomaly.reporting.charts.reliability import reliability_diagrams
@@ -10,6 +15,7 @@ from anomaly.reporting.context import ReportContext
 from anomaly.reporting.galleries import heat_bar, layer_names, numbered_galleries
 from anomaly.reporting.html import compact, flat, png_address, render
 from anomaly.reporting.model_card import model_card
+from anomaly.reporting.text import no_localization
 from preprocessing.wording import counted
 
 _PANELS = 12  # learning curves at most; the run's history.csv has the others
@@ -37,6 +43,7 @@ def render_report(context: ReportContext) -> str:
     sections = {
         "scores": "Scores",
         "films": "Films" if any(galleries.values()) else "",
+        "localization": "Localization" if figures.localization else "",
         "figures": "Figures",
         "classifier": "As a classifier" if classes else "",
         "kinds": "By kind" if figures.kinds else "",
@@ -57,6 +64,7 @@ def render_report(context: ReportContext) -> str:
         hidden_curves=len(panels[_PANELS:]),
         roc=roc_charts(evaluation),
         histograms=score_histograms(evaluation),
+        localization=_localization(figures),
         threshold_rule=_RULES[context.rule],
         classes={unit: _by_threshold(classifier) for unit, classifier in classes.items()},
         reliabilities=reliabilities,
@@ -112,6 +120,25 @@ def verdict(figures: Metrics) -> list[str]:
         else:
             lines.append(f"NOT shown to be better than {rival}: difference in ROC-AUC {gap}.")
     return lines
+
+
+def _localization(figures: Metrics) -> dict[str, Any] | None:
+    """What the page says of heatmaps against ground truth: the reason why there are no figures, or table and chart."""
+    found = figures.localization
+    if found is None:
+        return None
+    if not found.n_lesions:
+        return {"reason": no_localization(found)}
+    return {
+        "reason": "",
+        "froc": [froc_chart(found, figures.settings.level)],
+        "rows": {"all lesions": {"": found}, **found.kinds},
+        "mark_radius": f"1/{round(1 / MARK_RADIUS)}",
+        "tolerance": f"{100 * POINTING_TOLERANCE:.1f} %",
+        "sizes": ", ".join(
+            f"{size} below {100 * share:g} %" for size, share in LARGEST_SHARE.items() if math.isfinite(share)
+        ),
+    }
 
 
 def _by_threshold(figures: ClassifierFigures) -> list[tuple[str, ClassificationFigures]]:

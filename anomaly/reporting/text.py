@@ -3,7 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 from anomaly.evaluation.classification import CLASSES, FIGURES
-from anomaly.evaluation.figures import ClassificationFigures, ClassifierFigures, KindFigures, Metrics, ScoreFigures
+from anomaly.evaluation.figures import (
+    ClassificationFigures,
+    ClassifierFigures,
+    KindFigures,
+    LocalizationFigures,
+    Metrics,
+    ScoreFigures,
+)
 from anomaly.formatting import markdown, number, with_interval
 from preprocessing.wording import counted
 
@@ -23,17 +30,36 @@ def summary(figures: Metrics) -> list[str]:
     for column, values in figures.columns.items():
         heading = f"{figures.score} by {column} ({films}; the films of each value alone)"
         lines += ["", heading, *value_table(column, values, (figures.score, *figures.settings.trivial))]
-    if figures.pixel:
-        pixel = figures.pixel
-        lines += [
-            "",
-            f"pixels ({films}; {counted(pixel.n_films, 'abnormal film')}): ROC-AUC {number(pixel.roc_auc)}, "
-            f"mean over films {number(pixel.film_roc_auc)}, AP {number(pixel.ap)} "
-            f"at prevalence {number(pixel.prevalence)}",
-        ]
+    if figures.localization:
+        lines += ["", *localization_lines(figures.localization, films)]
     for unit, classifier in (figures.classes or {}).items():
         lines += _classifier(unit, classifier, films, figures.chosen_on or 0)
     return [*lines, ""]
+
+
+def localization_lines(figures: LocalizationFigures, films: str) -> list[str]:
+    """The main figures of heatmaps against ground truth in two lines, or one that says why there are none.
+
+    films  which ones, in words.
+    """
+    if not figures.n_lesions:
+        return [no_localization(figures)]
+    return [
+        f"pixels ({films}; {counted(figures.n_lesions, 'lesion')} on {counted(figures.n_films, 'abnormal film')}, "
+        f"ground truth: {figures.ground_truth}): AUPRO .3 {with_interval(*figures.value('aupro_30'))}, "
+        f"AP {with_interval(*figures.value('ap'))} at prevalence {number(figures.prevalence)}, "
+        f"ROC-AUC {with_interval(*figures.value('roc_auc'))}",
+        f"peak in a lesion on {with_interval(*figures.value('peak_in_lesion'))} of these films; FROC (mean share of "
+        f"lesions found at 1/8 to 8 false marks a film) {with_interval(*figures.value('froc_mean'))}",
+    ]
+
+
+def no_localization(figures: LocalizationFigures) -> str:
+    """The reason why there are no figures of heatmaps against ground truth."""
+    if figures.n_hidden:
+        return f"no pixel figures: all {counted(figures.n_hidden, 'marked lesion')} lie outside the foreground mask"
+    unmarked = counted(figures.n_unmarked, "abnormal film")
+    return f"no pixel figures: none of the {unmarked} has a mask or boxes"
 
 
 def _classifier(unit: str, classifier: ClassifierFigures, films: str, chosen_on: int) -> list[str]:
