@@ -1,4 +1,4 @@
-"""Several trained detectors as one: by the p-values of their scores, and by the mean of the scores they share."""
+"""Several trained detectors as one, by the p-values of their scores among normal films."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -12,7 +12,7 @@ from anomaly.data.batch import Batch
 from anomaly.models import find_detector
 from anomaly.models.base import Detector, Prediction, Settings
 from anomaly.nn.filters import area_resize
-from anomaly.nn.p_values import TINY, PValue
+from anomaly.nn.p_values import PValue
 from preprocessing import InputError
 
 FISHER = "fisher"
@@ -43,26 +43,21 @@ class EnsembleConfig(Settings):
 class Ensemble(Detector):
     """Several detectors, which may be different ones, at different sizes of one film.
 
-    `fisher`       mean of -log p over the members, p the share of held-out normal films whose score is as high
-                   (`PValue`): Fisher's combination of tests (1932), divided by their number. About 1 on a usual normal
-                   film. One member that is sure outweighs others that see nothing, as detectors of different findings
-                   need it. Members aren't independent, so that it has no chi-square distribution: what is usual of
-                   normal films is measured, not computed.
-    any other      of the scores that all members have, the mean, each in standard deviations of held-out normal films.
-                   A score that is positive on all of them is taken by its logarithm first: errors are spread over
-                   orders of magnitude, and one member's large errors must not drown the others. 0 on a usual one.
+    Each score is the mean over the members of -log p, p the share of held-out normal films whose score is as high
+    (`PValue`): Fisher's combination of tests (1932), divided by their number. About 1 on a usual normal film. One
+    member that is sure outweighs others that see nothing, as detectors of different findings need it. Members aren't
+    independent, so that it has no chi-square distribution: what is usual of normal films is measured, not computed.
+
+    `fisher`       of the score that was chosen of each member
+    any other      of that score, which all members have
 
     Members that all learned from labels have the mean of their probabilities, a probability too, and no `fisher`. The
-    map is Fisher's combination pixel by pixel: the mean of -log p, p the share of pixels of normal films as high.
+    map is combined in the same way pixel by pixel: the mean of -log p, p the share of pixels of normal films as high.
     """
 
     Config = EnsembleConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     map_unit = "mean -log p among pixels of normal films"
-
-    shift: Tensor  # (members, shared scores) mean on normal films
-    spread: Tensor  # (members, shared scores) and standard deviation
-    logarithm: Tensor  # (members, shared scores) bool: whether of the logarithm
 
     def __init__(self, config: EnsembleConfig, size: int) -> None:
         """Build the members; films have `size` x `size` pixels, and are reduced for members that take smaller ones."""
@@ -79,12 +74,9 @@ class Ensemble(Detector):
         labelled = bool(common) and all(model.targets == "labels" for model in models)
         self.targets = "labels" if labelled else "none"  # type: ignore[misc]
         self.score_names = self.shared if labelled else (FISHER, *self.shared)  # type: ignore[misc]
-        shape = len(models), len(self.shared)
-        self.register_buffer("shift", torch.zeros(shape))
-        self.register_buffer("spread", torch.ones(shape))
-        self.register_buffer("logarithm", torch.zeros(shape, dtype=torch.bool))
-        self.score_p = nn.ModuleList(PValue() for _ in models)
         self.map_p = nn.ModuleList(PValue() for _ in models)
+        fitted = 0 if labelled else len(self.score_names) * len(models)
+        self.score_p = nn.ModuleList(PValue() for _ in range(fitted))  # of each score, of each member
 
     @classmethod
     def check_size(cls, config: EnsembleConfig, size: int) -> str | None:
@@ -98,27 +90,20 @@ class Ensemble(Detector):
     def fit_reference(self, normals: Iterable[Batch]) -> None:
         """Take the distribution of each member's scores on normal films that it was not trained on.
 
-        Raises InputError where a score is the same on all of them.
+        Raises InputError where the score that enters `fisher` is the same on all of them.
         """
-        parts = []
-        for batch in normals:
-            predictions = self._predictions(batch, maps=False)
-            parts.append((self._shared_scores(predictions), self._chosen_scores(predictions)))
-        shared, chosen = (torch.cat(columns).double() for columns in zip(*parts, strict=True))
-        self.logarithm = (shared > 0).all(dim=0)
-        values = torch.where(self.logarithm, shared.clamp(min=TINY).log(), shared)
-        self.shift = values.mean(dim=0).float()
-        self.spread = values.std(dim=0, correction=0).clamp(min=TINY).float()
-        if FISHER not in self.score_names:
+        if self.targets == "labels":
             return
-        for number, (name, p_value) in enumerate(zip(self.chosen, self.score_p, strict=True)):
-            own = chosen[:, number]
-            if own.min() == own.max():
+        parts = [self._columns(self._predictions(batch, maps=False)) for batch in normals]
+        columns = torch.cat(parts, dim=2)  # (scores, members, n)
+        for number, values in enumerate(columns[self.score_names.index(FISHER)]):
+            if values.min() == values.max():
                 raise InputError(
-                    f"score {name} of member {number + 1} is {own[0]:g} on all {len(own)} normal validation films, "
-                    "so that none is seldom: name another score of it with RUN:SCORE, or leave it out"
+                    f"score {self.chosen[number]} of member {number + 1} is {values[0]:g} on all {len(values)} normal "
+                    "validation films, so that none is seldom: name another score of it with RUN:SCORE, or leave it out"
                 )
-            p_value.fit(own)  # type: ignore[operator]
+        for values, p_value in zip(columns.flatten(0, 1), self.score_p, strict=True):
+            p_value.fit(values)  # type: ignore[operator]
 
     def fit_maps(self, normals: Iterable[Batch]) -> None:
         """Take the distribution of the pixels of each member's map on normal films; some 100 films say enough."""
@@ -135,15 +120,11 @@ class Ensemble(Detector):
     def predict(self, batch: Batch, *, maps: bool = False) -> Prediction:
         """Return the scores named above; the map, and the mean reconstruction of members of the ensemble's size."""
         predictions = self._predictions(batch, maps=maps)
-        values = self._shared_scores(predictions)
+        columns = self._columns(predictions)
         if self.targets != "labels":
-            values = torch.where(self.logarithm, values.clamp(min=TINY).log(), values)
-            values = (values - self.shift) / self.spread
-        scores = dict(zip(self.shared, values.mean(dim=1).unbind(dim=1), strict=True))
-        if FISHER in self.score_names:
-            chosen = self._chosen_scores(predictions)
-            each = [p_value(chosen[:, i]) for i, p_value in enumerate(self.score_p)]
-            scores = {FISHER: torch.stack(each).mean(dim=0), **scores}
+            pairs = zip(columns.flatten(0, 1), self.score_p, strict=True)
+            columns = torch.stack([p_value(values) for values, p_value in pairs]).view_as(columns)
+        scores = dict(zip(self.score_names, columns.mean(dim=1), strict=True))
         drawn = [
             p(prediction.map)
             for prediction, p in zip(predictions, self.map_p, strict=True)
@@ -170,17 +151,11 @@ class Ensemble(Detector):
             for p in predictions
         ]
 
-    def _shared_scores(self, predictions: list[Prediction]) -> Tensor:
-        """Return every member's shared scores: (N, members, shared scores)."""
-        count = len(next(iter(predictions[0].scores.values())))
-        columns = [p.scores[name].float() for p in predictions for name in self.shared]
-        rows = torch.stack(columns, dim=1) if columns else self.shift.new_zeros(count, 0)
-        return rows.view(count, len(predictions), len(self.shared))
-
-    def _chosen_scores(self, predictions: list[Prediction]) -> Tensor:
-        """Return the score of each member that enters `fisher`: (N, members)."""
-        each = [prediction.scores[name].float() for prediction, name in zip(predictions, self.chosen, strict=True)]
-        return torch.stack(each, dim=1)
+    def _columns(self, predictions: list[Prediction]) -> Tensor:
+        """Return the members' scores that each score of the ensemble is made of: (scores, members, N)."""
+        names = [self.chosen if name == FISHER else [name] * len(predictions) for name in self.score_names]
+        rows = [[p.scores[own].float() for p, own in zip(predictions, row, strict=True)] for row in names]
+        return torch.stack([torch.stack(row) for row in rows])
 
 
 def _build(member: Member) -> Detector:
