@@ -79,7 +79,7 @@ def whole(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Bench:
 def test_a_bench_has_a_run_a_cell_and_a_table_of_all(whole: Bench, cache: Cache) -> None:
     assert len(whole.cells) == 4 and not whole.remaining()
     table = bench_table(whole)
-    scores = ("mse", "mse_topk", "atypicality", "weighted", "peak", "ssim")
+    scores = ("mse", "mse_topk", "atypicality", "weighted", "peak", "ssim", "mixture")
     assert set(table.rows) == {
         *(("cae", name) for name in scores),
         ("contrast_density", "atypicality"),

@@ -498,7 +498,9 @@ def test_an_ensemble_of_classifiers_says_the_mean_probability(cache: Cache, tmp_
         said = [open_run(one, CPU).model.predict(films).scores["probability"] for one in (*members, made)]
     torch.testing.assert_close(said[2].double(), (said[0] + said[1]) / 2, rtol=1e-5, atol=1e-6)
     assert open_run(made, CPU).model.targets == "labels" and read_calibration(made).rule == "youden"
-    with pytest.raises(InputError, match="have no score in common"):
+    with pytest.raises(InputError, match="leave out :SCORE"):
+        combine(members, tmp_path / "named", None, CPU, ["probability", None])
+    with pytest.raises(InputError, match="has split_hash"):
         combine([members[0], run], tmp_path / "mixed", None, CPU)
 
 

@@ -1,16 +1,21 @@
 """Several runs as one."""
 
+from dataclasses import replace
+from math import log
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from anomaly.data.batch import Batch, as_batch
 from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.predict import score
+from anomaly.models.ensemble import Ensemble, EnsembleConfig, Member
+from anomaly.nn.p_values import KNOTS
 from anomaly.pipeline.ensemble import combine
 from anomaly.pipeline.fit import continue_or_create, fit
-from anomaly.pipeline.open_run import open_run
+from anomaly.pipeline.open_run import open_run, run_cache_and_split
 from anomaly.pipeline.options import Plan
 from anomaly.pipeline.plan import prepare
 from anomaly.runs import Run
@@ -21,12 +26,13 @@ from .conftest import TINY
 from .test_cli import typed
 
 CPU = torch.device("cpu")
+SPACING = log(14 / 7) / (KNOTS - 1)
+"""Of the knots of 13 normal films, in -log p; between them the distribution is interpolated."""
 
 
 def trained(cache: Cache, out: Path, model: str = "cae", seed: int = 1, **more: object) -> Run:
-    plan = Plan(
-        model, cache.path, settings=() if model == "contrast_density" else TINY, seed=seed, device="cpu", **more
-    )  # type: ignore[arg-type]
+    settings = more.pop("settings", () if model == "contrast_density" else TINY)
+    plan = Plan(model, cache.path, settings=settings, seed=seed, device="cpu", **more)  # type: ignore[arg-type]
     return fit(prepare(plan), continue_or_create(prepare(plan), out, resume=False), workers=0, on_epoch=lambda _: None)
 
 
@@ -34,16 +40,109 @@ def view(cache: Cache) -> FilmSet:
     return FilmSet(cache, "full-he", np.arange(len(cache)), 64)
 
 
-def test_a_score_is_the_mean_of_the_members_standardized_ones(run: Run, cache: Cache, tmp_path: Path) -> None:
+def log_p(normal: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """-log p of values that are no lower than all normal ones, written down from the definition."""
+    x, n = np.sort(normal.astype(float)), len(normal)
+    tail = min(max(10, int(np.ceil(np.sqrt(n)))), n // 2)
+    if x[0] >= 0:
+        x, values = np.log(x), np.log(values)
+    u = x[n - tail - 1]
+    inside = np.interp(values, x, -np.log(1 - np.arange(1, n + 1) / (n + 1)))
+    return np.where(values > u, np.log((n + 1) / (tail + 1)) + (values - u) / (x[n - tail :] - u).mean(), inside)
+
+
+def test_an_ensemble_of_seeds_has_all_scores_of_its_members(run: Run, cache: Cache, tmp_path: Path) -> None:
     other = trained(cache, tmp_path / "other")
     made = combine([run, other], tmp_path / "both", None, CPU)
     assert made.finished and made.config.members == [str(run.path), str(other.path)]
+    names = open_run(run, CPU).model.score_names
+    assert open_run(made, CPU).model.score_names == ("fisher", *names)
     ours = score(open_run(made, CPU).model, view(cache), CPU)
-    each = [np.log(score(open_run(r, CPU).model, view(cache), CPU)["mse"]) for r in (run, other)]
-    # Standardized over validation normals: the mean is linear in each member's logarithm, with equal slopes in z.
-    fitted = np.linalg.lstsq(np.stack([*each, np.ones(len(each[0]))], axis=1), ours["mse"], rcond=None)
-    assert fitted[1].sum() < 1e-4 * ours["mse"].var() * len(ours["mse"])
-    assert (fitted[0][:2] > 0).all()
+    assert np.array_equal(ours["fisher"], ours["mse"]), "the first score of each member, unless another is named"
+    films, split = run_cache_and_split(made)
+    normals = (split == "val") & (films.index["label"] == 0)
+    each = [score(open_run(r, CPU).model, view(cache), CPU)["peak"] for r in (run, other)]
+    reached = np.all([values >= values[normals].min() for values in each], axis=0)
+    expected = np.mean([log_p(values[normals], values) for values in each], axis=0)
+    np.testing.assert_allclose(ours["peak"][reached], expected[reached], rtol=1e-3, atol=2 * SPACING)
+
+
+def test_fisher_is_the_mean_of_minus_log_p_among_validation_normals(run: Run, cache: Cache, tmp_path: Path) -> None:
+    floor = trained(cache, tmp_path / "floor", "contrast_density")
+    made = combine([run, floor], tmp_path / "both", None, CPU, ["ssim", None])
+    films, split = run_cache_and_split(made)
+    normals = (split == "val") & (films.index["label"] == 0)
+    opened = open_run(made, CPU)
+    assert opened.main_score(None) == "fisher" and [m["score"] for m in made.config.settings.model["members"]] == [
+        "ssim",
+        "atypicality",
+    ]
+    ours = score(opened.model, view(cache), CPU)["fisher"]
+    each = [score(open_run(r, CPU).model, view(cache), CPU)[n] for r, n in ((run, "ssim"), (floor, "atypicality"))]
+    expected = np.mean([log_p(values[normals], values) for values in each], axis=0)
+    reached = np.all([values >= values[normals].min() for values in each], axis=0)
+    assert reached[normals].sum() > 10
+    np.testing.assert_allclose(ours[reached], expected[reached], rtol=1e-3, atol=2 * SPACING)
+    assert ours.min() >= 0 and ours[normals].mean() == pytest.approx(1, abs=0.35)
+
+
+def test_members_may_take_films_of_another_size(run: Run, cache: Cache, tmp_path: Path) -> None:
+    small = trained(cache, tmp_path / "small", "cae", settings=(*TINY[:-1], "size=32"))
+    assert (small.config.size, run.config.size) == (32, 64)
+    made = combine([small, run], tmp_path / "both", None, CPU)
+    assert made.config.size == 64
+    model = open_run(made, CPU).model
+    batch = as_batch(view(cache).part(slice(0, 5)), CPU)
+    with torch.inference_mode():
+        prediction = model.predict(batch, maps=True)
+        inside = model._predictions(batch, maps=True)[0].scores["mse"]
+        own = open_run(small, CPU).model.predict(as_batch(replace(view(cache), size=32).part(slice(0, 5)), CPU))
+    # But for the rounding to the cache's 8-bit levels, the small member sees what it was trained on.
+    torch.testing.assert_close(inside, own.scores["mse"], rtol=0.02, atol=0)
+    assert prediction.map is not None and prediction.map.shape == prediction.reconstruction.shape == batch.film.shape
+    assert (prediction.map >= 0).all() and (prediction.map[~batch.mask] == 0).all()
+
+
+def test_the_map_is_minus_log_p_among_pixels_of_normal_films(run: Run, cache: Cache, tmp_path: Path) -> None:
+    floor = trained(cache, tmp_path / "floor", "contrast_density")
+    made = combine([run, floor], tmp_path / "both", None, CPU)
+    films, split = run_cache_and_split(made)
+    normals = replace(view(cache), rows=np.flatnonzero((split == "val") & (films.index["label"] == 0)))
+    batch = as_batch(normals.read(), CPU)
+    with torch.inference_mode():
+        map = open_run(made, CPU).model.predict(batch, maps=True).map
+        own = open_run(run, CPU).model.predict(batch, maps=True).map
+    assert map is not None and own is not None
+    assert map[batch.mask].mean().item() == pytest.approx(1, abs=0.1)
+    high = own > own[batch.mask].quantile(0.99)
+    assert map[high].mean() > 2, "where one member's map is high, so is the ensemble's"
+
+
+def test_a_score_is_named_after_its_run(
+    capsys: pytest.CaptureFixture[str], run: Run, cache: Cache, tmp_path: Path
+) -> None:
+    odd = trained(cache, tmp_path / "with:colon")
+    status, _, err = typed(capsys, "ensemble", f"{run.path}:ssim", odd.path)
+    assert status == 0 and "13 normal validation films: p-values below 1/14 are extrapolated" in " ".join(err.split())
+    members = Run(Path("runs/ensemble-1")).config.settings.model["members"]
+    assert [member["score"] for member in members] == ["ssim", "mse"]
+    status, _, err = typed(capsys, "ensemble", f"{run.path}:grey", odd.path)
+    assert status == 2 and "has no score 'grey'; there are: atypicality, " in err
+    status, _, err = typed(capsys, "ensemble", f"{tmp_path / 'nothing'}:mse", odd.path)
+    assert status == 2 and "nothing is not a run folder" in err
+
+
+def test_a_score_that_never_varies_is_refused() -> None:
+    member = Member(model="contrast_density", settings={}, size=32, score="atypicality")
+    ensemble = Ensemble(EnsembleConfig(members=[member, member]), 32)
+    film = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(film, dtype=torch.bool)
+    different = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    for model in ensemble.members:
+        model.fit_reference([Batch(different, mask.expand(8, -1, -1, -1), torch.zeros(8))])
+    same = Batch(film.expand(5, -1, -1, -1), mask.expand(5, -1, -1, -1), torch.zeros(5))
+    with pytest.raises(InputError, match=r"score atypicality of member 1 is .* on all 5 normal .* RUN:SCORE"):
+        ensemble.fit_reference([same])
 
 
 def test_it_needs_none_of_its_members_folders(run: Run, cache: Cache, tmp_path: Path) -> None:
@@ -58,7 +157,12 @@ def test_it_needs_none_of_its_members_folders(run: Run, cache: Cache, tmp_path: 
 def test_different_models_share_the_scores_they_share(run: Run, cache: Cache, tmp_path: Path) -> None:
     floor = trained(cache, tmp_path / "floor", "contrast_density")
     made = combine([run, floor], tmp_path / "both", None, CPU)
-    assert set(score(open_run(made, CPU).model, view(cache), CPU)) == {"atypicality", "mean_grey", "minus_std"}
+    assert set(score(open_run(made, CPU).model, view(cache), CPU)) == {
+        "fisher",
+        "atypicality",
+        "mean_grey",
+        "minus_std",
+    }
 
 
 @pytest.mark.parametrize("kinds", ["contrast_density contrast_density", "cae contrast_density", "both cae"])

@@ -156,12 +156,11 @@ def tune(options: TuneOptions) -> None:
 
 @command(EnsembleOptions)
 def ensemble(options: EnsembleOptions) -> None:
-    """Combine runs into one: the mean of their scores, each in standard deviations of validation normals."""
-    from anomaly.pipeline.ensemble import combine
-    from anomaly.runs import Run
+    """Combine runs into one, by the p-values of their scores among validation normals: RUN, or RUN:SCORE."""
+    from anomaly.pipeline.ensemble import combine, parse_member
     from anomaly.training.device import choose_device
 
-    members = [Run(path) for path in options.runs]
-    run = combine(members, options.out, options.cache, choose_device(options.device))
+    members, scores = zip(*(parse_member(path) for path in options.runs), strict=True)
+    run = combine(members, options.out, options.cache, choose_device(options.device), scores)
     say(f"{run.path}: an ensemble of {counted(len(members), 'run')}")
     say(f"next: {command_line('anomaly', 'score', run.path)}")

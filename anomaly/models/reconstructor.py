@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from anomaly.data.batch import Batch
 from anomaly.models.base import Detector, Prediction
-from anomaly.nn.atypicality import Atypicality, cells
-from anomaly.nn.filters import local_mean, structural_dissimilarity
+from anomaly.nn.atypicality import Atypicality
+from anomaly.nn.atypicality import cells as pattern_cells
+from anomaly.nn.filters import gaussian_blur, local_mean, structural_dissimilarity
 from anomaly.nn.losses import masked_mean, squared_error, topk_mean
+from anomaly.nn.residual_mixture import CellSample, ResidualMixture, residual_cells
 
 WINDOW = 0.045
 """Standard deviation of the window over which a residual is averaged, as a share of the film's side."""
@@ -29,6 +31,7 @@ class _Normals(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.atypicality = Atypicality()
+        self.mixture = ResidualMixture()
         self.register_buffer("variance", torch.ones(1, 1, size, size))
 
 
@@ -41,10 +44,11 @@ class Reconstructor(Detector):
     `weighted`    mean of the squared error / that of normal films at the same place: errors count where they are rare
     `peak`        the largest locally averaged error
     `ssim`        mean structural dissimilarity, (1 - SSIM) / 2
+    `mixture`     how unusual local errors are, for the film's contrast at their place (`ResidualMixture`)
     """
 
     reconstructs = True
-    score_names: ClassVar[tuple[str, ...]] = ("mse", "mse_topk", "atypicality", "weighted", "peak", "ssim")
+    score_names: ClassVar[tuple[str, ...]] = ("mse", "mse_topk", "atypicality", "weighted", "peak", "ssim", "mixture")
 
     def __init__(self, size: int, topk: float) -> None:
         """`size` is the side of the films in pixels, `topk` as in `topk_mean`."""
@@ -75,25 +79,31 @@ class Reconstructor(Detector):
             "weighted": masked_mean(error / (self.normals.variance + FLOOR), batch.mask),
             "peak": local_mean(error, batch.mask, self.size * PEAK).amax(dim=(1, 2, 3)),
             "ssim": masked_mean(structural_dissimilarity(batch.film, reconstruction, batch.mask), batch.mask),
+            "mixture": self.normals.mixture(residual_cells(batch.film, reconstruction, batch.mask)),
         }
         return Prediction(scores, error if maps else None, reconstruction)
 
     def fit_reference(self, normals: Iterable[Batch]) -> None:
-        """Keep the maps of the normals' residuals, and the mean residual of each pixel."""
+        """Keep the maps of the normals' residuals, the mean residual of each pixel, and the mixture of local ones."""
+        sample = CellSample()
         patterns, total = [], torch.zeros_like(self.normals.variance)
         seen = torch.zeros_like(total)  # films with this pixel under their mask
         for batch in normals:
-            error = squared_error(batch.film, self.reconstruct(batch.film), batch.mask)
+            reconstruction = self.reconstruct(batch.film)
+            for cells in residual_cells(batch.film, reconstruction, batch.mask):
+                sample.add(cells)
+            error = squared_error(batch.film, reconstruction, batch.mask)
             patterns.append(self._pattern(error, batch.mask).cpu())
             total, seen = total + error.sum(dim=0, keepdim=True), seen + batch.mask.sum(dim=0, keepdim=True)
         self.normals.atypicality.fit(torch.cat(patterns))
-        there = seen > 0
-        # Averaged over the window: a pixel's own mean over some hundred films is noise, and hands aren't registered.
-        mean = local_mean(total / seen.clamp(min=1), there, self.size * WINDOW)
-        # A pixel that lies under no normal film's mask counts as the average one.
-        self.normals.variance = torch.where(there, mean, mean.sum() / there.sum().clamp(min=1))
+        self.normals.mixture.fit(sample.cells().to(total.device))
+        # Over the window: a pixel's own mean over some hundred films is noise, and hands aren't registered. A film with
+        # the mean error everywhere is added, so that a place that no normal film's mask reaches counts as average.
+        mean = total.sum() / seen.sum().clamp(min=1)
+        total, seen = (gaussian_blur(values, self.size * WINDOW) for values in (total, seen))
+        self.normals.variance = (total + mean) / (seen + 1)
 
     def _pattern(self, error: Tensor, mask: Tensor) -> Tensor:
         mean = local_mean(error, mask, self.size * WINDOW)
-        # `cells` averages once more, so that a map of other size gives the same kind of pattern.
-        return torch.log(cells(mean, mask) + FLOOR)
+        # `pattern_cells` averages once more, so that a map of other size gives the same kind of pattern.
+        return torch.log(pattern_cells(mean, mask) + FLOOR)

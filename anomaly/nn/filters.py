@@ -28,6 +28,26 @@ def _windows(size: int, sigma: float, like: Tensor) -> Tensor:
     return torch.where(distance.abs() <= reach, torch.exp(-0.5 * (distance / sigma).square()) / total, 0)
 
 
+def area_resize(x: Tensor, size: int) -> Tensor:
+    """Return square films reduced by an area filter, as OpenCV's INTER_AREA: (N, C, S, S) -> (N, C, size, size).
+
+    A pixel is the mean of the area that it covers. Each film is multiplied separately, as in `gaussian_blur`.
+
+    >>> area_resize(torch.tensor([[[[1.0, 2.0, 3.0]] * 3]]), 2)[0, 0, 0]
+    tensor([1.3333, 2.6667])
+    """
+    side = x.shape[3]
+    if not 1 <= size <= side:
+        raise ValueError(f"films of {side} px can't be reduced to {size} px")
+    edges = torch.arange(size + 1, device=x.device, dtype=torch.float64) * side / size
+    pixels = torch.arange(side, device=x.device, dtype=torch.float64)
+    overlap = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
+    weights = (overlap.clamp(min=0) * size / side).to(x.dtype)  # (size, side)
+    films = x.flatten(0, 1)
+    rows = torch.bmm(films, weights.T.expand(len(films), -1, -1))
+    return torch.bmm(weights.expand(len(films), -1, -1), rows).view(*x.shape[:2], size, size)
+
+
 def local_mean(x: Tensor, mask: Tensor, sigma: float) -> Tensor:
     """Return the mean of `x` (N, C, H, W) under the mask (N, 1, H, W) in a Gaussian window of `sigma` pixels, 0 off the
     mask.

@@ -8,48 +8,89 @@ import numpy as np
 import torch
 
 from anomaly import runs
+from anomaly.console import warn
 from anomaly.data.batch import batches
 from anomaly.data.dataset import FilmSet
-from anomaly.evaluation.calibration import read_calibration
 from anomaly.models import find_detector
-from anomaly.models.ensemble import Ensemble, EnsembleConfig
+from anomaly.models.base import Detector
+from anomaly.models.ensemble import FISHER, Ensemble, EnsembleConfig, Member
 from anomaly.pipeline.fit import finish, now, write_weights
 from anomaly.pipeline.open_run import run_cache_and_split
 from anomaly.training.weights import load_weights
 from preprocessing import InputError
+from preprocessing.wording import counted
+
+FEW = 20
+"""Normal validation films below which a warning says what the p-values rest on."""
+MAPPED = 128
+"""Normal validation films whose maps are looked at, taken evenly from all."""
 
 
-def combine(members: Sequence[runs.Run], out: Path | None, cache_path: Path | None, device: torch.device) -> runs.Run:
-    """Make one run of several finished ones, which must have seen the same films, splits, variant and size.
+def parse_member(text: Path) -> tuple[runs.Run, str | None]:
+    """Return the run and the score of RUN or RUN:SCORE; a folder whose name has a colon is that folder."""
+    folder, colon, score = str(text).rpartition(":")
+    if text.exists() or not colon:
+        return runs.Run(text), None
+    return runs.Run(Path(folder)), score
 
-    `cache_path` says where their cache is now, if not where it was. The members' weights are copied: the new run needs
-    none of their folders.
+
+def combine(
+    members: Sequence[runs.Run],
+    out: Path | None,
+    cache_path: Path | None,
+    device: torch.device,
+    scores: Sequence[str | None] | None = None,
+) -> runs.Run:
+    """Make one run of several finished ones, of one cache, with the same variant and splits.
+
+    scores  the score of each member that enters `fisher`; None for its first.    cache_path  where their cache is now,
+    if not where it was. The ensemble's films have the largest size among the members'. The members' weights are copied:
+    the new run needs none of their folders.
     """
     models = [load_weights(run, find_detector(run.config.model), device) for run in members]
-    if not set.intersection(*(set(model.score_names) for model in models)):
-        raise InputError(
-            f"{', '.join(str(r.path) for r in members)} have no score in common; `anomaly models NAME` lists them"
-        )
     _check_members(members)
+    chosen = _chosen(members, models, scores or [None] * len(members))
     first = members[0].config
     cache, split = run_cache_and_split(members[0], cache_path)
     for run in members[1:]:
         run_cache_and_split(run, cache_path)  # refuses a member that was trained on other films
-    settings = EnsembleConfig(
-        members=[{"model": run.config.model, "settings": run.config.settings.model} for run in members]
+    config = EnsembleConfig(
+        members=[
+            Member(model=run.config.model, settings=run.config.settings.model, size=run.config.size, score=score)
+            for run, score in zip(members, chosen, strict=True)
+        ]
     )
-    ensemble = Ensemble(settings, first.size)
+    size = max(run.config.size for run in members)
+    ensemble = Ensemble(config, size)
     for slot, model in zip(ensemble.members, models, strict=True):
         slot.load_state_dict(model.state_dict())
-    ensemble.scale = torch.tensor([read_calibration(run).map_scale or 0.0 for run in members])
     ensemble.to(device).eval()
+    if FISHER not in ensemble.score_names and any(scores or ()):
+        raise InputError("all members learned from labels, and their probabilities are averaged: leave out :SCORE")
     label = cache.index["label"]
-    normals = FilmSet(cache, first.variant, np.flatnonzero((split == "val") & (label == 0)), first.size)
+    normals = FilmSet(cache, first.variant, np.flatnonzero((split == "val") & (label == 0)), size)
     with torch.inference_mode():
         ensemble.fit_reference(batches(normals, device))
+        few = np.unique(np.linspace(0, len(normals) - 1, min(len(normals), MAPPED)).round().astype(int))
+        ensemble.fit_maps(batches(normals.subset(few), device))
+    if len(normals) < FEW and FISHER in ensemble.score_names:
+        warn(
+            f"{cache.path} has {counted(len(normals), 'normal validation film')}: p-values below 1/{len(normals) + 1} "
+            f"are extrapolated from the {len(normals) // 2} highest; more normal films make them exact"
+        )
+    run = runs.create(out or runs.next_path("ensemble"), _config(members, config, size, device))
+    write_weights(run, ensemble)
+    labelled = replace(normals, rows=np.flatnonzero((split == "val") & (label >= 0)))
+    finish(ensemble, labelled if ensemble.targets == "labels" else normals, run, device)
+    return run
+
+
+def _config(members: Sequence[runs.Run], settings: EnsembleConfig, size: int, device: torch.device) -> runs.RunConfig:
+    """Return run.json: that of the first member but for what is the ensemble's own."""
     changes = {
         "model": "ensemble",
         "preset": "none",
+        "size": size,
         "seed": ", ".join(str(run.config.seed) for run in members),
         "settings": runs.RunSettings(model=settings.model_dump(), training={}),
         "members": [str(run.path) for run in members],
@@ -60,11 +101,15 @@ def combine(members: Sequence[runs.Run], out: Path | None, cache_path: Path | No
         "versions": runs.versions(),
         "created": now(),
     }
-    run = runs.create(out or runs.next_path("ensemble"), first.model_copy(update=changes))
-    write_weights(run, ensemble)
-    labelled = replace(normals, rows=np.flatnonzero((split == "val") & (label >= 0)))
-    finish(ensemble, labelled if ensemble.targets == "labels" else normals, run, device)
-    return run
+    return members[0].config.model_copy(update=changes)
+
+
+def _chosen(members: Sequence[runs.Run], models: Sequence[Detector], scores: Sequence[str | None]) -> list[str]:
+    """Return the score of each member, its first where none is named."""
+    for run, model, score in zip(members, models, scores, strict=True):
+        if score is not None and score not in model.score_names:
+            raise InputError(f"{run.path} has no score {score!r}; there are: {', '.join(sorted(model.score_names))}")
+    return [score or model.score_names[0] for model, score in zip(models, scores, strict=True)]
 
 
 def _film_counts(members: Sequence[runs.Run]) -> dict[str, int]:
@@ -81,7 +126,7 @@ def _film_counts(members: Sequence[runs.Run]) -> dict[str, int]:
 def _check_members(members: Sequence[runs.Run]) -> None:
     """Refuse members that can't be put together."""
     first = members[0].config
-    for key in ("variant", "size", "split_hash", "where"):
+    for key in ("variant", "split_hash", "where"):
         for run in members[1:]:
             own, shared = getattr(run.config, key), getattr(first, key)
             if own != shared:

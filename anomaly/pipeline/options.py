@@ -251,7 +251,14 @@ class BenchOptions:
 class EnsembleOptions:
     """Make one run of several."""
 
-    runs: Annotated[Sequence[Path], Flag("Finished runs on the same films and size.", metavar="RUN", argument=True)]
+    runs: Annotated[
+        Sequence[Path],
+        Flag(
+            "Finished runs on the same films and variant; RUN:SCORE names the score that is combined, else the first.",
+            metavar="RUN[:SCORE]",
+            argument=True,
+        ),
+    ]
     out: Annotated[Path | None, Flag("Run folder.  [default: runs/ensemble-<n>]")] = None
     cache: RunCache = None
     device: Device = "auto"
