@@ -156,7 +156,7 @@ def test_scores_are_standardized_by_kind_on_films_that_the_fit_has_not_seen() ->
     films = [film() for _ in range(80)]
     means = torch.stack([torch.zeros(4), torch.full((4,), 5.0)])
     fitted = StandardizedMixture()
-    fitted.fit(means, films, films, len(films), 0.05)
+    fitted.fit(means, films, films, len(films), 0.001)
     fresh = torch.stack([film() for _ in range(80)])
     for kind in (slice(0, 90), slice(90, 100)):
         score = fitted(fresh[:, kind].flatten(0, 1))
