@@ -151,7 +151,7 @@ def demo(options: DemoOptions) -> None:
     sheet = folder / "sheet.png"
     steps: list[tuple[tuple[object, ...], Callable[[], object]]] = [
         (
-            ("phantom", films, *(("--patients", options.patients) if options.patients else ())),
+            ("phantom", films, "--patients", options.patients),
             lambda: phantom(PhantomOptions(films, patients=options.patients)),
         ),
         (

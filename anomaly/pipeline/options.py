@@ -58,7 +58,7 @@ class PhantomOptions:
 
     out: Annotated[Path, Flag("New folder for the films.", argument=True)]
     seed: Annotated[int, Flag("Same seed, same films.", min=0, max=LARGEST_SEED)] = 0
-    patients: Annotated[int | None, Flag("Patients.  [default: enough for 120 normal training films]", min=4)] = None
+    patients: Annotated[int | None, Flag("Patients, of whom three in ten are abnormal.  [default: 300]", min=4)] = None
     size: Annotated[int, Flag("Longer side in pixels.", min=64, max=2048)] = 512
 
 
@@ -336,9 +336,7 @@ class DemoOptions:
     """Run the whole pipeline on built-in films."""
 
     folder: Annotated[Path, Flag("Folder for films, cache and run.")] = Path("runs/demo")
-    patients: Annotated[
-        int | None, Flag("Patients to draw; fewer are faster.  [default: those of `anomaly phantom`]", min=8)
-    ] = None
+    patients: Annotated[int, Flag("Patients to draw; fewer are faster.", min=8)] = 152
     workers: Workers = 0
 
 

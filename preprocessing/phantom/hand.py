@@ -61,8 +61,14 @@ class LongBone:
     shape: Shape
     fracture: Fracture | None = None
     spot: Spot | None = None
-    joins: tuple[str, ...] = ()  # a bridge adds only what these bones lack of `density`
+    joins: tuple[str, ...] = ()  # a bridge adds what these bones lack of it, times `density`
     density: float = 1.0
+    left: Array | None = None  # (256,) share of it that is left over its length
+
+    @property
+    def reach(self) -> float:
+        """How far it comes to lie from the line between its ends, mm."""
+        return float(self.outer.max()) + abs(self.shape.bow) + (abs(self.fracture.step) if self.fracture else 0.0)
 
     def width(self, at: float) -> float:
         """The half-width at 0..1 of its length, mm."""
@@ -78,6 +84,11 @@ class ShortBone:
     outline: Array  # (72,) radius over angle, mm
     depth: float  # thickness, mm
     spot: Spot | None = None
+
+    @property
+    def reach(self) -> float:
+        """How far it comes to lie from its center, mm."""
+        return float(self.outline.max())
 
 
 Ball = tuple[Array, float]  # center (3,) and radius, mm

@@ -15,15 +15,19 @@ FINDINGS = ("fracture", "hardware", "lytic", "sclerotic", "swelling", "missing",
 
 DIFFICULTIES = ("obvious", "medium", "subtle")
 VIEWS = ("frontal", "oblique", "lateral")
-# Patients. Once validation and test have theirs, about 60 normal ones (150 films) are left to train on.
-DEFAULT = 152
+# Patients. Some 110 abnormal films are tested on, 5 of each finding and difficulty.
+DEFAULT = 300
 SIZE = 512
 ABNORMAL = 0.3  # share of patients with an abnormal study
 
 
 @dataclass(frozen=True)
 class FilmPlan:
-    """What one film will show. `finding` and `difficulty` are empty for a film of a normal study."""
+    """What one film will show. `finding` and `difficulty` are empty for a film of a normal study.
+
+    `views` are those of all the study's films, by image: a finding is drawn so that it meets its grade on every one of
+    them. Without them the film stands alone.
+    """
 
     patient: int
     study: int
@@ -31,6 +35,7 @@ class FilmPlan:
     view: str = "frontal"
     finding: str = ""
     difficulty: str = ""
+    views: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
@@ -85,7 +90,7 @@ def plan_films(*, seed: int = 0, patients: int = DEFAULT) -> list[FilmPlan]:
         findings[cell[0]] += len(views[key])
         difficulties[cell[1]] += len(views[key])
     return [
-        FilmPlan(*key, image + 1, view, *given.get(key, ("", "")))
+        FilmPlan(*key, image + 1, view, *given.get(key, ("", "")), views=views[key])
         for key in keys
         for image, view in enumerate(views[key])
     ]
@@ -107,3 +112,10 @@ def check_settings(*, seed: int, patients: int, size: int) -> None:
         raise InputError(f"{counted(patients, 'patient')}: synthetic films need at least 4")
     if not 64 <= size <= 2048:
         raise InputError(f"size {size}: synthetic films have a longer side of 64 to 2048 pixels")
+
+
+def check_finding(finding: str, difficulty: str) -> None:
+    """Refuse a finding or a difficulty that does not exist."""
+    for name, value, allowed in (("finding", finding, FINDINGS), ("difficulty", difficulty, DIFFICULTIES)):
+        if value not in allowed:
+            raise InputError(f"no {name} {value!r}; there are: {', '.join(allowed)}")

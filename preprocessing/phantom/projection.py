@@ -62,18 +62,29 @@ def draw_bones(bones: Sequence[LongBone | ShortBone], pose: Pose, grain: Array) 
         drawn = draw_bones(bones, pose, cv2.resize(grain, grid, interpolation=cv2.INTER_NEAREST))
         return np.asarray(cv2.resize(drawn, grain.shape[::-1], interpolation=cv2.INTER_AREA))
     total = np.zeros_like(grain)
-    patches = {bone.name: _draw_bone(bone, pose, grain) for bone in bones}
-    for bone in bones:
+    near = _near(bones, pose, (grain.shape[0], grain.shape[1]))
+    patches = {bone.name: _draw_bone(bone, pose, grain) for bone in near}
+    for bone in near:
         if (placed := patches[bone.name]) is None:
             continue
         window, patch = placed
         if isinstance(bone, LongBone) and bone.joins:
             joined = np.zeros_like(grain)
-            for neighbor in filter(None, (patches[name] for name in bone.joins)):
+            for neighbor in filter(None, map(patches.get, bone.joins)):
                 joined[neighbor[0]] += neighbor[1]
-            patch = np.maximum(bone.density * patch - joined[window], 0)
+            patch = bone.density * np.maximum(patch - joined[window], 0)
         total[window] += patch
     return total
+
+
+def _near(bones: Sequence[LongBone | ShortBone], pose: Pose, shape: tuple[int, int]) -> list[LongBone | ShortBone]:
+    """The bones that may reach into the film: most don't where it is a part of a larger one."""
+    long = [(bone.start, bone.end) if isinstance(bone, LongBone) else (bone.center, bone.center) for bone in bones]
+    ends = pose.film(np.array(long))  # (N, 2, 2)
+    reach = pose.scale * np.array([bone.reach for bone in bones])[:, None] + 4
+    low, high = ends.min(1) - reach, ends.max(1) + reach
+    inside = ((high > 0) & (low < shape[::-1])).all(1)
+    return [bone for bone, keep in zip(bones, inside, strict=True) if keep]
 
 
 def _draw_bone(bone: LongBone | ShortBone, pose: Pose, grain: Array) -> Patch | None:
@@ -86,8 +97,7 @@ def _draw_long(bone: LongBone, pose: Pose, grain: Array) -> Patch | None:
     ends = pose.film(np.stack([bone.start, bone.end]))
     true = float(np.linalg.norm(bone.end - bone.start))
     widest = float(bone.outer.max())
-    aside = abs(bone.shape.bow) + (abs(bone.fracture.step) if bone.fracture else 0)
-    window = window_around(ends, pose.scale * (widest + aside) + 2, grain.shape)
+    window = window_around(ends, pose.scale * bone.reach + 2, grain.shape)
     if window is None:
         return None
     s, d, pixels = along_line(ends, window)
@@ -120,13 +130,15 @@ def _draw_long(bone: LongBone, pose: Pose, grain: Array) -> Patch | None:
         patch = _draw_spot(bone.spot, patch, whole * inside, along, d - bone.spot.off * widest)
     if gap is not None:
         patch = patch * gap
+    if bone.left is not None:
+        patch = patch * bone.left.take(index, mode="clip")
     return window, np.asarray(patch * (bone.shape.flat / max(short, 0.6)), dtype=np.float32)
 
 
 def _draw_short(bone: ShortBone, pose: Pose, grain: Array) -> Patch | None:
     """The millimetres of cortex-equal bone along each ray through a carpal: (window, patch)."""
     center = pose.film(bone.center)
-    reach = float(bone.outline.max())
+    reach = bone.reach
     window = window_around(center[None], pose.scale * reach + 2, grain.shape)
     if window is None:
         return None
@@ -158,12 +170,8 @@ def _draw_spot(spot: Spot, patch: Array, whole: Array, s: Array, d: Array) -> Ar
     return np.asarray(patch * (1 + spot.change * weight) if spot.change < 0 else patch + spot.change * weight * whole)
 
 
-def draw_flesh(hand: Hand, pose: Pose, shape: tuple[int, int]) -> Array:
-    """The millimetres of soft tissue along each ray, (H, W) float32; > 0 inside the outline.
-
-    Squared thicknesses add up: of a round finger that is 4 (r² - d²), of the palm what `_inflate` gives; so nothing
-    jumps where they meet.
-    """
+def draw_palm(hand: Hand, pose: Pose, shape: tuple[int, int]) -> Array:
+    """The squared millimeters of soft tissue along each ray through all but the fingers, (H, W) float32."""
     outline = np.zeros(shape, np.uint8)
     circle = np.stack([np.cos(np.linspace(0, 2 * np.pi, 32)), np.sin(np.linspace(0, 2 * np.pi, 32))], axis=-1)
     for group in hand.palm:
@@ -171,11 +179,20 @@ def draw_flesh(hand: Hand, pose: Pose, shape: tuple[int, int]) -> Array:
         hull = cv2.convexHull(rims.astype(np.float32))
         cv2.fillConvexPoly(outline, np.rint(hull * 16).astype(np.int32), 255, cv2.LINE_AA, 4)
     soft = cv2.GaussianBlur(outline, (0, 0), max(1.9 * pose.scale, 0.5))  # rounds the corners where hulls meet
-    squared = _inflate(soft > 127, 12.5 * pose.scale)
+    return np.asarray(_inflate(soft > 127, 12.5 * pose.scale) / np.float32(pose.scale**2))
+
+
+def draw_fingers(hand: Hand, pose: Pose, palm: Array) -> Array:
+    """The millimeters of soft tissue along each ray, (H, W) float32, of fingers and `palm`; > 0 inside the outline.
+
+    Squared thicknesses add up: of a round finger that is 4 (r² - d²), of the palm what `_inflate` gives; so nothing
+    jumps where they meet.
+    """
+    squared = palm.copy()
     for chain in hand.fingers:
         links = [(pose.film(np.stack([a, b])), pose.scale * ra, pose.scale * rb) for (a, ra), (b, rb) in chain]
         thick = max(max(ra, rb) for _, ra, rb in links)
-        window = window_around(np.concatenate([ends for ends, _, _ in links]), thick + 2, shape)
+        window = window_around(np.concatenate([ends for ends, _, _ in links]), thick + 2, palm.shape)
         if window is None:
             continue
         finger = np.float32(0)
@@ -184,8 +201,8 @@ def draw_flesh(hand: Hand, pose: Pose, shape: tuple[int, int]) -> Array:
             at = np.clip(s, 0, length)
             radius = ra + (rb - ra) / length * at
             finger = np.maximum(finger, 4 * (radius * radius - (s - at) ** 2 - d * d))
-        squared[window] += finger
-    return np.asarray(np.sqrt(squared) / pose.scale, dtype=np.float32)
+        squared[window] += finger / np.float32(pose.scale**2)
+    return np.asarray(np.sqrt(squared), dtype=np.float32)
 
 
 def _inflate(inside: NDArray[np.bool_], reach: float) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -69,6 +70,15 @@ def write_phantoms(
     return summary
 
 
+def set_settings(out: Path) -> dict[str, int]:
+    """The settings (seed, patients, size, ...) of a complete set of this revision; InputError if `out` holds none."""
+    note = out / _NOTE
+    found = dict(re.findall(r"(revision|seed|patients|size) ([0-9]+)[,.]", _read(note))) if note.is_file() else {}
+    if found.get("revision") != str(REVISION) or len(found) < 4:
+        raise InputError(f"{out}: no complete set of built-in films as this version draws them; `anomaly phantom` does")
+    return {name: int(value) for name, value in found.items()}
+
+
 def _is_complete(out: Path, plans: Sequence[FilmPlan], settings: dict[str, int], note: str) -> bool:
     """Whether the very same set is complete in `out`; InputError where something else is in the way."""
     if not out.exists():
@@ -106,9 +116,9 @@ def _note(settings: dict[str, int], summary: Summary) -> str:
         "SYNTHETIC FILMS: drawn by a program, of nobody. They show that the path works, and nothing about real films.\n"
         f"Contents: {counts}.\n"
         f"Settings: {', '.join(f'{name} {value}' for name, value in settings.items())}.\n"
-        "Made by `anomaly phantom`. Beside each film: image1.json (finding, difficulty, carrier, boxes, ...),\n"
+        "Made by `anomaly phantom`. Beside each film: image1.json (finding, difficulty, visibility, carrier, ...),\n"
         "image1_hand.png (the hand), and for abnormal films image1_anomaly.png (the pixels the finding changed;\n"
-        "of a missing bone those it would cover).\n"
+        "of missing bone those beside the end of what is left).\n"
     )
 
 
