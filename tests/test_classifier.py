@@ -14,7 +14,7 @@ from torch import Tensor
 from anomaly.data.batch import Batch, as_batch
 from anomaly.data.dataset import Films, FilmSet
 from anomaly.evaluation.calibration import read_calibration
-from anomaly.models import classifier as module
+from anomaly.models import pretrained
 from anomaly.models.classifier import BACKBONES, CAM_CELLS, Classifier, ClassifierConfig
 from anomaly.nn.losses import class_weighted_cross_entropy, log_mean
 from anomaly.pipeline.ensemble import combine
@@ -239,7 +239,7 @@ def published(folder: Path, monkeypatch: pytest.MonkeyPatch, backbone: str = "ef
     path.parent.mkdir(parents=True)
     path.write_bytes(data.getvalue())
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(folder))
-    monkeypatch.setattr(module, "_address", lambda name: f"https://example.invalid/{path.name}")
+    monkeypatch.setattr(pretrained, "_address", lambda name: f"https://example.invalid/{path.name}")
     return path
 
 

@@ -28,6 +28,9 @@ PAPERS = {"alphagan", "bigan", "cae", "dcgan", "vae"}
 ERRORS = {"mse", "mse_topk", "weighted", "peak", "ssim", "l1", "l1_topk"}
 """Scores that are errors of a reconstruction, and nothing else."""
 
+NARROW = {"width": 4, "components": 8, "axes": 16, "blocks": "2,4"}
+"""Settings that make a model small, of those that have them."""
+
 
 @pytest.fixture(params=sorted(ZOO))
 def name(request: pytest.FixtureRequest) -> str:
@@ -43,7 +46,8 @@ def made(name: str, preset: str = "fast") -> Detector:
     """Return a narrow model of that name, untrained."""
     torch.manual_seed(0)
     kind = find_model(name)
-    config, _ = resolve(name, preset, ["width=4"] if "width" in kind.Config.model_fields else [])
+    narrow = [f"{key}={value}" for key, value in NARROW.items() if key in kind.Config.model_fields]
+    config, _ = resolve(name, preset, narrow)
     return kind(config, SIZE)
 
 

@@ -55,12 +55,32 @@ def as_batch(films: Films, device: torch.device) -> Batch:
     return to_batch(tensors_of(films), device)
 
 
-def batches(films: Films | FilmSet, device: torch.device) -> Iterator[Batch]:
-    """Yield films as they are, in their order, some at a time."""
-    side = films.film.shape[1] if isinstance(films, Films) else films.size
-    count = chunk_length(side)
-    for start in range(0, len(films), count):
-        yield as_batch(films.part(slice(start, start + count)), device)
+class Batches:
+    """Films as they are, in their order, some at a time; every iteration passes over all of them again."""
+
+    def __init__(self, films: Films | FilmSet, device: torch.device) -> None:
+        self._films, self._device = films, device
+        self.films = len(films)
+        """How many films there are."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        side = self._films.film.shape[1] if isinstance(self._films, Films) else self._films.size
+        count = chunk_length(side)
+        for start in range(0, self.films, count):
+            yield as_batch(self._films.part(slice(start, start + count)), self._device)
+
+    def evenly(self, count: int) -> "Batches":
+        """Return `count` films taken evenly from all, or all where there are no more."""
+        if count >= self.films:
+            return self
+        places = np.linspace(0, self.films - 1, count).round().astype(np.int64)
+        films = self._films.subset(places) if isinstance(self._films, FilmSet) else self._films.part(places)
+        return Batches(films, self._device)
+
+
+def batches(films: Films | FilmSet, device: torch.device) -> Batches:
+    """Return films as they are, in their order, some at a time."""
+    return Batches(films, device)
 
 
 def tensors_of(films: Films) -> Tensors:

@@ -5,7 +5,7 @@ A model says which player moves, and when; the training loop does everything els
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from anomaly.data.batch import Batch
+from anomaly.data.batch import Batch, Batches
 from anomaly.data.dataset import Targets
 from anomaly.models.search_space import Space
 
@@ -130,11 +130,12 @@ class Model(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} names pretrained weights and can't load them")
 
-    def fit_reference(self, normals: Iterable[Batch]) -> None:
+    def fit_reference(self, normals: Batches) -> None:
         """Keep what scores of normal films look like, in buffers that are saved with the weights.
 
         Called once, when training is over, in evaluation mode, with the training's films; a model that compares with
-        nothing leaves it as it is.
+        nothing leaves it as it is. The films can be passed over as often as need be, in the same order every time, and
+        need not fit into memory.
         """
 
     def set_class_counts(self, normal: int, abnormal: int) -> None:

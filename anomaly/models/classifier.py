@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -17,9 +17,9 @@ from torch.nn.functional import interpolate, logsigmoid
 
 from anomaly.data.batch import Batch
 from anomaly.models.base import Detector, Prediction, Settings, Step
+from anomaly.models.pretrained import named_file, published_file, read_tensors
 from anomaly.models.search_space import Choice, Range
 from anomaly.nn.losses import class_weighted_cross_entropy, log_mean
-from anomaly.runs import sha256
 from preprocessing import InputError
 
 BackboneName = Literal["densenet169", "vgg16", "efficientnet_b0", "cnn"]
@@ -311,21 +311,14 @@ class Classifier(Detector):
         if config.weights == "none":
             return None
         if config.weights == "imagenet":
-            return _published(config.backbone)
-        path = Path(config.weights)
-        path = path / "weights.safetensors" if path.is_dir() else path
-        if not path.is_file():
-            raise InputError(f"there are no weights {path}; name a file, or take `--weights imagenet` or none")
-        if path.suffix != ".safetensors":
-            raise InputError(
-                f"{path} is not a .safetensors file, and nothing that can hold code is loaded; write its tensors with "
-                "safetensors.torch.save_file(state_dict, 'weights.safetensors')"
-            )
-        return path
+            if config.backbone == "cnn":
+                raise InputError("cnn has no ImageNet weights; choose another --set backbone=, or --weights none")
+            return published_file(config.backbone)
+        return named_file(config.weights)
 
     def load_pretrained(self, weights: Path) -> None:
         """Take up weights under torchvision's names or our own; all must fit but a last layer of other outputs."""
-        given = {self._own_name(key): value for key, value in _tensors(weights).items()}
+        given = {self._own_name(key): value for key, value in read_tensors(weights).items()}
         own = {name: value for name, value in self.state_dict().items() if name.startswith(("features.", "head."))}
         given = {name: value for name, value in given.items() if name != "class_weights"}
         last = list(own)[-2:]  # weight and bias
@@ -384,54 +377,3 @@ def _plain(width: int, outputs: int) -> tuple[nn.Sequential, nn.Sequential]:
     hidden = 4 * width
     last = nn.Sequential(nn.Linear(16 * channels, hidden), nn.ReLU(), nn.Dropout(), nn.Linear(hidden, outputs))
     return nn.Sequential(*layers), last
-
-
-def _address(backbone: BackboneName) -> str:
-    """Return where torchvision publishes the ImageNet weights of a backbone."""
-    from torchvision.models import get_model_weights
-
-    return str(get_model_weights(backbone).DEFAULT.url)
-
-
-def _published(backbone: BackboneName) -> Path:
-    """Return torchvision's file of ImageNet weights, downloaded unless it is there."""
-    if backbone == "cnn":
-        raise InputError("cnn has no ImageNet weights; choose another --set backbone=, or --weights none")
-    address = _address(backbone)
-    path = Path(torch.hub.get_dir(), "checkpoints", address.rpartition("/")[2])
-    if not path.is_file():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(address, str(path), _digits(path), progress=False)
-        except Exception as error:  # no network, no such host, a proxy, half a file
-            reason = " ".join(str(error).split())[:120]
-            raise InputError(
-                f"the ImageNet weights of {backbone} are not in {path} and can't be fetched ({reason}); put "
-                f"{address} there by hand, or take --weights none"
-            ) from None
-    if not sha256(path).startswith(_digits(path)):
-        raise InputError(
-            f"{path} is damaged (its SHA-256 is not that of its name); delete it, to have it fetched again"
-        )
-    return path
-
-
-def _digits(path: Path) -> str:
-    """Return the digits of the SHA-256 that torchvision writes into the names of its files."""
-    return path.stem.rpartition("-")[2]
-
-
-def _tensors(path: Path) -> dict[str, Any]:
-    """Read the tensors of a file."""
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except Exception as error:  # safetensors has an error type of its own for every kind of damage
-            raise InputError(f"{path} is no safetensors file ({error}); write it again") from None
-    # torchvision publishes its weights as pickles: read by the unpickler that makes tensors and nothing else.
-    state: dict[str, Any] = torch.hub.load_state_dict_from_url(
-        path.name, str(path.parent), map_location="cpu", weights_only=True
-    )
-    return state

@@ -6,13 +6,15 @@ film's pattern from theirs, whichever way it departs.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
+
+from anomaly.nn.fitted import Fitted
 
 GRID = 14
 """Cells per side: coarse enough that films need not be registered."""
@@ -60,7 +62,7 @@ def _fitted(maps: NDArray[np.float64]) -> _Normals:
     return _Normals(complete, center, axes[:mahalanobis] / deviation[:mahalanobis, None], axes[:residual])
 
 
-class Atypicality(nn.Module):
+class Atypicality(Fitted):
     """The mean of three standardized distances of a map from those of normal films.
 
     Mean Euclidean distance to the 5 nearest normals; Mahalanobis distance on their first 50 principal components; norm
@@ -75,10 +77,7 @@ class Atypicality(nn.Module):
     shift: Tensor  # (3,) mean of each distance among normals
     scale: Tensor  # (3,) and its standard deviation
 
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("maps", "center", "axes", "plane", "shift", "scale"):
-            self.register_buffer(name, torch.zeros(0))
+    fitted: ClassVar = ("maps", "center", "axes", "plane", "shift", "scale")
 
     def fit(self, maps: Tensor) -> None:
         """Take the maps of normal films, (R, GRID²) from `cells`, R >= 2; films of one patient follow each other."""
@@ -113,14 +112,6 @@ class Atypicality(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return how atypical maps are: (N, GRID²) from `cells` -> (N,)."""
-        if not len(self.maps):
-            raise RuntimeError("fit() comes before the first score")
+        self.check_fitted()
         distances = self._distances(maps.float())
         return ((distances - self.shift) / self.scale).mean(dim=1)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Give the buffers the sizes of those to be loaded, which depend on the films they were fitted to."""
-        for name in dict(self.named_buffers()):
-            if f"{prefix}{name}" in state_dict:
-                setattr(self, name, torch.empty_like(state_dict[f"{prefix}{name}"], device=self.maps.device))
-        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -1,0 +1,135 @@
+"""A mixture of many Gaussians with full covariances, fitted in one or two passes, and the k-means that places them.
+
+What the cells of normal films look like has no one shape: k-means finds the kinds there are, and each gets a Gaussian
+of its own. Memory depends on components and axes, not on how many cells were seen.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from anomaly.nn.fitted import Fitted
+
+ROUNDS = 8
+"""Of k-means; beyond these the scores change no more."""
+NEAREST = 4
+"""Components whose density is computed for a cell: one of the four with the nearest means has the greatest."""
+CHUNK = 2**15
+"""Cells whose distances to all means are in memory at a time."""
+
+
+def nearest_means(cells: Tensor, means: Tensor, count: int) -> Tensor:
+    """Return the indices of the `count` nearest means, by Euclidean distance: (M, A), (K, A) -> (M, count)."""
+    distance = torch.addmm(means.square().sum(dim=1), cells, means.T, alpha=-2)  # (M, K), less the cell's own square
+    if count == 1:
+        return distance.argmin(dim=1, keepdim=True)
+    return distance.topk(count, dim=1, largest=False, sorted=False).indices
+
+
+def k_means(cells: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Return the means of ROUNDS rounds of Lloyd's algorithm from `count` distinct cells: (M, A) -> (K, A).
+
+    K is `count`, less the clusters that lost all their cells. `generator`, on the CPU, draws the first means.
+    """
+    chosen = torch.randperm(len(cells), generator=generator)[:count].to(cells.device)
+    means = cells[chosen]
+    for _ in range(ROUNDS):
+        moments = Moments(means, second=False)
+        for chunk in torch.split(cells, CHUNK):
+            moments.add(chunk)
+        means = moments.means()
+    return means
+
+
+class Moments:
+    """Number, sum and sum of outer products of the cells that are nearest to each mean, streamed."""
+
+    def __init__(self, centers: Tensor, *, second: bool = True) -> None:
+        """`centers` (K, A) are what sums are taken about; `second` whether outer products are wanted."""
+        self.centers = centers
+        count, axes = centers.shape
+        self.number = torch.zeros(count, dtype=torch.float64, device=centers.device)
+        self.first = torch.zeros(count, axes, dtype=torch.float64, device=centers.device)
+        shape = (count, axes, axes) if second else (0, axes, axes)
+        self.second = torch.zeros(shape, dtype=torch.float64, device=centers.device)
+
+    def add(self, cells: Tensor) -> None:
+        """Take cells, (M, A)."""
+        for chunk in torch.split(cells, CHUNK):
+            owner, order = nearest_means(chunk, self.centers, 1)[:, 0].sort(stable=True)
+            deviation = chunk[order] - self.centers[owner]
+            numbers = torch.bincount(owner, minlength=len(self.centers))
+            for k, own in _groups(deviation, numbers):
+                self.first[k] += own.sum(dim=0)
+                if len(self.second):
+                    self.second[k] += own.T @ own
+            self.number += numbers
+
+    def means(self) -> Tensor:
+        """Return the mean of each cluster that has cells, (K', A)."""
+        seen = self.number > 0
+        return (self.centers + self.first / self.number.clamp(min=1)[:, None]).to(self.centers.dtype)[seen]
+
+    def covariances(self) -> Tensor:
+        """Return their covariances, (K', A, A) float64."""
+        seen = self.number > 0
+        number = self.number[seen]
+        mean = self.first[seen] / number[:, None]
+        return self.second[seen] / number[:, None, None] - mean[:, :, None] * mean[:, None, :]
+
+
+def _groups(rows: Tensor, numbers: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield each component that has rows, and its rows: `rows` (M, ...) are sorted by component, `numbers` (K,)."""
+    sizes = numbers.tolist()
+    for k, own in enumerate(torch.split(rows, sizes)):
+        if sizes[k]:
+            yield k, own
+
+
+class GaussianMixture(Fitted):
+    """Components with full covariances, shrunk toward the identity, which is the covariance of all whitened cells."""
+
+    means: Tensor  # (K, A)
+    factors: Tensor  # (K, A, A) F with F Fᵀ the inverse covariance: |(x - mean) F|² is the squared Mahalanobis distance
+    constants: Tensor  # (K,) log det of the covariance - 2 log of the component's share
+
+    fitted: ClassVar = ("means", "factors", "constants")
+
+    def fit(self, means: Tensor, cells: Iterable[Tensor], shrinkage: float) -> None:
+        """Fit a component about each of `means` (K, A) to the cells nearest to it, a pass over `cells`, each (M, A).
+
+        A covariance becomes (1 - shrinkage) of itself + shrinkage of the identity, 0 < shrinkage <= 1.
+        """
+        moments = Moments(means)
+        for some in cells:
+            moments.add(some)
+        covariance = moments.covariances()
+        identity = torch.eye(means.shape[1], dtype=torch.float64, device=means.device)
+        root = torch.linalg.cholesky((1 - shrinkage) * covariance + shrinkage * identity)
+        share = moments.number[moments.number > 0] / moments.number.sum()
+        self.means = moments.means()
+        inverse = torch.linalg.solve_triangular(root, identity.expand_as(root), upper=False)
+        self.factors = inverse.mT.float().contiguous()
+        log_determinant = 2 * root.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+        self.constants = (log_determinant - 2 * share.log()).float()
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """Return how unusual the cells of one film are: (M, A) -> (M,), less is more usual.
+
+        The least of Mahalanobis² + log det - 2 log share over the NEAREST components: up to a constant, twice the
+        negative logarithm of the likeliest component's density. One film at a time: the rounding of a matrix product
+        may depend on its number of rows.
+        """
+        self.check_fitted()
+        count = min(NEAREST, len(self.means))
+        owner, order = nearest_means(cells, self.means, count).flatten().sort(stable=True)  # (M count,)
+        deviation = cells[order.div(count, rounding_mode="floor")] - self.means[owner]
+        whitened = torch.empty_like(deviation)
+        numbers = torch.bincount(owner, minlength=len(self.means))
+        for (k, own), (_, target) in zip(_groups(deviation, numbers), _groups(whitened, numbers), strict=True):
+            torch.mm(own, self.factors[k], out=target)
+        score = torch.empty_like(whitened[:, 0])
+        score[order] = whitened.square().sum(dim=1) + self.constants[owner]
+        return score.view(-1, count).amin(dim=1)
