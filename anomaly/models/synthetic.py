@@ -6,25 +6,28 @@ In the spirit of Zavrtanik et al. 2021 (DRAEM), Tan et al. 2021 (foreign patches
 trained on: its loss on the validation normals chooses the checkpoint, so that no label is needed.
 """
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, softplus
+from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, softplus
 
 from anomaly.data.anomalies.families import FAMILIES
 from anomaly.data.anomalies.synthesis import CHANCES, Damaged, synthesize
-from anomaly.data.batch import Batch
+from anomaly.data.batch import Batch, Batches
 from anomaly.models.base import Detector, Prediction, Settings, Step
 from anomaly.models.search_space import Choice, Range
 from anomaly.nn.atypicality import Atypicality, cells
 from anomaly.nn.blocks import convolution
 from anomaly.nn.filters import local_mean
 from anomaly.nn.losses import masked_mean, soft_dice, topk_mean
+from anomaly.nn.mixture import GaussianMixture, k_means
 from anomaly.nn.unet import decode, encode
+from anomaly.nn.whitening import Whitening
 
 DICE = 0.3
 """Weight of the Dice loss beside the cross-entropy."""
@@ -36,7 +39,13 @@ PEAK = 5 / 512
 LEAST_DEVIATION = 0.25
 """Least standard deviation of the logit at a place, so that where all normal films are alike no rounding counts."""
 SEED = 17
-"""Of the anomalies of validation, to which each batch adds the area of its masks."""
+"""Of the anomalies of validation, to which each batch adds the area of its masks, and of the mixture's first means."""
+CELL = 8
+"""Side in pixels of the cells whose features the mixture describes: that of a pixel of level 4."""
+KEPT = 2**18
+"""Cells of normal films that the mixture is fitted to, at most."""
+LEAST_CELLS = 4
+"""Cells that a Gaussian needs on average."""
 
 
 class SyntheticConfig(Settings):
@@ -44,22 +53,31 @@ class SyntheticConfig(Settings):
 
     width: int = Field(default=16, ge=1, le=128)
     """Channels of the first level; the others have 2, 4, 8, 8, ... times as many."""
-    levels: int = Field(default=5, ge=2, le=6)
-    """Levels of the U-Net, each at half the side of the one before: the side is a multiple of 2 ^ (levels - 1)."""
+    levels: int = Field(default=5, ge=4, le=6)
+    """Levels of the U-Net, each at half the side of the one before: films have a side that is a multiple of 8, 16 or
+    32."""
     held_out: Literal["none", "patch", "warp", "fracture", "contrast", "shape", "structure"] = "structure"
     """Family of anomalies that the network isn't trained on and the checkpoint is chosen by; none trains on all and
     chooses by all."""
+    components: int = Field(default=200, ge=1, le=10_000)
+    """Gaussians of the mixture that describes the encoder's features, at most: each needs four cells on average."""
+    axes: int = Field(default=64, ge=1, le=1024)
+    """Principal components kept of those features, at most."""
+    shrinkage: float = Field(default=0.4, gt=0, le=1)
+    """Share of the covariance of all cells in that of each Gaussian."""
 
 
 class _Normals(nn.Module):
-    """What is kept of the logits of normal films."""
+    """What is kept of the logits and the encoder's features of normal films."""
 
     mean: Tensor  # (1, 1, S, S) of the logits in a window about each pixel
     deviation: Tensor  # (1, 1, S, S) and their standard deviation
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, config: SyntheticConfig, size: int) -> None:
         super().__init__()
         self.atypicality = Atypicality()
+        self.whitening = Whitening(config.axes, equal_spread=True)
+        self.mixture = GaussianMixture()
         self.register_buffer("mean", torch.zeros(1, 1, size, size))
         self.register_buffer("deviation", torch.ones(1, 1, size, size))
 
@@ -74,7 +92,10 @@ class Synthetic(Detector):
     `top01`        mean of the largest .1 % of the map's values under the mask
     `top1`         mean of the largest 1 %
     `mean`         mean of the map under the mask
-    `atypicality`  how unusual the map of the locally averaged logit is among those of normal films (`Atypicality`)
+    `atypicality`  how unusual the logits on 14 x 14 cells are among those of normal films (`Atypicality`)
+    `mixture`      how unusual the encoder's features are among those of normal films, on cells of 8 x 8 pixels: -2 log
+                   density of the likeliest Gaussian of a mixture, up to a constant, mean over the cells
+    `mixture_top1` the same, mean of the most unusual 1 % of the cells
     """
 
     Config = SyntheticConfig
@@ -111,7 +132,7 @@ class Synthetic(Detector):
     }
     low_precision = True
     takes_crops = True
-    score_names = ("peak", "top01", "top1", "mean", "atypicality")
+    score_names = ("peak", "top01", "top1", "mean", "atypicality", "mixture", "mixture_top1")
     map_unit = "softplus of standard deviations of the logit"
 
     def __init__(self, config: SyntheticConfig, size: int) -> None:
@@ -123,7 +144,7 @@ class Synthetic(Detector):
         self.up = nn.ModuleList(_level(deep + skip, skip) for skip, deep in reversed(list(pairwise(width))))
         self.last = nn.Conv2d(width[0], 1, 1)
         nn.init.constant_(self.last.bias, -2.0)  # type: ignore[arg-type]  # damage is rare
-        self.normals = _Normals(size)
+        self.normals = _Normals(config, size)
 
     @classmethod
     def check_size(cls, config: SyntheticConfig, size: int) -> str | None:
@@ -171,32 +192,58 @@ class Synthetic(Detector):
 
     def predict(self, batch: Batch, *, maps: bool = False) -> Prediction:
         """Return the scores named above; the map is that of the calibrated logit."""
-        logits = self(batch.film)
+        logits, features = self._pass(batch.film)
         calibrated = softplus((logits - self.normals.mean) / self.normals.deviation) * batch.mask
+        cells_of_films = zip(features, _inside(batch.mask), strict=True)
+        # One by one: the rounding of a matrix product depends on the rest of its batch.
+        unusual = [self.normals.mixture(self.normals.whitening(film[inside])) for film, inside in cells_of_films]
         scores = {
             "peak": local_mean(calibrated, batch.mask, self.size * PEAK).amax(dim=(1, 2, 3)),
             "top01": topk_mean(calibrated, batch.mask, 0.001),
             "top1": topk_mean(calibrated, batch.mask, 0.01),
             "mean": masked_mean(calibrated, batch.mask),
             "atypicality": self.normals.atypicality(cells(logits, batch.mask)),
+            "mixture": torch.stack([values.mean() for values in unusual]),
+            "mixture_top1": torch.stack(
+                [values.topk(math.ceil(0.01 * len(values))).values.mean() for values in unusual]
+            ),
         }
         return Prediction(scores, calibrated if maps else None)
+
+    def _pass(self, film: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (N, 1, S, S), and the features of cells of 8 x 8 pixels: those of levels 2 to 4 (N, M, C)."""
+        levels = encode(self.down, film)
+        features = torch.cat([avg_pool2d(levels[i], CELL >> i) for i in (1, 2, 3)], dim=1).float()
+        return self.last(decode(self.up, levels)).float(), features.flatten(2).mT
 
     def preview(self, batch: Batch) -> Prediction:
         """Return the probability of damage, not calibrated yet, as the map."""
         return Prediction({}, self(batch.film).sigmoid() * batch.mask)
 
-    def fit_reference(self, normals: Iterable[Batch]) -> None:
-        """Keep mean and standard deviation of the normals' logits about each pixel, and their maps on 14 x 14 cells."""
-        patterns = []
+    def fit_reference(self, normals: Batches) -> None:
+        """Keep what the normals' logits and features look like, in one pass.
+
+        Of the logits mean and standard deviation about each pixel, and their maps on 14 x 14 cells; of the features the
+        mixture, fitted to KEPT cells that are taken evenly from all films.
+        """
+        patterns: list[Tensor] = []
+        kept: list[Tensor] = []
         total, squares, seen = (torch.zeros_like(self.normals.mean) for _ in range(3))
+        step = math.ceil(normals.films * (self.size // CELL) ** 2 / KEPT)
         for batch in normals:
-            logits = self(batch.film)
+            logits, features = self._pass(batch.film)
             patterns.append(cells(logits, batch.mask).cpu())
+            for film, inside in zip(features, _inside(batch.mask), strict=True):
+                kept.append(film[inside][len(kept) % step :: step])  # each film begins with another cell
             total += (logits * batch.mask).sum(dim=0, keepdim=True)
             squares += (logits.square() * batch.mask).sum(dim=0, keepdim=True)
             seen += batch.mask.sum(dim=0, keepdim=True)
         self.normals.atypicality.fit(torch.cat(patterns))
+        self._calibrate(total, squares, seen)
+        self._fit_mixture(kept)
+
+    def _calibrate(self, total: Tensor, squares: Tensor, seen: Tensor) -> None:
+        """Take the sums of the logits and of their squares, and the number of films, at each pixel: (1, 1, S, S)."""
         there, count = seen > 0, seen.sum().clamp(min=1)
         # Windows weigh each place by the films that were seen there, as all pixels of all films count alike.
         weight = local_mean(seen, there, self.size * WINDOW).clamp(min=1e-6)
@@ -207,11 +254,33 @@ class Synthetic(Detector):
         self.normals.mean = mean
         self.normals.deviation = (square - mean.square()).clamp(min=LEAST_DEVIATION**2).sqrt()
 
+    def _fit_mixture(self, kept: list[Tensor]) -> None:
+        """Fit axes and mixture to the features of cells of normal films, (M, C) each."""
+        self.normals.whitening.fit(kept)
+        sample = self.normals.whitening(torch.cat(kept))
+        count = max(1, min(self.config.components, len(sample) // LEAST_CELLS))
+        means = k_means(sample, count, torch.Generator().manual_seed(SEED))
+        self.normals.mixture.fit(means, [sample], self.config.shrinkage)
+
 
 def _level(channels: int, features: int) -> nn.Sequential:
     return nn.Sequential(
         convolution(channels, features, 3, 1, batch_norm=True), convolution(features, features, 3, 1, batch_norm=True)
     )
+
+
+def _top1(values: Tensor) -> Tensor:
+    """Return the mean of the largest 1 %, one value at least: (M,) -> ()."""
+    return values.topk(math.ceil(0.01 * len(values))).values.mean()
+
+
+def _inside(mask: Tensor) -> Tensor:
+    """Return which cells of 8 x 8 pixels lie under the mask by half or more: (N, 1, S, S) -> (N, M) bool.
+
+    Of a mask too small for that those that it covers most; of none at all every cell.
+    """
+    share = avg_pool2d(mask.float(), CELL).flatten(1)
+    return share >= share.amax(dim=1, keepdim=True).clamp(max=0.5)
 
 
 def _losses(logits: Tensor, damaged: Damaged, mask: Tensor) -> tuple[Tensor, Tensor]:
