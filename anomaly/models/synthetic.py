@@ -105,7 +105,7 @@ class Synthetic(Detector):
             "batch_size": 16,
             "crop": 128,
             "crops_per_film": 2,
-            "learning_rate": 1e-3,
+            "learning_rate": 2e-3,
             "schedule": "cosine",
             "augmentation": "advanced",
             "patience": 0,

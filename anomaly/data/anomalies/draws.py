@@ -26,6 +26,13 @@ class Draws:
         """Return numbers between `low` and `high` > 0 whose logarithms are uniform."""
         return self.uniform(math.log(low), math.log(high)).exp()
 
+    def strength(self, low: float, high: float) -> Tensor:
+        """Return strengths between `low`, hardly visible, and `high`: half of them in the upper quarter of logarithms.
+
+        What can't be told from grain teaches nothing, so most of what is drawn can be.
+        """
+        return high * (low / high) ** self.uniform(0, 1).square()
+
     def chance(self, probability: float) -> Tensor:
         """Return bools that are true with this probability."""
         return self.uniform(0, 1) < probability

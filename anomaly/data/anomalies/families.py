@@ -40,7 +40,7 @@ def patch(site: Site) -> Tensor:
     difference = gaussian_blur(torch.cat([(site.film - foreign) * outside, outside], dim=1), middle)
     shift = difference[:, :1] / difference[:, 1:].clamp(min=1e-3)
     foreign = torch.where(draws.chance(0.75), foreign + shift, foreign)
-    return site.film + alpha * draws.uniform(0.4, 1.0) * (foreign - site.film)
+    return site.film + alpha * draws.strength(0.3, 1.0) * (foreign - site.film)
 
 
 def warp(site: Site) -> Tensor:
@@ -53,7 +53,7 @@ def warp(site: Site) -> Tensor:
     stretch = draws.log_uniform(0.6, 1.6)
     distance = ((along / stretch).square() + (across * stretch).square()).sqrt() / radius
     window = torch.exp(-0.5 * distance.square().square())  # flat inside, steep at the border
-    depth = radius * draws.log_uniform(0.08, 0.5)
+    depth = radius * draws.strength(0.08, 0.6)
     shift, swelling, twist, crumpling = (draws.uniform(-1, 1) * draws.chance(0.5) for _ in range(4))
     angle, wave = draws.angle(), middle * draws.number(0.3, 1.0)
     move_x = shift * angle.cos() + (swelling * right - twist * down) / radius
@@ -81,7 +81,7 @@ def fracture(site: Site) -> Tensor:
     # The line ends softly at both ends; the step fades about the place.
     ends = soft(reach - along.abs(), 0.1 * reach)
     beyond = soft(across, 0.4 * unit) * torch.exp(-0.5 * (across / reach).square().square()) * ends
-    step = unit * draws.log_uniform(0.7, 8) * draws.chance(0.7)
+    step = unit * draws.strength(0.7, 10) * draws.chance(0.7)
     slip = angle + torch.where(draws.chance(0.6), draws.uniform(-0.4, 0.4), draws.uniform(1.2, 1.9))  # along, or apart
     slip = slip + math.pi * draws.chance(0.5)
     moved = sampled(
@@ -91,7 +91,7 @@ def fracture(site: Site) -> Tensor:
     )
     width = unit * draws.log_uniform(0.5, 2.5)
     line = torch.exp(-0.5 * (across / width).square()) * ends * (0.75 + 0.25 * fine).clamp(0, 1.5)
-    level = draws.sign(0.25) * draws.log_uniform(0.03, 0.45) * (draws.chance(0.8) | (step == 0))
+    level = draws.sign(0.25) * draws.strength(0.04, 0.6) * (draws.chance(0.8) | (step == 0))
     # A line shows in proportion to what it breaks.
     return moved + level * line * (0.3 + moved)
 
@@ -104,10 +104,10 @@ def contrast(site: Site) -> Tensor:
     alpha = blob(site, place, radius, middle)
     low = gaussian_blur(site.film, unit * draws.number(1.2, 8))
     kind = draws.uniform(0, 1)
-    blurred, sharpened = -draws.log_uniform(0.3, 1), draws.log_uniform(0.4, 2.5)
+    blurred, sharpened = -draws.strength(0.3, 1), draws.strength(0.4, 2.5)
     detail = torch.where(kind < 0.3, blurred, torch.where(kind < 0.5, sharpened, 0.0))
-    level = torch.where((kind > 0.5) & (kind < 0.75), draws.sign() * draws.log_uniform(0.06, 0.5), 0.0)
-    texture = torch.where(kind > 0.75, draws.log_uniform(0.03, 0.25), 0.0)
+    level = torch.where((kind > 0.5) & (kind < 0.75), draws.sign() * draws.strength(0.06, 0.6), 0.0)
+    texture = torch.where(kind > 0.75, draws.strength(0.03, 0.35), 0.0)
     grain = draws.field(site.film.shape, unit * draws.number(2.5, 10))
     # Holes rather than grain of both signs: what is destroyed is patchy and of one level.
     grain = torch.where(draws.chance(0.5), grain, draws.sign(0.4) * 1.5 * soft(grain - 0.5, 0.2))
@@ -140,7 +140,7 @@ def shape(site: Site) -> Tensor:
     metal = kind > 0.6
     drawn = torch.where(metal, torch.where(kind > 0.8, wire, plate), drawn)
     sign = torch.where(metal, draws.sign(0.85), sign)
-    amount = draws.log_uniform(0.04, 0.7)
+    amount = draws.strength(0.05, 1.0)
     opaque = amount * drawn * (torch.where(sign > 0, 1.0, 0.0) - site.film)  # hides what lies there
     clear = 0.6 * sign * amount * drawn * (0.4 + site.film)  # adds to what lies there
     return site.film + torch.where(draws.chance(0.5), opaque, clear)
@@ -163,7 +163,7 @@ def structure(site: Site) -> Tensor:
     along, across = turned(*site.offsets(place), draws.angle())
     wave = draws.field(site.film.shape, middle)
     across = across + draws.uniform(-0.4, 0.4) * along.square() / radius + 0.15 * radius * wave
-    width, level = unit * draws.log_uniform(0.8, 5), draws.log_uniform(0.05, 0.4)
+    width, level = unit * draws.log_uniform(0.8, 5), draws.strength(0.05, 0.5)
     ridge = torch.exp(-0.5 * (across / width).square()) + draws.uniform(-1, 1) * (soft(across, width) - 0.5)
     new = site.film + level * ridge * draws.sign(0.8)
     size = 2 * max(1, round(unit * draws.number(1, 4))) + 1
@@ -171,7 +171,7 @@ def structure(site: Site) -> Tensor:
     moved = torch.where(draws.chance(0.6), thinner, thicker)
     kind = draws.uniform(0, 1)
     other = torch.where(kind < 0.4, lost, torch.where(kind < 0.7, new, moved))
-    return site.film + alpha * draws.uniform(0.4, 1.0) * (other - site.film)
+    return site.film + alpha * draws.strength(0.3, 1.0) * (other - site.film)
 
 
 FAMILIES: Mapping[str, Family] = {
