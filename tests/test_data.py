@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from anomaly.data.augment import AugmentationName
 from anomaly.data.batch import Batch
+from anomaly.data.batch import batches as whole_batches
 from anomaly.data.dataset import Films, FilmSet, resize_mask
 from anomaly.data.loader import TrainingBatches
 from anomaly.data.splits import SplitRule, assign_splits, split_hash
@@ -218,6 +219,19 @@ def test_films_that_stay_in_the_cache_make_the_same_batches(
         assert torch.equal(ours.film, theirs.film) and torch.equal(ours.mask, theirs.mask)
         assert torch.equal(ours.label, theirs.label) and ours.studies == theirs.studies
         assert ours.study is theirs.study is None or torch.equal(ours.study, theirs.study)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_films_can_be_passed_over_again_and_taken_evenly(cache: Cache, stored: bool) -> None:
+    films = FilmSet(cache, "full-he", np.arange(len(cache)), 64)
+    whole = whole_batches(films if stored else films.read(), CPU)
+    first, second = (torch.cat([batch.film for batch in whole]) for _ in range(2))
+    assert whole.films == len(first) == len(cache) and torch.equal(first, second)
+    few = whole.evenly(5)
+    chosen = torch.cat([batch.film for batch in few])
+    assert few.films == len(chosen) == 5
+    assert torch.equal(chosen[0], first[0]) and torch.equal(chosen[-1], first[-1])
+    assert whole.evenly(len(cache)) is whole
 
 
 def test_the_memory_that_films_take_is_that_of_their_arrays(cache: Cache) -> None:

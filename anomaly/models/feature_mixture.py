@@ -8,12 +8,14 @@ unusual. With `kind=nearest`, by their distance to the nearest of a coreset inst
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from anomaly.data.batch import Batch, Batches
 from anomaly.models.base import Detector, Prediction, Settings
@@ -62,11 +64,13 @@ class FeatureMixtureConfig(Settings):
     """Pixels from cell to cell: 4, 8, 16 or 32. Coarser maps are interpolated, finer ones averaged."""
     axes: int = Field(default=96, ge=1, le=1024)
     """Principal components kept of the features, or all of them where there are no more."""
+    neighborhood: int = Field(default=5, ge=1, le=31)
+    """Cells a side of the square that a cell's features are averaged over, an odd number; 1 averages nothing."""
     kind: Literal["mixture", "nearest"] = "mixture"
     """What describes normal cells: a mixture of Gaussians, or a coreset and the distance to its nearest member."""
     components: int = Field(default=400, ge=1, le=10_000)
     """Gaussians of the mixture."""
-    shrinkage: float = Field(default=0.4, gt=0, le=1)
+    shrinkage: float = Field(default=0.3, gt=0, le=1)
     """Share of the covariance of all cells in that of each Gaussian."""
     coreset: int = Field(default=2000, ge=1, le=10_000)
     """Members of the coreset of kind nearest."""
@@ -79,6 +83,13 @@ class FeatureMixtureConfig(Settings):
     def _known_stride(cls, value: int) -> int:
         if value not in STRIDES:
             raise ValueError(f"a cell has {', '.join(map(str, STRIDES))} px")
+        return value
+
+    @field_validator("neighborhood")
+    @classmethod
+    def _centered(cls, value: int) -> int:
+        if value % 2 == 0:
+            raise ValueError("an odd number of cells has one in its middle")
         return value
 
     @field_validator("blocks")
@@ -112,8 +123,24 @@ def _network(weights: str, backbone: BackboneName) -> BackboneName:
     return named.get(weights, backbone)
 
 
+class NormalCells(Protocol):
+    """The features of the cells of normal films, which can be passed over as often as need be."""
+
+    @property
+    def films(self) -> int:
+        """How many films there are."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield those of each film, (M, C)."""
+
+    def evenly(self, count: int) -> "NormalCells":
+        """Return those of `count` films taken evenly, or of all."""
+
+
 class FeatureMixture(Detector):
-    """A frozen backbone, the axes of its features, and the mixture or coreset of normal cells, all in buffers.
+    """Frozen features, and how unusual those of each cell are among the cells of normal films; nothing is trained.
+
+    Network, axes of the features, and the mixture or coreset are all buffers, saved with a run.
 
     Scores of a film are pooled over the cells under its mask: `mean`, the 1 % and the .1 % most unusual ones (`top1`,
     `top01`), and `max`.
@@ -137,6 +164,8 @@ class FeatureMixture(Detector):
         self.backbone = Backbone(config.network, config.block_list, config.stride, size)
         self.whitening = Whitening(config.axes, equal_spread=config.kind == "mixture")
         self.normals = GaussianMixture() if config.kind == "mixture" else Coreset()
+        if config.kind == "nearest":
+            self.map_unit = "distance"  # type: ignore[misc]
         self.register_buffer("floor", torch.zeros(()))
         self.register_buffer("seed", torch.randint(2**31, ()))
 
@@ -182,7 +211,18 @@ class FeatureMixture(Detector):
 
     # --- cells ---
 
-    def _inside(self, mask: Tensor) -> Tensor:
+    def levels(self, batch: Batch) -> Tensor:
+        """Return the films as the network is given them: (N, 1, S, S) in [0, 1], 0 off the mask."""
+        if self.config.levels == "local":
+            return _local_levels(batch.film, batch.mask, WINDOW * self.size)
+        return batch.film
+
+    def features(self, film: Tensor) -> Tensor:
+        """Return what the network says of every cell of one film: (1, 1, S, S), 0 off its mask -> (G², C)."""
+        features: Tensor = self.backbone(film)
+        return features
+
+    def inside(self, mask: Tensor) -> Tensor:
         """Return which cells of a film lie under its mask by half or more: (1, S, S) -> (G, G) bool.
 
         Of a mask too small for that those that it covers most; of none at all every cell.
@@ -194,18 +234,14 @@ class FeatureMixture(Detector):
     def _pixels(self) -> Grid:
         return Grid(1, 0.0, self.size)
 
-    def _features(self, film: Tensor, mask: Tensor, inside: Tensor) -> Tensor:
-        """Return the features of a film's cells: (1, S, S), its mask, (G, G) bool -> (M, C), row by row."""
-        if self.config.levels == "local":
-            film = _local_levels(film[None], mask[None], WINDOW * self.size)[0]
-        features: Tensor = self.backbone(film[None])
+    def gather(self, features: Tensor, inside: Tensor) -> Tensor:
+        """Return the features of the cells inside, each averaged over its neighbors: (G², C), (G, G) -> (M, C)."""
+        width = self.config.neighborhood
+        if width > 1:
+            side = self.backbone.cells.side
+            maps = features.T.reshape(1, -1, side, side)
+            features = avg_pool2d(maps, width, 1, width // 2, count_include_pad=False)[0].flatten(1).T
         return features[inside.flatten()]
-
-    def _normal_features(self, normals: Batches) -> Iterator[Tensor]:
-        """Yield the features of each film, (M, C)."""
-        for batch in normals:
-            for film, mask in zip(batch.film, batch.mask, strict=True):
-                yield self._features(film, mask, self._inside(mask))
 
     # --- fitting ---
 
@@ -216,18 +252,19 @@ class FeatureMixture(Detector):
         few films that the axes are found on once more. Memory doesn't grow with the films. Raises InputError where
         there are fewer cells than the components need.
         """
-        self.whitening.fit(self._normal_features(normals.evenly(WHITENED)))
+        self.fit_cells(_Passed(self, normals))
+
+    def fit_cells(self, normals: "NormalCells") -> None:
+        """Do so from the features of each film, (M, C), however they come."""
+        self.whitening.fit(normals.evenly(WHITENED))
         step = math.ceil(normals.films * self.backbone.cells.side**2 / KEPT)
         # Each film begins with another cell: places on the grid are sampled alike.
-        kept = [
-            self.whitening(features[index % step :: step])
-            for index, features in enumerate(self._normal_features(normals))
-        ]
+        kept = [self.whitening(cells[index % step :: step]) for index, cells in enumerate(normals)]
         generator = torch.Generator().manual_seed(int(self.seed))
         if isinstance(self.normals, GaussianMixture):
             sample = self._sample(kept, CLUSTERED, self.config.components * LEAST_CELLS)
             means = k_means(sample, self.config.components, generator)
-            whole = kept if step == 1 else (self.whitening(own) for own in self._normal_features(normals))
+            whole = kept if step == 1 else (self.whitening(cells) for cells in normals)
             self.normals.fit(means, whole, self.config.shrinkage)
         else:
             self.normals.fit(self._sample(kept, COVERED, self.config.coreset), self.config.coreset, generator)
@@ -256,15 +293,21 @@ class FeatureMixture(Detector):
         """
         pooled: dict[str, list[Tensor]] = {name: [] for name in self.score_names}
         drawn = []
-        for film, mask in zip(batch.film, batch.mask, strict=True):  # one by one, so that none sees its batch
-            inside = self._inside(mask)
-            cells = self.normals(self.whitening(self._features(film, mask, inside)))  # (M,)
-            for name, value in _pool(cells).items():
+        films = self.levels(batch)
+        for film, mask in zip(films, batch.mask, strict=True):  # one by one, so that none sees its batch
+            inside = self.inside(mask)
+            cells = self.score_cells(self.gather(self.features(film[None]), inside))  # (M,)
+            for name, value in pool(cells).items():
                 pooled[name].append(value)
             if maps:
                 drawn.append(self._map(cells, inside) * mask)
         scores = {name: torch.stack(values) for name, values in pooled.items()}
         return Prediction(scores, torch.stack(drawn) if maps else None)
+
+    def score_cells(self, cells: Tensor) -> Tensor:
+        """Return how unusual each cell of a film is, from its features: (M, C) -> (M,)."""
+        scores: Tensor = self.normals(self.whitening(cells))
+        return scores
 
     def _map(self, cells: Tensor, inside: Tensor) -> Tensor:
         """Return the map of a film from the scores of the cells inside: (M,), (G, G) -> (1, S, S) >= 0."""
@@ -274,7 +317,27 @@ class FeatureMixture(Detector):
         return (resample(grid, matrix) / resample(inside.to(cells.dtype), matrix).clamp(min=1e-6))[None]
 
 
-def _pool(cells: Tensor) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class _Passed:
+    """Films that pass through the network of a model whenever their cells are asked for."""
+
+    model: FeatureMixture
+    batches: Batches
+
+    @property
+    def films(self) -> int:
+        return self.batches.films
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch in self.batches:
+            for film, mask in zip(self.model.levels(batch), batch.mask, strict=True):
+                yield self.model.gather(self.model.features(film[None]), self.model.inside(mask))
+
+    def evenly(self, count: int) -> "_Passed":
+        return _Passed(self.model, self.batches.evenly(count))
+
+
+def pool(cells: Tensor) -> dict[str, Tensor]:
     """Return the scores of a film from those of its cells: (M,) -> name -> ()."""
     falling = cells.sort(descending=True).values
     top = {name: falling[: max(1, round(share * len(cells)))].mean() for name, share in TOP.items()}

@@ -146,7 +146,10 @@ class TrainOptions(Plan):
 
     weights: Annotated[
         str | None,
-        Flag("Pretrained weights: imagenet, a .safetensors file, a run folder, none.  [default: none]"),
+        Flag(
+            "Pretrained weights: imagenet, lite0 (feature_mixture), a .safetensors file, a run folder, none.  "
+            "[default: the model's]"
+        ),
     ] = None
     out: Annotated[Path | None, Flag("Run folder.  [default: runs/<model>-<n>]")] = None
     resume: Annotated[bool, Flag("Resume an interrupted run.")] = False
