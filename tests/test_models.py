@@ -373,6 +373,8 @@ def test_the_paper_preset_is_the_papers() -> None:
         "augmented_by": "auto",
         "compile": False,
         "cuda_graph": True,
+        "crop": 0,
+        "crops_per_film": 1,
         "noise": 0.0,
         "noise_cell": 1,
         "erase": 0.0,

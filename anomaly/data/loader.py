@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from anomaly.data.augment import Augmentation, AugmentationName, DeviceAugmentation
 from anomaly.data.batch import Batch, Tensors, tensors_of, to_batch
+from anomaly.data.crops import Crops
 from anomaly.data.dataset import Films, FilmSet
 from anomaly.distributed import SINGLE_PROCESS, World
 from preprocessing import InputError
@@ -95,13 +96,16 @@ class TrainingBatches:
         device: torch.device,
         world: World = SINGLE_PROCESS,
         augmented_by: Literal["imgaug", "device"] = "imgaug",
+        crops: Crops | None = None,
     ) -> None:
         """`workers` processes prepare batches ahead, 0 in this one. Each process of `world` takes its part.
 
         Films are augmented by imgaug where they are prepared, or on the `device` once they are there. In the latter
         case films in memory are sent to a GPU once for all, if they take at most a quarter of what is free there.
+        With `crops`, the batch consists of crops of augmented films instead.
         """
         self.device = device
+        self._crops = crops
         self._on_device = DeviceAugmentation(augmentation) if augmented_by == "device" else None
         if isinstance(films, FilmSet) or self._on_device is None:  # else nothing is left for OpenCV to do
             import cv2
@@ -113,7 +117,7 @@ class TrainingBatches:
                 f"{len(samples)} films, or studies with sample=study, to train on; each of {world.size} processes "
                 "takes two of every batch: take fewer processes, or more films"
             )
-        self._order = _Order(samples, batch_size, seed, world)
+        self._order = _Order(samples, batch_size // crops.per_film if crops else batch_size, seed, world)
         if self._on_device and isinstance(films, Films) and _fits(films, device):
             self._loader: DataLoader[Any] | _OnDevice = _OnDevice(films, self._order, device)
             return
@@ -139,4 +143,4 @@ class TrainingBatches:
             if self._on_device:
                 film, mask = self._on_device(batch.film, batch.mask, seed)
                 batch = replace(batch, film=film, mask=mask)
-            yield batch
+            yield self._crops.cut(batch, seed) if self._crops else batch

@@ -7,13 +7,13 @@ channels, two convolutions per level with dropout between them, nearest upsampli
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from anomaly.localization.segmentation import Loss, SegmentationModel
 from anomaly.models.base import Settings
 from anomaly.models.search_space import Choice, Range
+from anomaly.nn.unet import decode, encode
 
 Initializer = Literal["he_normal", "he_uniform", "glorot_normal", "glorot_uniform"]
 
@@ -86,7 +86,6 @@ class UNet(SegmentationModel):
         self.down = nn.ModuleList(self._level(i, o) for i, o in ((1, a), (a, b), (b, c), (c, d)))
         self.up = nn.ModuleList(self._level(i, o) for i, o in ((d + c, b), (b + b, b), (b + a, a)))
         self.last = nn.Conv2d(a, 1, 1)
-        self.pool, self.grow = nn.MaxPool2d(2), nn.Upsample(scale_factor=2)
         initialize = INITIALIZERS[config.initializer]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -114,11 +113,5 @@ class UNet(SegmentationModel):
 
     def forward(self, film: Tensor) -> Tensor:
         """Return logits: (N, 1, S, S) -> (N, 1, S, S), float32."""
-        levels = [self.down[0](film)]
-        for level in list(self.down)[1:]:
-            levels.append(level(self.pool(levels[-1])))
-        x = levels.pop()
-        for level in self.up:
-            x = level(torch.cat([self.grow(x), levels.pop()], dim=1))
-        logits: Tensor = self.last(x)
+        logits: Tensor = self.last(decode(self.up, encode(self.down, film)))
         return logits.float()

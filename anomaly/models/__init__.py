@@ -27,6 +27,7 @@ ZOO = {
     "contrast_density": "anomaly.models.contrast_density:ContrastDensity",
     "dcgan": "anomaly.models.dcgan:DCGAN",
     "feature_mixture": "anomaly.models.feature_mixture:FeatureMixture",
+    "synthetic": "anomaly.models.synthetic:Synthetic",
     "vae": "anomaly.models.vae:VAE",
 }
 TOOLS = {

@@ -70,6 +70,9 @@ class Model(nn.Module):
     """What it learns from; decides which rows it trains on."""
     reconstructs: ClassVar[bool] = False
     """Whether it learns to draw a film anew, and so can learn it from a corrupted one."""
+    takes_crops: ClassVar[bool] = False
+    """Whether it can be trained on crops of films: its steps take films of any side that `check_size` allows, and what
+    it learns of a place does not depend on where in the film that lies."""
     replayable: ClassVar[bool] = False
     """Whether `training_steps` does the same operations for all batches of one shape, none decided in Python by a value
     or a counter, and never waits for the device: then a GPU can replay them as a CUDA graph."""

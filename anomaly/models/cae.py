@@ -74,6 +74,7 @@ class CAE(Reconstructor):
         "weigh": Choice(("film", "pixel")),
     }
     replayable = True
+    takes_crops = True
     low_precision = True
 
     def __init__(self, config: CAEConfig, size: int) -> None:

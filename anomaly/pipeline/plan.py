@@ -15,7 +15,7 @@ from anomaly.data.splits import LEAST_TRAINING_FILMS, SplitRule, assign_chosen, 
 from anomaly.localization.base import LocalizationModel
 from anomaly.localization.predict import annotated_rows, split_by_patient
 from anomaly.memory import free_memory
-from anomaly.models import TOOLS, find_model, zoo
+from anomaly.models import TOOLS, ZOO, find_model, zoo
 from anomaly.models.base import Model, Settings
 from anomaly.pipeline.options import CACHES, Plan
 from anomaly.runs import CacheRecord, RunConfig, RunSettings, WeightsFile, sha256, versions
@@ -127,6 +127,7 @@ def prepare(plan: Plan) -> Prepared:
     usable = usable[chosen[usable]]
     variant = _variant(plan, model, cache)
     size = _size(plan.model, model, model_config, training, cache)
+    _check_crop(plan.model, model, model_config, training.crop, size)
     _check_stages(model, model_config, training, size)
     weights = model.weights_file(model_config)
     if weights:
@@ -204,6 +205,15 @@ def _check_settings(name: str, model: type[Model], training: TrainConfig) -> Non
     """Refuse settings of the training that make no sense for a model."""
     if (training.noise or training.erase) and not model.reconstructs:
         raise InputError(f"{name} doesn't reconstruct, so it can't learn to denoise: leave out noise and erase")
+    if training.crop and not model.takes_crops:
+        raise InputError(f"{name} learns from whole films: leave out crop (models that take crops: {_crop_takers()})")
+    if training.crops_per_film > 1 and not training.crop:
+        raise InputError(f"crops_per_film={training.crops_per_film} needs the side of the crops: --set crop=128")
+    if training.batch_size % training.crops_per_film:
+        raise InputError(
+            f"a batch of {training.batch_size} crops can't hold {training.crops_per_film} of each film: take a "
+            "batch_size that is a multiple of crops_per_film"
+        )
     if training.sample == "study" and model.targets != "labels":
         raise InputError(f"{name} is trained on single films: leave out sample=study")
     if not prepares_films(model):
@@ -247,6 +257,18 @@ def _size(name: str, model: type[Model], config: Settings, training: TrainConfig
             f"{name} {reason}; {cache.path} has {cache.size} px: take --set size= or another `preprocess --size`"
         )
     return size
+
+
+def _crop_takers() -> str:
+    return ", ".join(name for name in sorted(ZOO) if find_model(name).takes_crops)
+
+
+def _check_crop(name: str, model: type[Model], config: Settings, crop: int, size: int) -> None:
+    """Refuse crops that are larger than the films, or of a side that the model can't take."""
+    if crop > size:
+        raise InputError(f"crops of {crop} px don't fit into films of {size} px: take --set crop={size} or less, or 0")
+    if crop and (reason := model.check_size(config, crop)):
+        raise InputError(f"{name} {reason}, and crop={crop} is none: take another --set crop=, or 0 for whole films")
 
 
 def _split(

@@ -56,6 +56,13 @@ class TrainConfig(Settings):
     augmented_by: Literal["auto", "imgaug", "device"] = "auto"
     """imgaug, on the CPU; or device: one affine warp of the whole batch on the training device, equal in distribution.
     auto: the device if it is a GPU, else imgaug; always imgaug for nets that learn boxes or masks."""
+    crop: int = Field(default=0, ge=0, le=2048)
+    """Side in pixels of random crops, at full resolution, that stand for the films in training; 0: whole films. Each
+    holds a quarter or more of foreground, where the film has that. They are cut after the augmentation; films are
+    validated and scored whole (only models of convolutions alone)."""
+    crops_per_film: int = Field(default=1, ge=1, le=64)
+    """Crops of each film in an epoch, all in one batch: `batch_size` is the number of crops, of so many times fewer
+    films, whose reading and augmentation they share."""
     noise: float = Field(default=0.0, ge=0, le=1)
     """Standard deviation of Gaussian noise on the input, of which the clean film is to be reconstructed (only models
     that reconstruct: a denoising autoencoder, Vincent et al. 2008)."""

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from anomaly.data.batch import Batch, as_batch
+from anomaly.data.crops import Crops
 from anomaly.data.dataset import Films, FilmSet
 from anomaly.data.loader import TrainingBatches
 from anomaly.distributed import SINGLE_PROCESS, World
@@ -100,6 +101,7 @@ class Trainer:
             device=device,
             world=world,
             augmented_by=augmented_by,
+            crops=Crops(config.crop, config.crops_per_film) if config.crop else None,
         )
         self.films = len(train)
         self.parameters = {

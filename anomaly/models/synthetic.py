@@ -1,0 +1,290 @@
+"""U-Net that learns to segment made-up anomalies on normal films, and so finds what is focal and small.
+
+In the spirit of Zavrtanik et al. 2021 (DRAEM), Tan et al. 2021 (foreign patches, Poisson blending) and Li et al. 2021
+(CutPaste). The network sees normal films only, most of them with one or two of the anomalies that
+`anomaly.data.anomalies` makes, and gives each pixel its logit of being damaged. One family of anomalies is never
+trained on: its loss on the validation normals chooses the checkpoint, so that no label is needed.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, softplus
+
+from anomaly.data.anomalies.families import FAMILIES
+from anomaly.data.anomalies.synthesis import CHANCES, Damaged, synthesize
+from anomaly.data.batch import Batch, Batches
+from anomaly.models.base import Detector, Prediction, Settings, Step
+from anomaly.models.search_space import Choice, Range
+from anomaly.nn.atypicality import Atypicality, cells
+from anomaly.nn.blocks import convolution
+from anomaly.nn.filters import local_mean
+from anomaly.nn.losses import masked_mean, soft_dice, topk_mean
+from anomaly.nn.mixture import GaussianMixture, k_means
+from anomaly.nn.unet import decode, encode
+from anomaly.nn.whitening import Whitening
+
+DICE = 0.3
+"""Weight of the Dice loss beside the cross-entropy."""
+WINDOW = 0.045
+"""Standard deviation of the window over which the normals' logits are averaged, as a share of the film's side: hands
+aren't registered."""
+PEAK = 5 / 512
+"""That of the window of `peak`."""
+LEAST_DEVIATION = 0.25
+"""Least standard deviation of the logit at a place, so that where all normal films are alike no rounding counts."""
+SEED = 17
+"""Of the anomalies of validation, to which each batch adds the area of its masks, and of the mixture's first means."""
+CELL = 8
+"""Side in pixels of the cells whose features the mixture describes: that of a pixel of level 4."""
+KEPT = 2**18
+"""Cells of normal films that the mixture is fitted to, at most."""
+LEAST_CELLS = 4
+"""Cells that a Gaussian needs on average."""
+
+
+class SyntheticConfig(Settings):
+    """Settings of the detector of made-up anomalies."""
+
+    width: int = Field(default=16, ge=1, le=128)
+    """Channels of the first level; the others have 2, 4, 8, 8, ... times as many."""
+    levels: int = Field(default=5, ge=4, le=6)
+    """Levels of the U-Net, each at half the side of the one before: films have a side that is a multiple of 8, 16 or
+    32."""
+    held_out: Literal["none", "patch", "warp", "fracture", "contrast", "shape", "structure"] = "structure"
+    """Family of anomalies that the network isn't trained on and the checkpoint is chosen by; none trains on all and
+    chooses by all."""
+    components: int = Field(default=200, ge=1, le=10_000)
+    """Gaussians of the mixture that describes the encoder's features, at most: each needs four cells on average."""
+    axes: int = Field(default=64, ge=1, le=1024)
+    """Principal components kept of those features, at most."""
+    shrinkage: float = Field(default=0.4, gt=0, le=1)
+    """Share of the covariance of all cells in that of each Gaussian."""
+
+
+class _Normals(nn.Module):
+    """What is kept of the logits and the encoder's features of normal films."""
+
+    mean: Tensor  # (1, 1, S, S) of the logits in a window about each pixel
+    deviation: Tensor  # (1, 1, S, S) and their standard deviation
+
+    def __init__(self, config: SyntheticConfig, size: int) -> None:
+        super().__init__()
+        self.atypicality = Atypicality()
+        self.whitening = Whitening(config.axes, equal_spread=True)
+        self.mixture = GaussianMixture()
+        self.register_buffer("mean", torch.zeros(1, 1, size, size))
+        self.register_buffer("deviation", torch.ones(1, 1, size, size))
+
+
+class Synthetic(Detector):
+    """A U-Net with batch normalization: film (N, 1, S, S) -> logits of being damaged (N, 1, S, S).
+
+    The map is the softplus of the calibrated logit: its distance from the mean of normal films at the same place, in
+    their standard deviations, smoothly cut at zero. Scores, none of them chosen by labels:
+
+    `peak`         the largest locally averaged value of the map
+    `top01`        mean of the largest .1 % of the map's values under the mask
+    `top1`         mean of the largest 1 %
+    `mean`         mean of the map under the mask
+    `atypicality`  how unusual the logits on 14 x 14 cells are among those of normal films (`Atypicality`)
+    `mixture`      how unusual the encoder's features are among those of normal films, on cells of 8 x 8 pixels: -2 log
+                   density of the likeliest Gaussian of a mixture, up to a constant, mean over the cells
+    `mixture_top1` the same, mean of the most unusual 1 % of the cells
+    """
+
+    Config = SyntheticConfig
+    presets: ClassVar = {
+        "standard": {
+            "epochs": 40,
+            "batch_size": 16,
+            "crop": 128,
+            "crops_per_film": 2,
+            "learning_rate": 2e-3,
+            "schedule": "cosine",
+            "augmentation": "advanced",
+            "patience": 0,
+        },
+        "fast": {
+            "levels": 4,
+            "epochs": 10,
+            "batch_size": 32,
+            "crop": 64,
+            "crops_per_film": 4,
+            "learning_rate": 2e-3,
+            "schedule": "cosine",
+            "augmentation": "flips",
+            "patience": 0,
+        },
+    }
+    # Not `held_out`, which is the yardstick.
+    space: ClassVar = {
+        "learning_rate": Range(1e-4, 1e-2, log=True),
+        "batch_size": Choice((8, 16, 32)),
+        "augmentation": Choice(("none", "flips", "advanced")),
+        "width": Choice((8, 16, 24, 32)),
+        "levels": Choice((4, 5, 6)),
+    }
+    low_precision = True
+    takes_crops = True
+    score_names = ("peak", "top01", "top1", "mean", "atypicality", "mixture", "mixture_top1")
+    map_unit = "softplus of standard deviations of the logit"
+
+    def __init__(self, config: SyntheticConfig, size: int) -> None:
+        """Build the network for films of `size` x `size` pixels; its weights do not depend on the size."""
+        super().__init__()
+        self.config, self.size = config, size
+        width = [config.width * min(8, 2**level) for level in range(config.levels)]
+        self.down = nn.ModuleList(_level(i, o) for i, o in pairwise([1, *width]))
+        self.up = nn.ModuleList(_level(deep + skip, skip) for skip, deep in reversed(list(pairwise(width))))
+        self.last = nn.Conv2d(width[0], 1, 1)
+        nn.init.constant_(self.last.bias, -2.0)  # type: ignore[arg-type]  # damage is rare
+        self.normals = _Normals(config, size)
+
+    @classmethod
+    def check_size(cls, config: SyntheticConfig, size: int) -> str | None:
+        """Each level but the first halves the side."""
+        least = 2 ** (config.levels - 1)
+        return None if size % least == 0 else f"needs a film side that is a multiple of {least}"
+
+    def players(self) -> dict[str, list[nn.Module]]:
+        """One player owns all."""
+        return {"segmenter": [self.down, self.up, self.last]}
+
+    def forward(self, film: Tensor) -> Tensor:
+        """Return logits: (N, 1, H, W) in [0, 1], sides as in `check_size` -> (N, 1, H, W), float32."""
+        logits: Tensor = self.last(decode(self.up, encode(self.down, film)))
+        return logits.float()
+
+    # --- training ---
+
+    def training_steps(self, batch: Batch) -> Iterator[Step]:
+        """One step down the loss on films that are damaged anew; watched: the mean probability where damage is, and
+        where none is.
+        """
+        families = [name for name in FAMILIES if name != self.config.held_out]
+        damaged = synthesize(batch.film, batch.mask, self.size, families)
+        logits = self(damaged.film)
+        entropy, dice = _losses(logits, damaged, batch.mask)
+        probability = logits.detach().sigmoid()
+        rest = batch.mask & ~damaged.target
+        watched = {
+            "probability_damaged": (probability * damaged.target).sum() / damaged.target.sum().clamp(min=1),
+            "probability_normal": (probability * rest).sum() / rest.sum().clamp(min=1),
+        }
+        yield Step("segmenter", watch=watched, entropy=entropy.mean(), dice=DICE * dice.mean())
+
+    def validation_loss(self, batch: Batch) -> Tensor:
+        """Return the loss on anomalies of the family held out, the same ones in every epoch: (N,)."""
+        families = list(FAMILIES) if self.config.held_out == "none" else [self.config.held_out]
+        generator = torch.Generator().manual_seed(SEED + int(batch.mask.sum()))
+        chances = (1.0, *CHANCES[1:])
+        damaged = synthesize(batch.film, batch.mask, self.size, families, chances=chances, generator=generator)
+        entropy, dice = _losses(self(damaged.film), damaged, batch.mask)
+        return entropy + DICE * dice
+
+    # --- what it says of a film ---
+
+    def predict(self, batch: Batch, *, maps: bool = False) -> Prediction:
+        """Return the scores named above; the map is that of the calibrated logit."""
+        logits, features = self._pass(batch.film)
+        calibrated = softplus((logits - self.normals.mean) / self.normals.deviation) * batch.mask
+        cells_of_films = zip(features, _inside(batch.mask), strict=True)
+        # One by one: the rounding of a matrix product depends on the rest of its batch.
+        unusual = [self.normals.mixture(self.normals.whitening(film[inside])) for film, inside in cells_of_films]
+        scores = {
+            "peak": local_mean(calibrated, batch.mask, self.size * PEAK).amax(dim=(1, 2, 3)),
+            "top01": topk_mean(calibrated, batch.mask, 0.001),
+            "top1": topk_mean(calibrated, batch.mask, 0.01),
+            "mean": masked_mean(calibrated, batch.mask),
+            "atypicality": self.normals.atypicality(cells(logits, batch.mask)),
+            "mixture": torch.stack([values.mean() for values in unusual]),
+            "mixture_top1": torch.stack(
+                [values.topk(math.ceil(0.01 * len(values))).values.mean() for values in unusual]
+            ),
+        }
+        return Prediction(scores, calibrated if maps else None)
+
+    def _pass(self, film: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (N, 1, S, S), and the features of cells of 8 x 8 pixels: those of levels 2 to 4 (N, M, C)."""
+        levels = encode(self.down, film)
+        features = torch.cat([avg_pool2d(levels[i], CELL >> i) for i in (1, 2, 3)], dim=1).float()
+        return self.last(decode(self.up, levels)).float(), features.flatten(2).mT
+
+    def preview(self, batch: Batch) -> Prediction:
+        """Return the probability of damage, not calibrated yet, as the map."""
+        return Prediction({}, self(batch.film).sigmoid() * batch.mask)
+
+    def fit_reference(self, normals: Batches) -> None:
+        """Keep what the normals' logits and features look like, in one pass.
+
+        Of the logits mean and standard deviation about each pixel, and their maps on 14 x 14 cells; of the features the
+        mixture, fitted to KEPT cells that are taken evenly from all films.
+        """
+        patterns: list[Tensor] = []
+        kept: list[Tensor] = []
+        total, squares, seen = (torch.zeros_like(self.normals.mean) for _ in range(3))
+        step = math.ceil(normals.films * (self.size // CELL) ** 2 / KEPT)
+        for batch in normals:
+            logits, features = self._pass(batch.film)
+            patterns.append(cells(logits, batch.mask).cpu())
+            for film, inside in zip(features, _inside(batch.mask), strict=True):
+                kept.append(film[inside][len(kept) % step :: step])  # each film begins with another cell
+            total += (logits * batch.mask).sum(dim=0, keepdim=True)
+            squares += (logits.square() * batch.mask).sum(dim=0, keepdim=True)
+            seen += batch.mask.sum(dim=0, keepdim=True)
+        self.normals.atypicality.fit(torch.cat(patterns))
+        self._calibrate(total, squares, seen)
+        self._fit_mixture(kept)
+
+    def _calibrate(self, total: Tensor, squares: Tensor, seen: Tensor) -> None:
+        """Take the sums of the logits and of their squares, and the number of films, at each pixel: (1, 1, S, S)."""
+        there, count = seen > 0, seen.sum().clamp(min=1)
+        # Windows weigh each place by the films that were seen there, as all pixels of all films count alike.
+        weight = local_mean(seen, there, self.size * WINDOW).clamp(min=1e-6)
+        mean, square = (local_mean(x, there, self.size * WINDOW) / weight for x in (total, squares))
+        # A pixel that lies under no normal film's mask counts as the average one.
+        mean = torch.where(there, mean, total.sum() / count)
+        square = torch.where(there, square, squares.sum() / count)
+        self.normals.mean = mean
+        self.normals.deviation = (square - mean.square()).clamp(min=LEAST_DEVIATION**2).sqrt()
+
+    def _fit_mixture(self, kept: list[Tensor]) -> None:
+        """Fit axes and mixture to the features of cells of normal films, (M, C) each."""
+        self.normals.whitening.fit(kept)
+        sample = self.normals.whitening(torch.cat(kept))
+        count = max(1, min(self.config.components, len(sample) // LEAST_CELLS))
+        means = k_means(sample, count, torch.Generator().manual_seed(SEED))
+        self.normals.mixture.fit(means, [sample], self.config.shrinkage)
+
+
+def _level(channels: int, features: int) -> nn.Sequential:
+    return nn.Sequential(
+        convolution(channels, features, 3, 1, batch_norm=True), convolution(features, features, 3, 1, batch_norm=True)
+    )
+
+
+def _top1(values: Tensor) -> Tensor:
+    """Return the mean of the largest 1 %, one value at least: (M,) -> ()."""
+    return values.topk(math.ceil(0.01 * len(values))).values.mean()
+
+
+def _inside(mask: Tensor) -> Tensor:
+    """Return which cells of 8 x 8 pixels lie under the mask by half or more: (N, 1, S, S) -> (N, M) bool.
+
+    Of a mask too small for that those that it covers most; of none at all every cell.
+    """
+    share = avg_pool2d(mask.float(), CELL).flatten(1)
+    return share >= share.amax(dim=1, keepdim=True).clamp(max=0.5)
+
+
+def _losses(logits: Tensor, damaged: Damaged, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cross-entropy in nats, its pixels weighted by `Damaged.weight`, and soft Dice loss of each film: (N,)."""
+    target = damaged.target.float()
+    entropy = binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return masked_mean(damaged.weight * entropy, mask), soft_dice(logits.sigmoid(), target, mask)
