@@ -658,13 +658,13 @@ def test_a_plan_names_what_cannot_be_trained_and_goes_on(cache: Cache, capsys: p
 def test_seeds_are_numbers_and_models_may_be_all(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
     planned(cache.path, seeds="1,01,2")
     assert "2 trainings: 1 model x 1 variant x 2 seeds" in capsys.readouterr().out
-    assert every_model("fast") == (*PAPER_MODELS, "classifier", "contrast_density")
+    assert every_model("fast") == (*PAPER_MODELS, "classifier", "contrast_density", "feature_mixture", "synthetic")
     assert every_model("paper") == (*PAPER_MODELS, "contrast_density")  # which has nothing to set
     with pytest.raises(InputError, match="no model has a preset 'best'"):
         every_model("best")
     planned(cache.path, models="all,cae", seeds="0", settings=["epochs=1"], preset="fast")
     said = capsys.readouterr().out
-    assert "7 trainings: 7 models" in said and "alphagan: 1 run of" in said
+    assert "9 trainings: 9 models" in said and "alphagan: 1 run of" in said
 
 
 def test_a_bench_takes_the_cores_that_it_may(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from anomaly.data.anomalies.draws import Draws
@@ -23,6 +24,7 @@ from anomaly.localization.unet import UNet, UNetConfig
 from anomaly.models import ZOO, find_model
 from anomaly.models.synthetic import Synthetic, SyntheticConfig
 from anomaly.nn.filters import gaussian_blur
+from anomaly.nn.losses import average_precision
 from anomaly.pipeline.plan import Plan, prepare
 from anomaly.training.config import TrainConfig
 from anomaly.training.trainer import Trainer
@@ -309,6 +311,19 @@ def test_validation_takes_the_held_out_family_and_the_same_anomalies_every_time(
         assert torch.equal(first, model.validation_loss(batch)) and first.shape == (len(some),)
         assert taken[0] == set(FAMILIES) - {held_out}
         assert taken[1] == ({held_out} if held_out != "none" else set(FAMILIES))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), share=st.sampled_from([0.0, 0.02, 0.5, 1.0]))
+def test_average_precision_is_scikit_learns(seed: int, share: float) -> None:
+    generator = seeded(seed)
+    value = torch.randperm(2 * 64, generator=generator).view(2, 1, 8, 8).float()
+    target, mask = (torch.rand(value.shape, generator=generator) < p for p in (share, 0.7))
+    for i, ours in enumerate(average_precision(value, target, mask).tolist()):
+        hit = target[i][mask[i]].numpy()
+        assert ours == pytest.approx(
+            average_precision_score(hit, value[i][mask[i]].numpy()) if hit.any() else 0.0, abs=1e-6
+        )
 
 
 def test_the_map_is_calibrated_to_place_and_grows_with_the_logit(some: Films) -> None:

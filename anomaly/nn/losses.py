@@ -62,6 +62,22 @@ def soft_dice(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return 1 - (2 * intersection + 1) / ((predicted + target) * mask).flatten(1).sum(dim=1).add(1)
 
 
+def average_precision(value: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Return the average precision of the pixels under the mask, ranked by `value`: (N, 1, H, W), bool, bool -> (N,).
+
+    The mean, over the pixels of the target, of the share of target among those ranked as high or higher; equal values
+    are ranked in the order of the pixels. A film without a target gives 0.
+
+    >>> value, target = torch.tensor([[[[3.0, 2.0, 1.0]]]]), torch.tensor([[[[True, False, True]]]])
+    >>> average_precision(value, target, torch.ones_like(target))
+    tensor([0.8333])
+    """
+    ranked = torch.where(mask, value.float(), -torch.inf).flatten(1).argsort(dim=1, descending=True, stable=True)
+    hit = (target & mask).flatten(1).gather(1, ranked)
+    rank = torch.arange(1, hit.shape[1] + 1, device=hit.device)
+    return (hit.cumsum(dim=1) / rank * hit).sum(dim=1) / hit.sum(dim=1).clamp(min=1)
+
+
 def class_weighted_cross_entropy(abnormal: Tensor, normal: Tensor, label: Tensor, weights: Tensor) -> Tensor:
     """Return -w1 y log p - w0 (1 - y) log(1 - p), in nats, without reduction: (N,) each -> (N,).
 
