@@ -48,7 +48,7 @@ from preprocessing import InputError
 
 M = TypeVar("M", bound=BaseModel)
 
-FORMAT = 3
+FORMAT = 4
 RUNS = Path("runs")
 
 

@@ -44,6 +44,9 @@ PLACEHOLDERS = {
 APPENDED = {
     "anomaly train cae": BRIEF,
     "anomaly train ssd": f"{BRIEF} --set size=96",
+    "anomaly train feature_mixture": BRIEF,
+    "anomaly train feature_mixture --variant raw --set levels=local --set enlarge=2 --set stride=16": BRIEF,
+    "anomaly train synthetic": BRIEF,
     "anomaly train classifier": BRIEF,  # a small net of its own in place of EfficientNet-B0
     "anomaly train cae --track tensorboard": BRIEF,
     "anomaly train cae --variant raw-contrast --set code_channels=2 --set augmentation=none": BRIEF,
@@ -84,6 +87,10 @@ LEFT_OUT = {
     "make test": "runs this test",
     "make models": "runs `anomaly models --make`",
     "anomaly models --make": "takes half an hour, and puts its nets in the place of the package's",
+    "pip install -e '.[features]'": "installs packages",
+    'python -m benchmarks.features CACHE --set "blocks=4,10" --set components=400': (
+        "needs more films than there are here; tests/test_features_benchmark.py runs it"
+    ),
     "pip install -e '.[tune]'": "installs packages",
     "pip install -e '.[tensorboard]'": "installs packages",
     "pip install -e '.[mlflow]'": "installs packages",

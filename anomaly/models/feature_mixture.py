@@ -64,7 +64,7 @@ class FeatureMixtureConfig(Settings):
     """Pixels from cell to cell: 4, 8, 16 or 32. Coarser maps are interpolated, finer ones averaged."""
     axes: int = Field(default=96, ge=1, le=1024)
     """Principal components kept of the features, or all of them where there are no more."""
-    neighborhood: int = Field(default=5, ge=1, le=31)
+    neighborhood: int = Field(default=3, ge=1, le=31)
     """Cells a side of the square that a cell's features are averaged over, an odd number; 1 averages nothing."""
     kind: Literal["mixture", "nearest"] = "mixture"
     """What describes normal cells: a mixture of Gaussians, or a coreset and the distance to its nearest member."""

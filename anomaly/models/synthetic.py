@@ -208,9 +208,7 @@ class Synthetic(Detector):
             "mean": masked_mean(calibrated, batch.mask),
             "atypicality": self.normals.atypicality(cells(logits, batch.mask)),
             "mixture": torch.stack([values.mean() for values in unusual]),
-            "mixture_top1": torch.stack(
-                [values.topk(math.ceil(0.01 * len(values))).values.mean() for values in unusual]
-            ),
+            "mixture_top1": torch.stack([_top1(values) for values in unusual]),
         }
         return Prediction(scores, calibrated if maps else None)
 
