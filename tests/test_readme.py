@@ -45,7 +45,7 @@ APPENDED = {
     "anomaly train cae": BRIEF,
     "anomaly train ssd": f"{BRIEF} --set size=96",
     "anomaly train feature_mixture": BRIEF,
-    "anomaly train feature_mixture --variant raw --set levels=local --set enlarge=2 --set stride=16": BRIEF,
+    "anomaly train feature_mixture --variant raw --preset diffuse": "--set components=100",
     "anomaly train synthetic": BRIEF,
     "anomaly train classifier": BRIEF,  # a small net of its own in place of EfficientNet-B0
     "anomaly train cae --track tensorboard": BRIEF,

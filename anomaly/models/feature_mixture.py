@@ -153,6 +153,17 @@ class FeatureMixture(Detector):
     presets: ClassVar = {
         "standard": {"epochs": 1, "augmentation": "none"},
         "fast": {"epochs": 1, "augmentation": "none", "components": 200},
+        # Small, sharp lesions, to be scored by `max`.
+        "focal": {"epochs": 1, "augmentation": "none", "blocks": "2,4,10", "neighborhood": 1},
+        # Chests and other diffuse disease, on films of about 256 px.
+        "diffuse": {
+            "epochs": 1,
+            "augmentation": "none",
+            "levels": "local",
+            "enlarge": 2,
+            "stride": 16,
+            "neighborhood": 1,
+        },
     }
     score_names = (*TOP, "max")
     map_unit = "standard deviations of normal cells"
