@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--side", type=int, default=512, help="pixels a side of each film in the picture, at most")
     arguments = parser.parse_args()
     runs = [Run(path) for path in arguments.runs]
     films, _ = run_films(runs[0], "test")
@@ -47,6 +49,9 @@ def main() -> None:
             pairs = zip(part.films.unit(), part.films.mask, strict=True)
             column += [blend(film, part.smoothed_map(i), mask, scale) for i, (film, mask) in enumerate(pairs)]
     sheet = np.concatenate([np.concatenate(column, axis=0) for column in columns], axis=1)
+    if films.size > arguments.side:
+        share = arguments.side / films.size
+        sheet = np.asarray(cv2.resize(sheet, None, fx=share, fy=share, interpolation=cv2.INTER_AREA))
     times = -(-LEAST // films.size)
     names = ", ".join(run.config.model for run in runs)
     words = "SYNTHETIC films, lesion outlined: " if films.cache.synthetic else "films: "
