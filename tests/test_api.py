@@ -219,7 +219,7 @@ def test_what_is_no_film_is_answered(loaded: LoadedRun, given: Any, message: str
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda run: run.score(by="likelihood"), "has no score 'likelihood'; there are: atypicality, mse"),
+        (lambda run: run.score(by="likelihood"), "has no score 'likelihood'; there are: atypicality, mixture, mse"),
         (lambda run: run.score(split="tset"), "no split 'tset'; there are: all, train, val, test"),
         (lambda run: run.score("a.png", split="val"), "split 'val' applies to the run's own films"),
         (lambda run: run.score(aggregate="median"), "no aggregate 'median'; there are: mean, max"),

@@ -51,7 +51,7 @@ def test_kept_features_give_the_scores_of_films(own_cache: Cache, monkeypatch: p
 
 def test_the_network_is_asked_once(own_cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     first = compare(arguments(own_cache, settings=["", "blocks=4 components=4"]))
-    assert len(first) == 2 and len(first[0]) == 2 + 2 * 4
+    assert len(first) == 2 and len(first[0]) == 2 + 2 * 5
     monkeypatch.setattr(FeatureMixture, "features", None)
     again = compare(arguments(own_cache, settings=["blocks=4 components=4"]))
     assert again[0][:-1] == first[1][:-1]

@@ -445,7 +445,7 @@ def test_what_has_no_roc_auc_is_refused(cache: Cache) -> None:
         patch.setattr(search, "prepare", normal_only)
         with pytest.raises(InputError, match=r"validation split of .* has \d+ normal and 0 abnormal films"):
             searched(cache, objective="auc")
-    with pytest.raises(InputError, match="no score 'mes' of cae; there are: atypicality, mse, "):
+    with pytest.raises(InputError, match="no score 'mes' of cae; there are: atypicality, mixture, mse, "):
         searched(cache, objective="auc", by="mes")
     with pytest.raises(InputError, match="--by goes with --objective auc"):
         searched(cache, by="mse")
