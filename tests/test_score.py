@@ -126,7 +126,9 @@ def test_another_score_can_flag_and_rank(run: Run, tmp_path: Path) -> None:
     heatmap(heatmap_options(run.path, formats="npy", limit=1, out=tmp_path / "maps", by="atypicality"))
     highest = max(lines, key=lambda line: float(line["atypicality"]))["film"]
     assert (tmp_path / "maps" / f"{highest}_heatmap.npy").is_file()
-    with pytest.raises(InputError, match=r"has no score 'likelihood'; there are: atypicality, mixture, mse, mse_topk, peak"):
+    with pytest.raises(
+        InputError, match=r"has no score 'likelihood'; there are: atypicality, mixture, mse, mse_topk, peak"
+    ):
         score_verb(score_options(run.path, out=tmp_path, by="likelihood"))
 
 
