@@ -33,6 +33,8 @@ class UnitScore:
     score: float  # the one that flags
     flagged: bool  # whether it reaches the threshold
     p_value: float | None = None  # of being a normal one; None where it was not calibrated
+    p_interval: tuple[float, float] | None = None  # 95 %, as far as the number of normal patients goes
+    q_value: float | None = None  # by Benjamini and Hochberg over all films scored together, where that was asked for
     map: NDArray[np.float32] | None = None  # (S, S) of a film, smoothed, where maps were asked for
 
     def __repr__(self) -> str:
