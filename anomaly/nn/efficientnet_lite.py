@@ -1,14 +1,16 @@
-"""EfficientNet-Lite: the convolutions of an ImageNet classifier, as a frozen network whose blocks are looked into.
+"""EfficientNet-Lite: the convolutions of an ImageNet classifier, as a network whose blocks are looked into.
 
 EfficientNet-Lite is EfficientNet (Tan and Le 2019) without squeeze-and-excitation and with ReLU6, published by its
-authors in 2020 (tensorflow/tpu, models/official/efficientnet/lite). Batch normalization of a network that is not
-trained is an affine map of each channel, and is multiplied into the convolution before it when weights are loaded.
+authors in 2020 (tensorflow/tpu, models/official/efficientnet/lite). In a network that is not trained batch
+normalization is an affine map of each channel, and is multiplied into the convolution before it when weights are
+loaded; one that is trained further has layers of it.
 """
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -41,6 +43,8 @@ STAGES = (
 """Of Lite0: channels, blocks, expansion, kernel, stride of the first block."""
 SCALES = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}
 """By how much channels and blocks of a variant are multiplied."""
+MEAN, DEVIATION = 127 / 255, 128 / 255
+"""Of the levels of all three channels, by which the network's authors normalized its input."""
 
 
 def blocks_of(variant: str) -> list[Block]:
@@ -74,10 +78,12 @@ class SameConv2d(nn.Conv2d):
     `anomaly.nn.backbone` says where that leaves the cells of a map.
     """
 
-    def __init__(self, channels: int, outputs: int, kernel: int, stride: int, groups: int = 1) -> None:
+    def __init__(
+        self, channels: int, outputs: int, kernel: int, stride: int, *, groups: int = 1, bias: bool = True
+    ) -> None:
         # torch's own symmetric padding where it is the same: it costs no copy of the input.
         symmetric = (kernel - 1) // 2 if stride == 1 else 0
-        super().__init__(channels, outputs, kernel, stride, symmetric, groups=groups)
+        super().__init__(channels, outputs, kernel, stride, symmetric, groups=groups, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, outputs, ceil(H / stride), ceil(W / stride))."""
@@ -88,17 +94,26 @@ class SameConv2d(nn.Conv2d):
         return super().forward(x)
 
 
+def _convolution(
+    channels: int, outputs: int, kernel: int, stride: int, groups: int, *, batch_norm: bool
+) -> list[nn.Module]:
+    """Return a convolution, with batch normalization in place of its bias where the network is to be trained."""
+    layer = SameConv2d(channels, outputs, kernel, stride, groups=groups, bias=not batch_norm)
+    return [layer, nn.BatchNorm2d(outputs, EPSILON)] if batch_norm else [layer]
+
+
 class Bottleneck(nn.Module):
     """Expansion, depthwise convolution, projection, and the input added where it has the same shape."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, *, batch_norm: bool) -> None:
         super().__init__()
         hidden = block.channels * block.expansion
         layers: list[nn.Module] = []
         if block.expansion > 1:
-            layers += [SameConv2d(block.channels, hidden, 1, 1), nn.ReLU6(inplace=True)]
-        layers += [SameConv2d(hidden, hidden, block.kernel, block.stride, groups=hidden), nn.ReLU6(inplace=True)]
-        self.layers = nn.Sequential(*layers, SameConv2d(hidden, block.outputs, 1, 1))
+            layers += [*_convolution(block.channels, hidden, 1, 1, 1, batch_norm=batch_norm), nn.ReLU6(inplace=True)]
+        layers += _convolution(hidden, hidden, block.kernel, block.stride, hidden, batch_norm=batch_norm)
+        layers += [nn.ReLU6(inplace=True), *_convolution(hidden, block.outputs, 1, 1, 1, batch_norm=batch_norm)]
+        self.layers = nn.Sequential(*layers)
         self.residual = block.stride == 1 and block.channels == block.outputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,15 +125,17 @@ class Bottleneck(nn.Module):
 class EfficientNetLite(nn.Module):
     """The stem and the first `depth` blocks of a variant; weights drawn anew, all of them."""
 
-    def __init__(self, variant: str, depth: int) -> None:
-        """`variant` lite0, lite1 or lite2; `depth` blocks, from 1 to `len(blocks_of(variant))`."""
+    def __init__(self, variant: str, depth: int, *, batch_norm: bool = False) -> None:
+        """`variant` lite0, lite1 or lite2; `depth` blocks, from 1 to `len(blocks_of(variant))`; `batch_norm` whether
+        batch normalization is kept apart, for a network that is trained, or folded into the convolutions.
+        """
         super().__init__()
-        self.stem = nn.Sequential(SameConv2d(3, STEM, 3, 2), nn.ReLU6(inplace=True))
-        self.blocks = nn.ModuleList(Bottleneck(block) for block in blocks_of(variant)[:depth])
+        self.stem = nn.Sequential(*_convolution(3, STEM, 3, 2, 1, batch_norm=batch_norm), nn.ReLU6(inplace=True))
+        self.blocks = nn.ModuleList(Bottleneck(block, batch_norm=batch_norm) for block in blocks_of(variant)[:depth])
         for layer in self.convolutions():
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            assert layer.bias is not None
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Iterator[Tensor]:
         """Yield the output of each block: (N, 3, H, W) normalized -> (N, C, h, w), h = H / 2 .. H / 32, rounded up."""
@@ -132,18 +149,27 @@ class EfficientNetLite(nn.Module):
         return [module for module in self.modules() if isinstance(module, SameConv2d)]
 
     def tensors_of(self, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return this network's tensors from those of the published one, normalization folded in.
+        """Return this network's tensors from those of the published one, normalization folded in or apart.
 
         Raises KeyError for one that lacks a tensor; what `published` has beyond the last block is left out.
         """
         own = {id(layer): name for name, layer in self.named_modules()}
+        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
         tensors: dict[str, Tensor] = {}
-        for layer, (weight, norm) in zip(self.convolutions(), self._published_names(), strict=True):
+        for index, (layer, (weight, norm)) in enumerate(
+            zip(self.convolutions(), self._published_names(), strict=True)
+        ):
+            name = own[id(layer)]
+            if norms:
+                parts = ("weight", "bias", "running_mean", "running_var")
+                tensors |= {f"{own[id(norms[index])]}.{part}": published[f"{norm}.{part}"] for part in parts}
+                tensors[f"{name}.weight"] = published[f"{weight}.weight"]
+                continue
             scale = published[f"{norm}.weight"].double()
             scale = scale / (published[f"{norm}.running_var"].double() + EPSILON).sqrt()
             shift = published[f"{norm}.bias"].double() - published[f"{norm}.running_mean"].double() * scale
             folded = published[f"{weight}.weight"].double() * scale[:, None, None, None]
-            tensors |= {f"{own[id(layer)]}.weight": folded.float(), f"{own[id(layer)]}.bias": shift.float()}
+            tensors |= {f"{name}.weight": folded.float(), f"{name}.bias": shift.float()}
         return tensors
 
     def _published_names(self) -> list[tuple[str, str]]:
@@ -155,3 +181,28 @@ class EfficientNetLite(nn.Module):
             present = parts if sum(isinstance(m, SameConv2d) for m in block.layers) == 3 else parts[1:]
             names += [(f"_blocks.{index}.{weight}", f"_blocks.{index}.{norm}") for weight, norm in present]
         return names
+
+
+class LiteEncoder(nn.Module):
+    """The way down of a U-Net: the outputs of the last block before each halving of the side, to be trained further."""
+
+    def __init__(self, variant: str) -> None:
+        """`variant` lite0, lite1 or lite2; weights are drawn anew, `load_published` takes up others."""
+        super().__init__()
+        layout = blocks_of(variant)
+        # The last stage has the same side as the one before it, and many channels that serve the classes of ImageNet.
+        halvings = [index for index, block in enumerate(layout) if block.stride == 2]
+        ends = [*(index - 1 for index in halvings), len(layout) - 2]
+        self.ends = ends
+        self.channels = [layout[index].outputs for index in ends]
+        self.network = EfficientNetLite(variant, ends[-1] + 1, batch_norm=True)
+
+    def forward(self, film: Tensor) -> list[Tensor]:
+        """(N, 1, S, S) in [0, 1], S a multiple of 32 -> five levels, (N, C, S / 2, S / 2) .. (N, C, S / 32, S / 32)."""
+        x = ((film - MEAN) / DEVIATION).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        return [output for index, output in enumerate(self.network(x)) if index in self.ends]
+
+    def load_published(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up weights under the names of the published network; KeyError or RuntimeError where they don't fit."""
+        own = self.network.state_dict()  # how many batches its running statistics are of is in no published file
+        self.network.load_state_dict(own | self.network.tensors_of(tensors))
