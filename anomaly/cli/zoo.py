@@ -1,23 +1,17 @@
-"""Verbs on what there is: models, demo."""
+"""The verb models: what there is, and training the package's nets again."""
 
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from anomaly.cli.declare import command
-from anomaly.cli.films import inspect, phantom, preprocess
-from anomaly.cli.scoring import heatmap, score
+from anomaly.cli.films import preprocess
+from anomaly.cli.scoring import score
 from anomaly.cli.training import USES, train
 from anomaly.console import SYNTHETIC, clock, progress, say
-from anomaly.formatting import command_line
 from anomaly.pipeline.options import (
     CACHES,
-    DemoOptions,
-    HeatmapOptions,
-    InspectOptions,
     ModelsOptions,
-    PhantomOptions,
     PreprocessOptions,
     ScoreOptions,
     TrainOptions,
@@ -141,42 +135,3 @@ def _make_nets(names: Sequence[str], workers: int) -> None:
         say(f"{path}: {path.stat().st_size / 1e6:.2f} MB, SHA-256 {net.sha256[:12]}...")
     flags = " ".join(USES[name] for name in names)
     say(f"made in {clock(time.monotonic() - start)}; `anomaly preprocess FILMS {flags}` uses them")
-
-
-@command(DemoOptions)
-def demo(options: DemoOptions) -> None:
-    """Run the whole pipeline on the built-in SYNTHETIC films: draw, prepare, train, score, map."""
-    start, folder = time.monotonic(), options.folder
-    films, cache, run = folder / "films", folder / "films.h5", folder / "cae"
-    sheet = folder / "sheet.png"
-    steps: list[tuple[tuple[object, ...], Callable[[], object]]] = [
-        (
-            ("phantom", films, "--patients", options.patients),
-            lambda: phantom(PhantomOptions(films, patients=options.patients)),
-        ),
-        (
-            ("preprocess", films, "--size", 128, "--out", cache),
-            lambda: preprocess(PreprocessOptions(films, size=128, out=cache, workers=options.workers)),
-        ),
-        (("inspect", cache, "--sheet", sheet), lambda: inspect(InspectOptions(cache, sheet=sheet))),
-        (
-            ("train", "cae", "--preset", "fast", "--cache", cache, "--out", run),
-            lambda: train(TrainOptions("cae", cache, preset="fast", out=run, resume=run.exists())),
-        ),
-        (("score", run), lambda: score(ScoreOptions(run, workers=options.workers))),
-        (("heatmap", run), lambda: heatmap(HeatmapOptions(run, workers=options.workers))),
-    ]
-    for words, step in steps:
-        say()
-        say(f"$ {command_line('anomaly', *words)}")
-        try:
-            step()
-        except InputError as error:
-            raise InputError(f"{error} (to start the demo from scratch, delete {folder})") from error
-    say()
-    say(f"The whole demo took {clock(time.monotonic() - start)}. {SYNTHETIC}.")
-    say("Open these:")
-    pictures: list[Path] = [sheet, run / "learning_curve.png", run / "reconstructions.png", run / "maps"]
-    for path in pictures:
-        say(f"  {path}")
-    say(f"and the page with all of it: {run / 'report.html'}")

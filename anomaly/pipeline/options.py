@@ -333,10 +333,11 @@ class ModelsOptions:
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Run the whole pipeline on built-in films."""
+    """Show a detector at work on built-in films."""
 
-    folder: Annotated[Path, Flag("Folder for films, cache and run.")] = Path("runs/demo")
+    folder: Annotated[Path, Flag("Folder for films, cache and runs.")] = Path("runs/demo")
     patients: Annotated[int, Flag("Patients to draw; fewer are faster.", min=8)] = 152
+    size: Annotated[int, Flag("Pixels a side of the prepared films; smaller is faster.", min=64, max=1024)] = 512
     workers: Workers = 0
 
 
