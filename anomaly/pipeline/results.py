@@ -23,6 +23,7 @@ from anomaly.reporting.charts.reliability import reliability_png
 from anomaly.reporting.context import ReportContext
 from anomaly.reporting.galleries import Shown, gallery_rows
 from anomaly.reporting.heatmap import blend, outlined
+from anomaly.reporting.model_card import render_model_card
 from anomaly.reporting.page import render_report, render_wrong
 from anomaly.runs import to_csv, to_json, write_atomic
 from preprocessing.where import LABELS
@@ -146,10 +147,12 @@ def _galleries(evaluation: Evaluation) -> tuple[list[int], list[int], list[int]]
 
 
 def _write_pages(context: ReportContext, folder: Path) -> Written:
-    """Write report.html, and wrong.html where films are ranked wrongly."""
+    """Write report.html and model_card.md, and wrong.html where films are ranked wrongly."""
     written: Written = []
     if _replace(folder / "wrong.html", render_wrong(context) if context.wrong else None):
         written.append((folder / "wrong.html", f"the most wrong films ({len(context.wrong)})"))
+    write_atomic(folder / "model_card.md", render_model_card(context))
+    written.append((folder / "model_card.md", "the model card, with what is left to fill in"))
     write_atomic(folder / "report.html", render_report(context))
     return [*written, (folder / "report.html", "the page to open")]
 

@@ -11,10 +11,11 @@ from anomaly.reporting.charts.histogram import score_histograms
 from anomaly.reporting.charts.learning import learning_curves
 from anomaly.reporting.charts.reliability import reliability_diagrams
 from anomaly.reporting.charts.roc import roc_charts
+from anomaly.reporting.checklists import SUBGROUP_HEAD, subgroups
 from anomaly.reporting.context import ReportContext
 from anomaly.reporting.galleries import heat_bar, layer_names, numbered_galleries
 from anomaly.reporting.html import compact, flat, png_address, render
-from anomaly.reporting.model_card import model_card
+from anomaly.reporting.model_card import checklists, filled, model_card
 from anomaly.reporting.text import no_localization
 from preprocessing.wording import counted
 
@@ -74,6 +75,8 @@ def render_report(context: ReportContext) -> str:
         bar=heat_bar(context.map_scale, context.map_unit),
         pictures={words: png_address(picture) for words, picture in context.pictures.items()},
         card=model_card(context),
+        subgroups=[SUBGROUP_HEAD, *(group.cells() for group in subgroups(figures))] if subgroups(figures) else [],
+        checklists={title: (filled(items), items) for title, items in checklists(context).items()},
     )
 
 
