@@ -86,7 +86,8 @@ def test_without_figures_nothing_is_claimed() -> None:
 
 def test_text_from_files_begins_no_tag_link_or_cell() -> None:
     link = "[x](http://evil) ![y](z) a|b `c`"
-    given = context(data=f"{EVIL} {link}", title=link, about=EVIL)
+    columns = {link: {link: {"mse": kind()}}}
+    given = replace(with_figures(columns=columns), data=f"{EVIL} {link}", title=link, about=EVIL)
     card = render_model_card(given)
     assert "<script" not in card and "<img" not in card
     assert not re.search(r"(?<!\\)[\[\]]", card)

@@ -96,7 +96,7 @@ def _study(context: ReportContext) -> Iterator[Item]:
     yield Item("Who was eligible", "", "criteria, and whether the series is consecutive")
     yield Item("Removal of what identifies patients", "")
     prepared = context.origin.get("films prepared by")
-    yield Item("Preparation of the films", f"`{prepared}`." if prepared else "")
+    yield Item("Preparation of the films", f"By the command {prepared}" if prepared else "")
     yield Item("Films that could not be used, and missing labels", _unusable(context))
     yield Item("Reference standard, and who set it", _reference(context), _reference_gap(context))
     yield Item("Size of the sample, and why", _sample(context), "why that many")

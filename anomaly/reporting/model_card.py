@@ -2,10 +2,10 @@
 
 import html
 import re
+from collections.abc import Iterable, Sequence
 
 from anomaly.evaluation.comparison import Table
-from anomaly.formatting import markdown
-from anomaly.reporting.checklists import SUBGROUP_HEAD, Item, gmlp, reporting_items, subgroups
+from anomaly.reporting.checklists import SUBGROUP_HEAD, Item, Subgroup, gmlp, reporting_items, subgroups
 from anomaly.reporting.context import ReportContext
 from preprocessing.wording import counted
 
@@ -65,20 +65,29 @@ def render_model_card(context: ReportContext) -> str:
         lines += ["", f"## {title}", "", *(f"- {_escaped(sentence)}" for sentence in sentences)]
     groups = subgroups(context.figures)
     if groups:
-        rows = [[_escaped(cell) for cell in group.cells()] for group in groups]
-        lines += ["", f"## Subgroups ({context.score})", "", *markdown(SUBGROUP_HEAD, rows)]
+        lines += [
+            "",
+            f"## Subgroups ({_escaped(context.score)})",
+            "",
+            *_table(SUBGROUP_HEAD, map(Subgroup.cells, groups)),
+        ]
     for title, items in checklists(context).items():
-        rows = [[_escaped(item.topic), _escaped(str(item))] for item in items]
-        lines += ["", f"## {title}", "", f"{filled(items)}.", ""]
-        lines += ["| item | answer |", "| :--- | :--- |", *(f"| {topic} | {answer} |" for topic, answer in rows)]
+        answers = ([item.topic, str(item)] for item in items)
+        lines += ["", f"## {title}", "", f"{filled(items)}.", "", *_table(("item", "answer"), answers)]
     return "\n".join(lines) + "\n"
 
 
-def _escaped(text: str) -> str:
-    """Text from anywhere as it stands in a line of Markdown: no tag, link, emphasis or cell begins in it.
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table whose columns are not padded, as answers are sentences."""
+    rule = " | ".join(":---" for _ in head)
+    return [f"| {' | '.join(head)} |", f"| {rule} |", *(f"| {' | '.join(map(_escaped, row))} |" for row in rows)]
 
-    >>> _escaped("<b> a_b | [x](y)")
-    '&lt;b&gt; a\\_b \\| \\[x\\](y)'
+
+def _escaped(text: str) -> str:
+    r"""Text from anywhere as it stands in a line of Markdown: no tag, link, emphasis or cell begins in it.
+
+    >>> print(_escaped("<b> a_b | [x](y)"))
+    &lt;b&gt; a\_b \| \[x\](y)
     """
     return re.sub(r"([\\*_\[\]|#!])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
