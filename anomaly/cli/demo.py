@@ -57,11 +57,11 @@ def demo(options: DemoOptions) -> None:
     say("Open these:")
     for path, about in pictures.items():
         say(f"  {path}: {about}")
-    best = cae if reason else focal
+    best: tuple[object, ...] = (cae,) if reason else (focal, "--by", BY)
     say("next, with films of your own:")
     say("  anomaly preprocess FILMS")
     say(f"  anomaly train {'cae' if reason else FOCAL}")
-    say(f"next, with these: {command_line('anomaly', 'heatmap', best, '--limit', 4, '--space', 'film')}")
+    say(f"next, with these: {command_line('anomaly', 'heatmap', *best, '--limit', 4, '--space', 'film')}")
 
 
 def _no_weights() -> str | None:
