@@ -88,7 +88,6 @@ AFTER = {
 """Command -> what the paragraph says in words can be done then."""
 
 LEFT_OUT = {
-    "make test": "runs this test",
     "make models": "runs `anomaly models --make`",
     "anomaly models --make": "takes half an hour, and puts its nets in the place of the package's",
     "pip install -e '.[features]'": "installs packages",
