@@ -49,7 +49,7 @@ def _train(options: TrainOptions, prepared: "Prepared", world: "World") -> "Path
         run = Run(world.same_path(None, device))
         fit(prepared, run, workers=options.workers, on_epoch=lambda report: None, world=world)
         return run.path
-    run = continue_or_create(prepared, options.out, resume=options.resume)
+    run = continue_or_create(prepared, options.folder(), resume=options.resume)
     world.same_path(run.path, device)
     _announce(prepared, run, world)
     epochs = prepared.training.most_epochs
@@ -157,10 +157,11 @@ def tune(options: TuneOptions) -> None:
 @command(EnsembleOptions)
 def ensemble(options: EnsembleOptions) -> None:
     """Combine runs into one, by the p-values of their scores among validation normals: RUN, or RUN:SCORE."""
-    from anomaly.pipeline.ensemble import combine, parse_member
+    from anomaly.pipeline.ensemble import combine
+    from anomaly.runs import run_and_score
     from anomaly.training.device import choose_device
 
-    members, scores = zip(*(parse_member(path) for path in options.runs), strict=True)
-    run = combine(members, options.out, options.cache, choose_device(options.device), scores)
+    members, scores = zip(*(run_and_score(path) for path in options.runs), strict=True)
+    run = combine(members, options.folder(), options.cache, choose_device(options.device), scores)
     say(f"{run.path}: an ensemble of {counted(len(members), 'run')}")
     say(f"next: {command_line('anomaly', 'score', run.path)}")
