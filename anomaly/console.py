@@ -94,6 +94,11 @@ def progress(what: str, total: int, unit: str, *, start: int = 0) -> Iterator[Ad
         yield advance
 
 
+def at_terminal() -> bool:
+    """Whether somebody sits at a terminal, who can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def ask(question: str) -> str:
     """Ask whoever sits at the terminal and return the answer, "" where there is none; a bar that runs stands aside."""
     bar = _running[-1] if _running else None

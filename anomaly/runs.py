@@ -338,6 +338,11 @@ class Run:
         write_atomic(self.path / name, content)
         return self.path / name
 
+    def update(self, **changes: Any) -> None:
+        """Change what run.json says."""
+        self.config = self.config.model_copy(update=changes)
+        self.write("run.json", to_json(self.config.model_dump()))
+
     def read(self, name: str, kind: type[M], remake: str = "") -> M:
         """Return a JSON file of the folder as its record; raises InputError where it is missing, damaged or older.
 

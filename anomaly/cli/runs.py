@@ -1,10 +1,9 @@
 """Verbs on what was trained: runs, compare, rm."""
 
-import sys
 from typing import TYPE_CHECKING
 
 from anomaly.cli.declare import command
-from anomaly.console import SYNTHETIC, ask, hand_over, say, warn
+from anomaly.console import SYNTHETIC, ask, at_terminal, hand_over, say, warn
 from anomaly.formatting import command_line, markdown, number, size_on_disk, with_interval
 from anomaly.pipeline.options import CompareOptions, RmOptions, RunsOptions
 from preprocessing import InputError
@@ -120,7 +119,7 @@ def rm(options: RmOptions) -> None:
         say(f"{removal.path}: {removal.kind}, {size_on_disk(removal.bytes)}")
     total = size_on_disk(sum(removal.bytes for removal in removals))
     if not options.yes:
-        if not sys.stdin.isatty():
+        if not at_terminal():
             raise InputError("nobody can be asked here, as there is no terminal: add --yes to remove them")
         if ask(f"remove {counted(len(removals), 'folder')}, {total}? [y/N] ").casefold() not in ("y", "yes"):
             say("nothing is removed")
