@@ -76,6 +76,9 @@ def _check_needed(other: Path, going: set[Path]) -> None:
     nets = (config.get("cache") or {}).get("nets") or {}
     needs = [(text, "is a member of") for text in config.get("members") or []]
     needs += [(net["run"], "prepares the films of") for net in nets.values() if net.get("run")]
+    begun = config.get("begun_with")
+    if begun and not (other / "calibration.json").is_file():
+        needs.append((begun["run"], "has the weights with which training began in"))
     for text, role in needs:
         if Path(text).resolve() in going:
             raise InputError(f"{text} {role} {other}; remove that first, or name both")

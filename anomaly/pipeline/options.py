@@ -27,7 +27,7 @@ class Flag:
     min: int | None = None
     max: int | None = None
     argument: bool = False
-    complete: Literal["models", "runs"] | None = None  # what a shell may complete it to
+    complete: Literal["models", "runs", "models or runs"] | None = None  # what a shell may complete it to
 
 
 Cache = Annotated[Path | None, Flag("Cache file.  [default: the newest in cache/]")]
@@ -52,6 +52,15 @@ Where = Annotated[
     Flag("Only films of which this is known, such as region=hand or sex=F,M; repeatable.", metavar="COLUMN=VALUE"),
 ]
 Model = Annotated[str, Flag("Name of the model; `anomaly models` lists them.", argument=True, complete="models")]
+ModelOrRun = Annotated[
+    str,
+    Flag(
+        "Name of the model; `anomaly models` lists them. With --more-epochs or --more-films: a finished run.",
+        metavar="MODEL|RUN",
+        argument=True,
+        complete="models or runs",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,7 @@ class Plan:
 class TrainOptions(Plan):
     """Train one model into a run folder."""
 
+    model: ModelOrRun
     weights: Annotated[
         str | None,
         Flag(
@@ -156,6 +166,13 @@ class TrainOptions(Plan):
     name: Name = None
     out: Annotated[Path | None, Flag("Run folder, anywhere.  [default: runs/<model>-<n>]")] = None
     resume: Annotated[bool, Flag("Resume an interrupted run.")] = False
+    more_epochs: Annotated[
+        int | None, Flag("Go on from RUN for so many epochs at most, as a new run that begins with its weights.", min=1)
+    ] = None
+    more_films: Annotated[
+        Path | None,
+        Flag("Go on from RUN with these films too; patients of RUN keep their split.", metavar="CACHE"),
+    ] = None
     workers: Annotated[
         int, Flag("Processes that prepare batches beside the training one.", min=0, max=MOST_WORKERS)
     ] = 0

@@ -329,5 +329,6 @@ def _command(file: Any) -> str:
 
 
 def _remake(file: Any) -> str:
-    """The command that puts a new cache in the place of this one."""
-    return f"{_command(file)} --force"
+    """The command that puts a new cache in the place of this one; a joined one is replaced unasked if it is damaged."""
+    command = _command(file)
+    return f"{command} --force" if command.startswith("anomaly preprocess") else command
