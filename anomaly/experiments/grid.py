@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from anomaly.data.splits import SplitRule, assign_chosen
+from anomaly.experiments.bench_plan import PAPER_MODELS, TRAINING_FREE
 from anomaly.models import find_detector, zoo
 from anomaly.pipeline.options import Plan
 from anomaly.pipeline.plan import resolve, settings_of
@@ -14,10 +15,6 @@ from preprocessing import InputError
 from preprocessing.cache.reader import Cache
 from preprocessing.where import LABEL_VALUES
 from preprocessing.wording import did_you_mean
-
-PAPER_MODELS = ("cae", "vae", "dcgan", "bigan", "alphagan")
-"""The models of the paper's table, in its order."""
-TRAINING_FREE = "contrast_density"
 
 
 @dataclass(frozen=True)

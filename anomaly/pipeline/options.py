@@ -261,7 +261,10 @@ class BenchOptions:
     paper: Annotated[bool, Flag("Show the published figures beside ours.")] = False
     format: Annotated[str, Flag("Format of the printed table: terminal, markdown, latex, csv or json.")] = "terminal"
     out: Annotated[Path | None, Flag("Bench folder.  [default: runs/bench-<n>]")] = None
-    dry_run: Annotated[bool, Flag("Show what would be trained, and how long it takes.")] = False
+    dry_run: Annotated[bool, Flag("Show what would be trained; nothing is drawn, prepared or trained.")] = False
+    timed: Annotated[bool, Flag("With --dry-run and --cache: time a step of each model, to say how long all take.")] = (
+        False
+    )
     jobs: Annotated[int, Flag("Processes; 0: as many as suit the machine.", min=0, max=MOST_WORKERS)] = 0
     cluster: Annotated[
         str | None, Flag("Address of a Dask scheduler whose workers share the disk.", metavar="ADDRESS")
