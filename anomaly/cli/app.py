@@ -31,6 +31,8 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(status)
     except UsageError as error:
+        if alike := getattr(error, "possibilities", None):  # of an option that there is not
+            error.message, error.possibilities = f"{error.message}; did you mean {alike[0]}?", None
         error.show()
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):

@@ -208,6 +208,8 @@ def tune(options: TuneOptions) -> None:
     if outcome.best:
         best = outcome.folder / "trials" / str(outcome.best.number)
         say(f"next: {command_line('anomaly', 'score', best)}")
+    else:
+        say(f"next: {command_line('anomaly', 'models', options.model)}")
 
 
 @command(EnsembleOptions)

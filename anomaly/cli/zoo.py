@@ -60,6 +60,7 @@ def _list() -> None:
         say(f"{name:<{width}} {headline(where)}")
     say()
     say("`anomaly models NAME` lists the settings and presets of one")
+    say("next: anomaly models cae")
 
 
 def _explain(name: str) -> None:
@@ -91,6 +92,8 @@ def _explain(name: str) -> None:
     say("presets (--preset name)")
     for key, values in model.presets.items():
         say(f"  {key:<{width}} {', '.join(f'{k}={v}' for k, v in values.items())}")
+    say()
+    say(f"next: {command_line('anomaly', 'train', name)}")
 
 
 def _allowed(field: Any) -> str:
@@ -140,7 +143,8 @@ def _make_nets(names: Sequence[str], workers: int) -> None:
         path = packaged.WEIGHTS / f"{name}.safetensors"
         say(f"{path}: {path.stat().st_size / 1e6:.2f} MB, SHA-256 {net.sha256[:12]}...")
     flags = " ".join(USES[name] for name in names)
-    say(f"made in {clock(time.monotonic() - start)}; `anomaly preprocess FILMS {flags}` uses them")
+    say(f"made in {clock(time.monotonic() - start)}")
+    say(f"next: anomaly preprocess FILMS {flags}")
 
 
 @command(DemoOptions)
@@ -180,3 +184,4 @@ def demo(options: DemoOptions) -> None:
     for path in pictures:
         say(f"  {path}")
     say(f"and the page with all of it: {run / 'report.html'}")
+    say("next: anomaly preprocess FILMS")
