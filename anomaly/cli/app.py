@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import typer
 
 # Each of these adds its verbs to the app, in the order in which --help lists them.
-from anomaly.cli import benching, demo, films, scoring, training, zoo  # noqa: F401
+from anomaly.cli import benching, demo, films, runs, scoring, training, zoo  # noqa: F401
 from anomaly.cli.declare import app
 from anomaly.console import accept_any_encoding, plain
 from preprocessing import InputError
@@ -31,6 +31,8 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(status)
     except UsageError as error:
+        if alike := getattr(error, "possibilities", None):  # of an option that there is not
+            error.message, error.possibilities = f"{error.message}; did you mean {alike[0]}?", None
         error.show()
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):

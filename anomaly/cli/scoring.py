@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from anomaly.cli.declare import command
 from anomaly.cli.films import original_films
+from anomaly.cli.training import USES
 from anomaly.console import SYNTHETIC, progress, say, warn
 from anomaly.formatting import command_line
 from anomaly.pipeline.options import HeatmapOptions, ReportOptions, ScoreOptions, words_of
@@ -55,6 +56,7 @@ def score(options: ScoreOptions) -> None:
             display=progress,
         )
         _print(result, write_results(result, options.out or selection.folder(run)))
+        say(f"next: {command_line('anomaly', 'heatmap', run.path, *options.paths)}")
         _refuse_failures(selection)
 
 
@@ -168,6 +170,10 @@ def _measure(run: "Run", options: ScoreOptions) -> None:
     path = write_evaluation(run, evaluation)
     for line in (*localization_table(evaluation), str(path)):
         say(line)
+    if run.config.model in USES:
+        say(f"next: anomaly preprocess FILMS {USES[run.config.model]}:{shlex.quote(str(run.path))}")
+    else:
+        say(f"next: {command_line('anomaly', 'models', run.config.model)}")
 
 
 @command(ReportOptions)
@@ -184,6 +190,7 @@ def report(options: ReportOptions) -> None:
         bench = reopen(chosen, options.cache)
         write_results(bench, bench_table(bench, paper=shows_paper(bench)))
         say(f"{chosen / 'index.html'}: the page to open")
+        say(f"next: {command_line('anomaly', 'runs', chosen / 'cells')}")
         return
     run = Run(chosen)
     from anomaly.models import TOOLS
@@ -194,6 +201,7 @@ def report(options: ReportOptions) -> None:
         )
     for file, content in write_page(_open(run, options.device, options.cache), options.cache, display=progress):
         say(f"{file}: {content}")
+    say(f"next: {command_line('anomaly', 'heatmap', run.path)}")
 
 
 @command(HeatmapOptions)
@@ -230,4 +238,6 @@ def heatmap(options: HeatmapOptions) -> None:
         if cache.synthetic:
             say(SYNTHETIC)
         say(f"{folder}: heatmaps of {counted(len(written), 'film')}; the highest-scored one: {written[0]}")
+        then = ("score", run.path, *options.paths) if options.paths else ("report", run.path)
+        say(f"next: {command_line('anomaly', *then)}")
         _refuse_failures(selection)

@@ -9,6 +9,7 @@ from anomaly.cli.films import preprocess
 from anomaly.cli.scoring import score
 from anomaly.cli.training import USES, train
 from anomaly.console import SYNTHETIC, clock, progress, say
+from anomaly.formatting import command_line
 from anomaly.pipeline.options import (
     CACHES,
     ModelsOptions,
@@ -54,6 +55,7 @@ def _list() -> None:
         say(f"{name:<{width}} {headline(where)}")
     say()
     say("`anomaly models NAME` lists the settings and presets of one")
+    say("next: anomaly models cae")
 
 
 def _explain(name: str) -> None:
@@ -85,6 +87,8 @@ def _explain(name: str) -> None:
     say("presets (--preset name)")
     for key, values in model.presets.items():
         say(f"  {key:<{width}} {', '.join(f'{k}={v}' for k, v in values.items())}")
+    say()
+    say(f"next: {command_line('anomaly', 'train', name)}")
 
 
 def _allowed(field: Any) -> str:
@@ -134,4 +138,5 @@ def _make_nets(names: Sequence[str], workers: int) -> None:
         path = packaged.WEIGHTS / f"{name}.safetensors"
         say(f"{path}: {path.stat().st_size / 1e6:.2f} MB, SHA-256 {net.sha256[:12]}...")
     flags = " ".join(USES[name] for name in names)
-    say(f"made in {clock(time.monotonic() - start)}; `anomaly preprocess FILMS {flags}` uses them")
+    say(f"made in {clock(time.monotonic() - start)}")
+    say(f"next: anomaly preprocess FILMS {flags}")

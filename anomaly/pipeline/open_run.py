@@ -20,6 +20,7 @@ from anomaly.runs import Run
 from anomaly.training.weights import load_best_checkpoint, load_weights, resume_command
 from preprocessing import InputError
 from preprocessing.cache.reader import Cache
+from preprocessing.wording import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class OpenRun:
     def main_score(self, name: str | None) -> str:
         """Return the score to flag, rank and report by: the named one, or the model's first."""
         if name is not None and name not in self.model.score_names:
+            hint = did_you_mean(name, self.model.score_names)
             raise InputError(
-                f"{self.run.path} has no score {name!r}; there are: {', '.join(sorted(self.model.score_names))}"
+                f"{self.run.path} has no score {name!r}; there are: {', '.join(sorted(self.model.score_names))}{hint}"
             )
         return name or self.model.score_names[0]
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from preprocessing import InputError
 
@@ -27,6 +27,7 @@ class Flag:
     min: int | None = None
     max: int | None = None
     argument: bool = False
+    complete: Literal["models", "runs", "models or runs"] | None = None  # what a shell may complete it to
 
 
 Cache = Annotated[Path | None, Flag("Cache file.  [default: the newest in cache/]")]
@@ -38,7 +39,8 @@ Variant = Annotated[
     str | None, Flag("Variant of the films.  [default: the cache's last one other than -clahe and -contrast]")
 ]
 By = Annotated[str | None, Flag("Score that flags, ranks and is reported first.  [default: the model's first]")]
-RunFolder = Annotated[Path, Flag("Run folder, such as runs/cae-1.", metavar="RUN", argument=True)]
+RunFolder = Annotated[Path, Flag("Run folder, such as runs/cae-1.", metavar="RUN", argument=True, complete="runs")]
+Name = Annotated[str | None, Flag("Name of the run: its folder is runs/NAME.", metavar="NAME")]
 Films = Annotated[
     Sequence[Path],
     Flag("New films: files, folders, zips, manifests.  [default: the run's cache]", metavar="PATHS", argument=True),
@@ -49,7 +51,16 @@ Where = Annotated[
     Sequence[str],
     Flag("Only films of which this is known, such as region=hand or sex=F,M; repeatable.", metavar="COLUMN=VALUE"),
 ]
-Model = Annotated[str, Flag("Name of the model; `anomaly models` lists them.", argument=True)]
+Model = Annotated[str, Flag("Name of the model; `anomaly models` lists them.", argument=True, complete="models")]
+ModelOrRun = Annotated[
+    str,
+    Flag(
+        "Name of the model; `anomaly models` lists them. With --more-epochs or --more-films: a finished run.",
+        metavar="MODEL|RUN",
+        argument=True,
+        complete="models or runs",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -144,6 +155,7 @@ class Plan:
 class TrainOptions(Plan):
     """Train one model into a run folder."""
 
+    model: ModelOrRun
     weights: Annotated[
         str | None,
         Flag(
@@ -151,12 +163,24 @@ class TrainOptions(Plan):
             "[default: the model's]"
         ),
     ] = None
-    out: Annotated[Path | None, Flag("Run folder.  [default: runs/<model>-<n>]")] = None
+    name: Name = None
+    out: Annotated[Path | None, Flag("Run folder, anywhere.  [default: runs/<model>-<n>]")] = None
     resume: Annotated[bool, Flag("Resume an interrupted run.")] = False
+    more_epochs: Annotated[
+        int | None, Flag("Go on from RUN for so many epochs at most, as a new run that begins with its weights.", min=1)
+    ] = None
+    more_films: Annotated[
+        Path | None,
+        Flag("Go on from RUN with these films too; patients of RUN keep their split.", metavar="CACHE"),
+    ] = None
     workers: Annotated[
         int, Flag("Processes that prepare batches beside the training one.", min=0, max=MOST_WORKERS)
     ] = 0
     track: Annotated[str, Flag("Also log every epoch to tensorboard or mlflow.")] = "none"
+
+    def folder(self) -> Path | None:
+        """Return the run folder that is asked for, or None for the next number."""
+        return named_or_out(self.name, self.out)
 
     def plan(self) -> Plan:
         """Return what is to be trained, `weights` among the settings."""
@@ -237,7 +261,10 @@ class BenchOptions:
     paper: Annotated[bool, Flag("Show the published figures beside ours.")] = False
     format: Annotated[str, Flag("Format of the printed table: terminal, markdown, latex, csv or json.")] = "terminal"
     out: Annotated[Path | None, Flag("Bench folder.  [default: runs/bench-<n>]")] = None
-    dry_run: Annotated[bool, Flag("Show what would be trained, and how long it takes.")] = False
+    dry_run: Annotated[bool, Flag("Show what would be trained; nothing is drawn, prepared or trained.")] = False
+    timed: Annotated[bool, Flag("With --dry-run and --cache: time a step of each model, to say how long all take.")] = (
+        False
+    )
     jobs: Annotated[int, Flag("Processes; 0: as many as suit the machine.", min=0, max=MOST_WORKERS)] = 0
     cluster: Annotated[
         str | None, Flag("Address of a Dask scheduler whose workers share the disk.", metavar="ADDRESS")
@@ -257,11 +284,17 @@ class EnsembleOptions:
             "Finished runs on the same films and variant; RUN:SCORE names the score that is combined, else the first.",
             metavar="RUN[:SCORE]",
             argument=True,
+            complete="runs",
         ),
     ]
+    name: Name = None
     out: Annotated[Path | None, Flag("Run folder.  [default: runs/ensemble-<n>]")] = None
     cache: RunCache = None
     device: Device = "auto"
+
+    def folder(self) -> Path | None:
+        """Return the run folder that is asked for, or None for the next number."""
+        return named_or_out(self.name, self.out)
 
 
 @dataclass(frozen=True)
@@ -316,17 +349,60 @@ class ReportOptions:
 
     path: Annotated[
         Path | None,
-        Flag("Run or bench folder.  [default: the newest in runs/]", metavar="RUN|BENCH", argument=True),
+        Flag(
+            "Run or bench folder.  [default: the newest in runs/]",
+            metavar="RUN|BENCH",
+            argument=True,
+            complete="runs",
+        ),
     ] = None
     cache: RunCache = None
     device: Device = "auto"
 
 
 @dataclass(frozen=True)
+class RunsOptions:
+    """List runs."""
+
+    folder: Annotated[
+        Path, Flag("Folder that holds the runs, such as runs/bench-1/cells.  [default: runs]", argument=True)
+    ] = Path("runs")
+    sort: Annotated[str, Flag("date (newest first), name, model, auc (highest first) or size.")] = "date"
+    json: Annotated[bool, Flag("Print everything that is known of each as JSON.")] = False
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Compare two runs."""
+
+    first: Annotated[
+        Path, Flag("Scored run, such as runs/cae-1.", metavar="RUN[:SCORE]", argument=True, complete="runs")
+    ]
+    second: Annotated[
+        Path, Flag("The run that it is compared with.", metavar="RUN[:SCORE]", argument=True, complete="runs")
+    ]
+    shared: Annotated[bool, Flag("Leave out test films that only one of the runs has.")] = False
+    json: Annotated[bool, Flag("Print the comparison as JSON.")] = False
+
+
+@dataclass(frozen=True)
+class RmOptions:
+    """Remove runs."""
+
+    runs: Annotated[
+        Sequence[Path],
+        Flag("Folders of runs, ensembles or benches.", metavar="RUN", argument=True, complete="runs"),
+    ]
+    yes: Annotated[bool, Flag("Remove them without asking.")] = False
+
+
+@dataclass(frozen=True)
 class ModelsOptions:
     """List the models."""
 
-    name: Annotated[str | None, Flag("Show all settings and presets of this model.", argument=True)] = None
+    name: Annotated[
+        str | None, Flag("Show all settings and presets of this model.", argument=True, complete="models")
+    ] = None
     make: Annotated[bool, Flag("In a checkout: train the package's ssd and unet again, on built-in films.")] = False
     workers: Workers = 0
 
@@ -339,6 +415,17 @@ class DemoOptions:
     patients: Annotated[int, Flag("Patients to draw; fewer are faster.", min=8)] = 152
     size: Annotated[int, Flag("Pixels a side of the prepared films; smaller is faster.", min=64, max=1024)] = 512
     workers: Workers = 0
+
+
+def named_or_out(name: str | None, out: Path | None) -> Path | None:
+    """Return the folder that --name or --out asks for, or None without either; both are refused."""
+    if name is None:
+        return out
+    if out is not None:
+        raise InputError("--name NAME is the folder runs/NAME, --out any folder; give one of them")
+    from anomaly.runs import named  # here, as `--help` needs none of what it imports
+
+    return named(name)
 
 
 def names_of(text: str | None) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from preprocessing.build import BuildOptions, build, made_digest
 from preprocessing.cache.reader import Cache
 from preprocessing.recipe import Nets, Recipe
 from preprocessing.sources import Source
-from preprocessing.wording import counted
+from preprocessing.wording import counted, did_you_mean
 
 FEW = 16
 """Up to this many new films are prepared in this process: starting others would take longer."""
@@ -57,7 +57,9 @@ def recorded_films(run: Run, split: str | None, cache_path: Path | None, where: 
     """
     name = split or "test"
     if name not in (*SPLITS, "all"):
-        raise InputError(f"no split {name!r}; there are: all, {', '.join(SPLITS)}")
+        raise InputError(
+            f"no split {name!r}; there are: all, {', '.join(SPLITS)}{did_you_mean(name, ('all', *SPLITS))}"
+        )
     films, splits = run_films(run, name, cache_path, where)
     return Selection(films, splits, name)
 

@@ -44,7 +44,12 @@ def load_best_checkpoint(run: Run, kind: type[M], device: torch.device) -> tuple
 
 def resume_command(run: Run) -> str:
     """Return the command, in backquotes, that resumes an unfinished run."""
-    return f"`{command_line('anomaly', 'train', run.config.model, '--out', run.path, '--resume')}`"
+    begun, words = run.config.begun_with, ["anomaly", "train", run.config.model]
+    if begun is not None:
+        films = ["--more-films", begun.more_films] if begun.more_films else []
+        epochs = ["--more-epochs", run.config.settings.training["epochs"], "--seed", run.config.seed]
+        words = ["anomaly", "train", begun.run, *films, *map(str, epochs)]
+    return f"`{command_line(*words, '--out', run.path, '--resume')}`"
 
 
 def _loaded(run: Run, kind: type[M], device: torch.device, path: Path, *, prefix: str) -> M:
