@@ -10,7 +10,10 @@
     weights.safetensors      the chosen checkpoint, with what it remembers of normal films; written when training ends
     warnings.json            what was wrong with the training, from which epoch to which
     learning_curve.png       losses, and what is watched, over the epochs
+    films.safetensors        what the normal films of the training look like: new ones are compared with them
     calibration.json         thresholds and the one map scale, from validation films; written last
+    calibrations/<name>/     by `anomaly calibrate`: calibration.json, films.safetensors and, with --refit,
+                             reference.safetensors, of normal films of another place; source.json says which
     scores.csv               by `anomaly score`: film, study, patient, label, split, every score, flagged, synthetic
     studies.csv, patients.csv   the same, films put together
     metrics.json             figures with intervals

@@ -42,7 +42,7 @@ def score(options: ScoreOptions) -> None:
             raise InputError(f"{run.path} prepares films: it is measured on its cache's; leave PATHS, --by, --out out")
         _measure(run, options)
         return
-    opened = _open(run, options.device, options.cache)
+    opened = _open(run, options.device, options.cache, options.calibration)
     main = opened.main_score(options.by)
     with _selection(run, options) as selection:
         result = score_selection(
@@ -64,7 +64,7 @@ def _print(result: "ScoringResult", files: "Written") -> None:
 
     if result.evaluation is None:
         if result.selection.name == "new":
-            for note in result.notes if len(result) > 1 else ():
+            for note in result.notes if len(result) > 1 else result.shift:
                 if note not in result.selection.notes:  # those are said before scoring
                     say(note)
             films = [film.id for film in result.films]
@@ -78,6 +78,8 @@ def _print(result: "ScoringResult", files: "Written") -> None:
             say("no figures: the model was trained on some of these films")
         return
     if result.selection.name == "new":
+        for sentence in result.shift:
+            say(sentence)
         say(_origin(result))
     pages = [(path, content) for path, content in files if path.suffix in (".html", ".png")]
     for path, content in files:
@@ -94,10 +96,13 @@ def _origin(result: "ScoringResult") -> str:
     run, calibration = result.run.run, result.calibration
     recorded = run.config.cache
     trained = "SYNTHETIC films" if recorded.synthetic else f"films of {recorded.source}"
+    if result.run.calibration_name is not None:
+        trained += f" and calibrated on those of {result.run.calibration_name}"
     if calibration.rule == "youden":
         rule = "the threshold was chosen on labelled validation films (Youden's index)"
     else:
-        rule = f"{1 - calibration.quantile:.0%} of their validation normals reach the threshold"
+        whose = "those" if result.run.calibration_name is not None else "their validation normals"
+        rule = f"{1 - calibration.quantile:.0%} of {whose} reach the threshold"
     return f"{run.path} was trained on {trained}; {rule}"
 
 
@@ -106,16 +111,17 @@ def _command(options: ScoreOptions, main: str) -> str:
     words = ["anomaly", "score", str(options.run), *map(str, options.paths), "--aggregate", options.aggregate]
     words += ["--by", main] if options.by else []
     words += ["--split", options.split] if options.split else []
+    words += ["--calibration", options.calibration] if options.calibration else []
     words += [word for condition in options.where for word in ("--where", condition)]
     words += [word for column in options.by_column for word in ("--by-column", column)]
     return shlex.join(words + (["--cache", str(options.cache)] if options.cache else []))
 
 
-def _open(run: "Run", device: str, cache: Path | None) -> "OpenRun":
+def _open(run: "Run", device: str, cache: Path | None, calibration: str | None = None) -> "OpenRun":
     from anomaly.pipeline.open_run import open_run
     from anomaly.training.device import choose_device
 
-    opened = open_run(run, choose_device(device), cache)
+    opened = open_run(run, choose_device(device), cache, calibration)
     if opened.note:
         warn(opened.note)
     return opened
@@ -210,7 +216,7 @@ def heatmap(options: HeatmapOptions) -> None:
     if options.source and (options.space != "film" or options.paths):
         raise InputError("--source applies to --space film on the run's own films; leave it out")
     run = Run(options.run)
-    opened = _open(run, options.device, options.cache)
+    opened = _open(run, options.device, options.cache, options.calibration)
     main = opened.main_score(options.by)
     with _selection(run, options) as selection:
         cache, folder = selection.films.cache, options.out or selection.folder(run) / "maps"

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from anomaly.console import progress, silent
 from anomaly.evaluation.figures import POOLINGS, Metrics, Pooling, Unit
 from anomaly.formatting import command_line
+from anomaly.pipeline.calibrate import calibrate_run
 from anomaly.pipeline.heatmaps import Heatmap, heatmaps
 from anomaly.pipeline.in_memory import source_of
 from anomaly.pipeline.open_run import OpenRun
+from anomaly.pipeline.options import CalibrateOptions
 from anomaly.pipeline.scoring import ScoringResult, score_selection
 from anomaly.pipeline.selection import Display, Selection, new_films, recorded_films
 from preprocessing import InputError
@@ -140,6 +142,43 @@ class LoadedRun:
                     Path(selection.films.cache.source_path), strict=False, follow_links=True
                 )
             return list(heatmaps(self._opened, selection, by=by, limit=limit, originals=originals))
+
+    def calibrate(
+        self,
+        normals: "Film | Sequence[Film]",
+        name: str,
+        *,
+        where: Sequence[str] = (),
+        refit: bool = False,
+        only_local: bool = False,
+        replace: bool = False,
+        workers: int = 0,
+    ) -> "LoadedRun":
+        """Calibrate on normal films of the place where the run is used, and return the run with that calibration.
+
+        normals  films as `score` takes them; of labelled ones the normal ones count.    name  of the calibration, a
+        folder in `calibrations/` of the run; `anomaly.load(run, calibration=name)` opens it again.    refit  whether
+        what scores compare with is fitted anew, on half of the patients and the training's normal films, or on the
+        local ones alone (`only_local`).    replace  whether a calibration of this name on other films is replaced.
+
+        Warns of what was left out or taken for granted. Raises InputError where the films don't serve.
+        """
+        options = CalibrateOptions(
+            self.path,
+            (),
+            name,
+            refit,
+            only_local,
+            replace=replace,
+            cache=self._cache,
+            device=str(self._opened.device),
+            workers=workers,
+        )
+        with source_of(normals) as source:
+            done = calibrate_run(self._opened.run, source.where(where), options, self._display)
+        for note in (*done.notes, *(f"left out: {path}: {reason}" for path, reason in done.failures)):
+            warnings.warn(note, stacklevel=2)
+        return LoadedRun(done.run, self._cache, quiet=self._display is silent)
 
     @contextmanager
     def _selection(

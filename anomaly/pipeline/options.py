@@ -49,6 +49,10 @@ Where = Annotated[
     Sequence[str],
     Flag("Only films of which this is known, such as region=hand or sex=F,M; repeatable.", metavar="COLUMN=VALUE"),
 ]
+CalibrationName = Annotated[
+    str | None,
+    Flag("Calibration of another place, made by `anomaly calibrate`.  [default: the run's own]", metavar="NAME"),
+]
 Model = Annotated[str, Flag("Name of the model; `anomaly models` lists them.", argument=True)]
 
 
@@ -278,6 +282,7 @@ class ScoreOptions:
     ] = ()
     by: By = None
     aggregate: Annotated[str, Flag("How scores of films are combined for studies and patients: mean or max.")] = "mean"
+    calibration: CalibrationName = None
     cache: RunCache = None
     out: Annotated[
         Path | None,
@@ -299,6 +304,7 @@ class HeatmapOptions:
     space: Annotated[str, Flag("cache: the prepared film; film: the original one.")] = "cache"
     formats: Annotated[str, Flag("Comma list of png (overlay), tiff, npy (float32 values).")] = "png,tiff,npy"
     limit: Annotated[int | None, Flag("The highest-scored films only.", min=1)] = None
+    calibration: CalibrationName = None
     cache: RunCache = None
     source: Annotated[Path | None, Flag("Where the original films are now, if they have moved; for --space film.")] = (
         None
@@ -306,6 +312,28 @@ class HeatmapOptions:
     out: Annotated[Path | None, Flag("Folder.  [default: RUN/maps; RUN/<split>/maps, RUN/new/<date>-<name>/maps]")] = (
         None
     )
+    device: Device = "auto"
+    workers: Workers = 0
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """Calibrate a run on normal films of another place."""
+
+    run: RunFolder
+    normals: Annotated[
+        Sequence[Path],
+        Flag("Normal films of that place: folders, zips, manifests, films.", metavar="NORMALS", argument=True),
+    ]
+    name: Annotated[str | None, Flag("Name of the calibration.  [default: that of NORMALS]")] = None
+    refit: Annotated[
+        bool,
+        Flag("Also fit what scores compare with anew, on half of the patients and the training's normal films."),
+    ] = False
+    only_local: Annotated[bool, Flag("With --refit: on the films of that place alone.")] = False
+    where: Where = ()
+    replace: Annotated[bool, Flag("Replace a calibration of this name that is of other films.")] = False
+    cache: RunCache = None
     device: Device = "auto"
     workers: Workers = 0
 

@@ -49,6 +49,7 @@ def write_results(result: ScoringResult, folder: Path) -> Written:
     written: Written = []
     for unit, name in CSV_FILES.items():
         columns = _csv_columns(result.scored, unit, result.main, result.threshold(unit))
+        columns["out_of_domain"] = _flags(result.out_of_domain(unit), len(result.groups(unit).ids))
         write_atomic(folder / name, to_csv(columns))
         written.append((folder / name, counted(len(result.groups(unit).ids), unit)))
     if result.evaluation is None:
@@ -75,6 +76,11 @@ def _csv_columns(scored: ScoredCohort, unit: Unit, main: str, threshold: float) 
     columns["flagged"] = (groups.scores[main] >= threshold).astype(int).tolist()
     columns["synthetic"] = [int(cohort.synthetic)] * len(groups.ids)
     return columns
+
+
+def _flags(flags: NDArray[np.bool_] | None, count: int) -> list[str]:
+    """Return flags as 0 and 1, empty where they are not known."""
+    return [""] * count if flags is None else flags.astype(int).astype(str).tolist()
 
 
 def _replace(path: Path, content: bytes | str | None) -> bool:

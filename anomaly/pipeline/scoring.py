@@ -15,7 +15,9 @@ from anomaly.evaluation.evaluation import Evaluation, evaluate
 from anomaly.evaluation.figures import EvaluationSettings, LocalizationFigures, Metrics, Pooling, Unit
 from anomaly.evaluation.localization import LocalizationRanking
 from anomaly.evaluation.predict import PredictedFilms, ScoreColumns, predict
+from anomaly.evaluation.shift import FactColumns
 from anomaly.formatting import with_interval
+from anomaly.pipeline.film_reference import Likeness, likeness
 from anomaly.pipeline.gallery import GalleryCollector
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.selection import Display, Selection
@@ -36,6 +38,7 @@ class UnitScore:
     p_interval: tuple[float, float] | None = None  # 95 %, as far as the number of normal patients goes
     q_value: float | None = None  # by Benjamini and Hochberg over all films scored together, where that was asked for
     map: NDArray[np.float32] | None = None  # (S, S) of a film, smoothed, where maps were asked for
+    out_of_domain: bool | None = None  # whether a film shows something else than the training's; None: not known
 
     def __repr__(self) -> str:
         return f"<{self.id}: {self.score:.6g}{', flagged' * self.flagged}>"
@@ -52,6 +55,7 @@ class ScoringResult:
     evaluation: Evaluation | None  # None for new films, and where the model was trained on some of the films
     gallery: GalleryCollector
     maps: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # by place, where they were asked for
+    likeness: Likeness = field(default_factory=Likeness)  # whether the films are like those of the training
 
     @property
     def calibration(self) -> Calibration:
@@ -84,11 +88,24 @@ class ScoringResult:
         return list(self.selection.failures)
 
     @property
+    def shift(self) -> list[str]:
+        """In what new films are unlike those of the training or the calibration, a sentence each."""
+        return self.likeness.sentences
+
+    def out_of_domain(self, unit: Unit) -> NDArray[np.bool_] | None:
+        """Return which films show something else than those of the training; studies and patients that have one."""
+        outside = self.likeness.outside
+        if outside is None or unit == "film":
+            return outside
+        ids = self.scored.cohort.study if unit == "study" else self.scored.cohort.patient
+        return np.isin(self.groups(unit).ids, np.unique(ids[outside]))
+
+    @property
     def notes(self) -> list[str]:
         """What a reader of the scores should know: patients not known, films of the training among them, ..."""
         cohort = self.scored.cohort
         note = patients_note(cohort.unknown_patients, len(cohort.film))
-        return [*([note] if note else []), *self.selection.notes]
+        return [*([note] if note else []), *self.selection.notes, *self.shift]
 
     def __len__(self) -> int:
         return len(self.scored.cohort.film)
@@ -117,7 +134,7 @@ class ScoringResult:
         return self.calibration.thresholds[self.scored.settings.aggregate][unit][self.main]
 
     def _units(self, unit: Unit) -> Iterator[UnitScore]:
-        groups, threshold = self.groups(unit), self.threshold(unit)
+        groups, threshold, outside = self.groups(unit), self.threshold(unit), self.out_of_domain(unit)
         for i, name in enumerate(groups.ids):
             scores = {score: float(values[i]) for score, values in groups.scores.items()}
             main = scores[self.main]
@@ -129,6 +146,7 @@ class ScoringResult:
                 main,
                 main >= threshold,
                 map=self.maps.get(i) if unit == "film" else None,
+                out_of_domain=None if outside is None else bool(outside[i]),
             )
 
 
@@ -168,12 +186,13 @@ def score_selection(
     """
     main, films = run.main_score(by), selection.films
     cohort = cohort_of(selection, by_column)
-    columns, gallery = ScoreColumns(films), GalleryCollector(main)
+    columns, facts, gallery = ScoreColumns(films), FactColumns(films), GalleryCollector(main)
     pointing = _Pointing(films, cohort) if _measurable(selection) and run.calibration.map_scale is not None else None
     kept: dict[int, NDArray[np.float32]] = {}
     with display("scoring", len(films), "films") as advance:
         for predicted in predict(run.model, films, run.device, maps=run.calibration.map_scale is not None):
             columns.add(predicted)
+            facts.add(predicted.places, predicted.films)
             gallery.add(predicted)
             if predicted.maps is not None:
                 if keep_maps:
@@ -196,7 +215,8 @@ def score_selection(
             run=str(run.run.path),
             command=command,
         )
-    return ScoringResult(run, selection, scored, main, evaluation, gallery, kept)
+    like = likeness(run, films, facts.finish(), scored.scores[main], main, new=selection.name == "new")
+    return ScoringResult(run, selection, scored, main, evaluation, gallery, kept, like)
 
 
 class _Pointing:
