@@ -17,7 +17,8 @@ from anomaly.data.batch import batches
 from anomaly.data.dataset import Films
 from anomaly.data.joined import JoinedBatches
 from anomaly.evaluation import domain
-from anomaly.evaluation.calibration import QUANTILE, calibration_folder, calibration_names, read_calibration
+from anomaly.evaluation.calibration import QUANTILE
+from anomaly.evaluation.named_calibration import calibration_folder, calibration_names, named_calibration
 from anomaly.evaluation.predict import score
 from anomaly.pipeline.calibrate import Calibrated, calibrate_run
 from anomaly.pipeline.film_reference import keep_reference
@@ -73,7 +74,7 @@ def test_thresholds_come_from_the_normal_films_of_the_place(own: Run, site: Path
         normals = selection.films.subset(np.flatnonzero(selection.films.label == 0))
         values = score(open_run(own, CPU).model, normals, CPU)["mse"]
         abnormal = int((selection.films.label == 1).sum())
-    found = read_calibration(own, "clinic")
+    found = named_calibration(own, "clinic")
     assert found.films == len(values) == done.source.films
     assert found.thresholds["mean"]["film"]["mse"] == pytest.approx(np.quantile(values, QUANTILE), rel=1e-4)
     assert f"left out: {abnormal} films labelled abnormal" in done.notes
@@ -101,13 +102,13 @@ def test_score_and_heatmap_use_the_calibration_that_is_named(
     film = sorted(site.rglob("*.png"))[0]
     status, out, _ = typed(capsys, "score", own.path, film, "--calibration", "clinic", "--out", tmp_path / "s")
     assert status == 0 and "calibrated on those of clinic" in out
-    threshold = read_calibration(own, "clinic").thresholds["mean"]["film"]["mse"]
+    threshold = named_calibration(own, "clinic").thresholds["mean"]["film"]["mse"]
     (row,) = read_csv(tmp_path / "s/scores.csv")
     assert row["flagged"] == str(int(float(row["mse"]) >= threshold))
     loaded = anomaly.load(own.path, calibration="clinic", device="cpu")
     assert loaded.thresholds["film"]["mse"] == threshold
     (heatmap,) = loaded.heatmap(film, workers=1)
-    assert heatmap.scale == read_calibration(own, "clinic").map_scale
+    assert heatmap.scale == named_calibration(own, "clinic").map_scale
     status, _, _ = typed(capsys, "heatmap", own.path, film, "--calibration", "clinic", "--out", tmp_path / "m")
     assert status == 0
     words = refused(capsys, "score", own.path, film, "--calibration", "elsewhere")
@@ -141,7 +142,7 @@ def test_a_name_is_kept_for_the_films_that_it_was_given_to(own: Run, site: Path)
     with pytest.raises(InputError, match=f"calibration of the {first.source.films} films of .*give another --name, or"):
         calibrated(own, other, name="clinic")
     replaced = calibrated(own, other, name="clinic", replace=True)
-    assert read_calibration(own, "clinic").films == replaced.source.films < first.source.films
+    assert named_calibration(own, "clinic").films == replaced.source.films < first.source.films
 
 
 @given(name=st.text(max_size=70))
@@ -270,13 +271,13 @@ def test_films_of_another_kind_are_named_and_flagged(
     hand = sorted(site.rglob("*.png"))[0]
     result = anomaly.load(own.path, device="cpu").score([board, hand], workers=1)
     assert [film.out_of_domain for film in result.films] == [True, False]
-    assert result.shift[0].startswith("1 of 2 films is unlike any film of the training (another body part?): array-0")
+    assert result.shift[0].startswith("1 of 2 films is unlike the films of the training (another body part?): array-0")
     assert result.shift[0] in result.notes
     import tifffile
 
     tifffile.imwrite(tmp_path / "board.tif", board)
     _, out, _ = typed(capsys, "score", own.path, tmp_path / "board.tif", "--out", tmp_path / "s")
-    assert "1 of 1 film is unlike any film of the training" in out
+    assert "1 of 1 film is unlike the films of the training" in out
     assert [row["out_of_domain"] for row in read_csv(tmp_path / "s/scores.csv")] == ["1"]
 
 

@@ -82,9 +82,10 @@ def test_another_kind_of_film_is_out_of_domain_and_new_ones_of_the_same_kind_are
     normals = thumbnails(films := pictures(200, "bar", rng), whole(films))
     domain, distances = Domain.fit(normals, np.arange(200))
     same, other = (thumbnails(films := pictures(100, kind, rng), whole(films)) for kind in ("bar", "bars"))
-    assert domain.outside(other).all()
-    assert domain.outside(same).mean() <= 0.03
-    assert domain.limit <= MARGIN * distances.max()
+    assert (domain.distances(other) > domain.limit).all()
+    assert (domain.distances(same) > domain.limit).mean() <= 0.03
+    assert domain.usual < domain.limit <= MARGIN * distances.max()
+    assert (distances <= domain.usual).mean() == pytest.approx(0.95, abs=0.01)
 
 
 def test_a_film_is_not_compared_with_those_of_its_own_patient(rng: np.random.Generator) -> None:
@@ -100,7 +101,7 @@ def test_one_odd_film_among_the_normal_ones_does_not_make_it_usual(rng: np.rando
     films = np.concatenate([pictures(200, "bar", rng), pictures(1, "bars", rng)])
     domain, _ = Domain.fit(thumbnails(films, whole(films)), np.arange(201))
     other = pictures(20, "bars", rng)
-    assert domain.outside(thumbnails(other, whole(other))).all()
+    assert (domain.distances(thumbnails(other, whole(other))) > domain.limit).all()
 
 
 def test_a_films_distance_does_not_depend_on_those_beside_it(rng: np.random.Generator) -> None:
@@ -201,8 +202,8 @@ def test_p_values_are_corrected_as_holm_does() -> None:
 def test_films_out_of_domain_are_counted_and_the_first_named() -> None:
     names = [f"{number}.png" for number in range(5)]
     said = domain_sentence(names, 14, "the training")
-    assert said.startswith("5 of 14 films are unlike any film") and "0.png, 1.png, 2.png, ...;" in said
-    assert "1 of 1 film is unlike" in domain_sentence(names[:1], 1, "the training")
+    assert said.startswith("5 of 14 films are unlike the films") and "0.png, 1.png, 2.png, ...;" in said
+    assert "1 of 1 film is unlike the films of" in domain_sentence(names[:1], 1, "the training")
 
 
 # --- facts and the file ---------------------------------------------------------------------------------------------
@@ -237,7 +238,7 @@ def test_a_reference_comes_back_from_its_file(cache: Cache, tmp_path: Path) -> N
         made = FilmReference.of(known)
         made.write(tmp_path / "films.safetensors")
         read = FilmReference.read(tmp_path / "films.safetensors")
-        assert read.limit == made.limit and (read.thumbnails == made.thumbnails).all()
+        assert read.limits == made.limits and (read.thumbnails == made.thumbnails).all()
         same_values(read.facts, made.facts)
     (tmp_path / "films.safetensors").write_bytes(b"no tensors")
     with pytest.raises(InputError, match=r"films.safetensors can't be read .*delete it"):
@@ -258,8 +259,9 @@ def test_local_films_extend_what_is_usual(cache: Cache, rng: np.random.Generator
     old["bars"] = training
     local = films_of("bars", 60)
     other = thumbnails(some := pictures(20, "bars", rng), whole(some))
-    assert training.domain is not None and training.domain.outside(other).all()
-    assert local.domain is not None and local.domain.outside(other).mean() <= 0.1
+    before, after = training.domain, local.domain
+    assert before is not None and (before.distances(other) > before.limit).all()
+    assert after is not None and (after.distances(other) > after.limit).mean() <= 0.1
     assert len(local.facts["brightness"]) == len(local.facts["content"]) == 60  # of the local films alone
 
 

@@ -4,9 +4,7 @@ They come from validation normals alone; the thresholds of a supervised model, w
 labelled validation films. No film of the test split moves them.
 """
 
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -20,15 +18,9 @@ from anomaly.evaluation.figures import POOLINGS, Pooling, Unit
 from anomaly.evaluation.heatmap_scale import scale_of
 from anomaly.evaluation.histogram import StreamingHistogram
 from anomaly.evaluation.predict import ScoreColumns, predict
-from anomaly.formatting import command_line
 from anomaly.models.base import Detector
 from anomaly.runs import Record, Run
-from preprocessing import InputError
 
-CALIBRATIONS = "calibrations"
-"""Folder of a run with those of other places, each in a folder of its name."""
-REFITTED = "reference.safetensors"
-"""In such a folder, the tensors of the model that were fitted to the films of that place."""
 QUANTILE = 0.95
 """A threshold flags the 5 % of validation normals that score highest; a supervised model's is `youden`'s."""
 
@@ -93,29 +85,6 @@ def calibrate(
     )
 
 
-def read_calibration(run: Run, name: str | None = None) -> Calibration:
-    """Return the calibration kept with a run, its own or that of a place; InputError lists those that there are."""
-    if name is None:
-        return run.read("calibration.json", Calibration)
-    folder = calibration_folder(run, name)
-    if not (folder / "calibration.json").is_file():
-        names = calibration_names(run)
-        there = f"there are: {', '.join(names)}" if names else "there is none"
-        makes = command_line("anomaly", "calibrate", run.path, "NORMALS", "--name", name)
-        raise InputError(f"{run.path} has no calibration {name!r}; {there}; `{makes}` makes it")
-    makes = command_line("anomaly", "calibrate", run.path, "NORMALS", "--name", name, "--replace")
-    return run.read(f"{CALIBRATIONS}/{name}/calibration.json", Calibration, makes)
-
-
-def calibration_folder(run: Run, name: str) -> Path:
-    """Return where the calibration of a place is kept; raises InputError for what is no name of a folder."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise InputError(
-            f"calibration name {name!r}: take letters, digits, '.', '_' and '-', at most 64, a letter or digit first"
-        )
-    return run.path / CALIBRATIONS / name
-
-
-def calibration_names(run: Run) -> list[str]:
-    """Return the names of the calibrations beside a run's own."""
-    return sorted(file.parent.name for file in (run.path / CALIBRATIONS).glob("*/calibration.json"))
+def read_calibration(run: Run) -> Calibration:
+    """Return the calibration kept with a run."""
+    return run.read("calibration.json", Calibration)

@@ -7,8 +7,8 @@ thumbnails of theirs do on average, each cell in standard deviations of normal f
 farther, by a margin, than every normal film lies from those of the other patients.
 
 Measured on films of chests, hands, legs, hips, shoulders, pelves and wrists (docs/results.md). Against chests, which
-all look alike, other parts are told one by one. Against limbs, whose poses vary, few films are; there a set of films is
-told by how their distances are distributed (`shift`).
+all look alike, other parts are told one by one. Against limbs, whose poses vary, hardly any is: there a set of films is
+told by how their distances are distributed (`shift`), and in such a set a film needn't lie beyond every normal one.
 """
 
 from dataclasses import dataclass
@@ -69,6 +69,7 @@ class Domain:
 
     films: NDArray[np.float32]  # (N, D) their thumbnails
     limit: float  # distance beyond which a film is out of domain
+    usual: float  # the same for a film of a set that shows something else: 95 % of normal films lie within it
 
     @classmethod
     def fit(cls, films: NDArray[np.float32], patient: NDArray[Any]) -> tuple["Domain", Floats]:
@@ -76,7 +77,7 @@ class Domain:
 
         Raises ValueError below `LEAST_FILMS` films, or where one patient has all but a few of them.
         """
-        domain = cls(np.asarray(films, np.float32), np.inf)
+        domain = cls(np.asarray(films, np.float32), np.inf, np.inf)
         owner = np.unique(patient, return_inverse=True)[1]
         if len(films) < LEAST_FILMS or len(films) - np.bincount(owner).max() < NEIGHBORS:
             raise ValueError(f"{len(films)} films of {owner.max() + 1} patients are too few for a domain")
@@ -84,17 +85,14 @@ class Domain:
             [domain._nearest(domain.films[rows], owner[rows], owner) for rows in _chunks(len(films))]
         )
         middle, high = np.median(distances), np.quantile(distances, 0.95)
-        return cls(domain.films, float(min(MARGIN * distances.max(), middle + TAIL * (high - middle)))), distances
+        limit = min(MARGIN * distances.max(), middle + TAIL * (high - middle))
+        return cls(domain.films, float(limit), float(high)), distances
 
     def distances(self, films: NDArray[np.float32]) -> Floats:
         """Return how far films lie from the normal ones, thumbnails (n, D) -> (n,) >= 0, in standard deviations."""
         if not len(films):
             return np.zeros(0)
         return np.concatenate([self._nearest(films[rows]) for rows in _chunks(len(films))])
-
-    def outside(self, films: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Return which films are unlike all normal ones, thumbnails (n, D) -> (n,)."""
-        return self.distances(films) > self.limit
 
     @cached_property
     def _center(self) -> NDArray[np.float32]:

@@ -183,11 +183,11 @@ def domain_sentence(names: Sequence[str], films: int, reference: str) -> str:
     """Say which of a number of films show something else than those of a reference.
 
     >>> domain_sentence(["a.png", "b.png"], 14, "the training")
-    '2 of 14 films are unlike any film of the training (another body part?): a.png, b.png; their scores mean nothing'
+    '2 of 14 films are unlike the films of the training (another body part?): a.png, b.png; their scores mean nothing'
     """
     shown = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
     verb, whose = ("is", "its") if len(names) == 1 else ("are", "their")
     return (
-        f"{len(names)} of {counted(films, 'film')} {verb} unlike any film of {reference} (another body part?): "
+        f"{len(names)} of {counted(films, 'film')} {verb} unlike the films of {reference} (another body part?): "
         f"{shown}; {whose} scores mean nothing"
     )

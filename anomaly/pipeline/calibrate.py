@@ -22,13 +22,8 @@ from anomaly.console import silent
 from anomaly.data.batch import batches
 from anomaly.data.dataset import FilmSet
 from anomaly.data.joined import JoinedBatches
-from anomaly.evaluation.calibration import (
-    REFITTED,
-    Calibration,
-    calibrate,
-    calibration_folder,
-    read_calibration,
-)
+from anomaly.evaluation.calibration import Calibration, calibrate, read_calibration
+from anomaly.evaluation.named_calibration import REFITTED, calibration_folder
 from anomaly.models import find_detector
 from anomaly.models.base import Detector, Model
 from anomaly.pipeline.film_reference import FILE, FilmReference, local_reference

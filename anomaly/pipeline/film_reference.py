@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.data.dataset import FilmSet
-from anomaly.evaluation.calibration import calibration_folder
 from anomaly.evaluation.domain import Domain
+from anomaly.evaluation.named_calibration import calibration_folder
 from anomaly.evaluation.ranking import Floats
 from anomaly.evaluation.shift import (
     ABNORMAL,
     LEAST_PATIENTS,
+    Difference,
     FilmFacts,
     by_patient,
     differences,
@@ -43,7 +44,7 @@ class FilmReference:
     facts: Mapping[str, Floats]  # name, as in `shift.COMPARED`, -> (P,) one value a patient
     thumbnails: NDArray[np.float16]  # (N, D) of the films that the domain was fitted on
     patient: NDArray[np.int64]  # (N,) whose they are, as a number
-    limit: float | None  # of the domain; None: too few films to know what is usual
+    limits: tuple[float, float] | None  # `limit` and `usual` of the domain; None: too few films to know what is usual
 
     @classmethod
     def of(cls, facts: FilmFacts, old: "FilmReference | None" = None) -> "FilmReference":
@@ -59,12 +60,12 @@ class FilmReference:
         except ValueError:
             return cls(values, films, patient, None)
         content = by_patient(distances[: len(owner)], owner)
-        return cls(values | {"content": content}, films, patient, domain.limit)
+        return cls(values | {"content": content}, films, patient, (domain.limit, domain.usual))
 
     @property
     def domain(self) -> Domain | None:
         """What the films show; None where they are too few."""
-        return None if self.limit is None else Domain(self.thumbnails.astype(np.float32), self.limit)
+        return None if self.limits is None else Domain(self.thumbnails.astype(np.float32), *self.limits)
 
     def write(self, path: Path) -> None:
         """Write it, atomically."""
@@ -72,23 +73,26 @@ class FilmReference:
 
         arrays: dict[str, NDArray[Any]] = {f"facts/{name}": values for name, values in self.facts.items()}
         arrays |= {"thumbnails": self.thumbnails, "patient": self.patient}
-        if self.limit is not None:
-            arrays["limit"] = np.array([self.limit])
+        if self.limits is not None:
+            arrays["limits"] = np.array(self.limits)
         write_atomic(path, save({name: np.ascontiguousarray(values) for name, values in arrays.items()}))
 
     @classmethod
-    def read(cls, path: Path) -> "FilmReference":
-        """Read it; raises InputError where the file is missing or damaged."""
+    def read(cls, path: Path, remedy: str = "delete it, and it is made again") -> "FilmReference":
+        """Read it; raises InputError with the remedy where the file is missing or damaged."""
         from safetensors.numpy import load_file
 
         try:
             arrays = load_file(path)
             facts = {name.removeprefix("facts/"): arrays[name] for name in arrays if name.startswith("facts/")}
-            limit = float(arrays["limit"][0]) if "limit" in arrays else None
-            return cls(facts, arrays["thumbnails"], arrays["patient"], limit)
+            limits = None
+            if "limits" in arrays:
+                limit, usual = arrays["limits"].tolist()
+                limits = limit, usual
+            return cls(facts, arrays["thumbnails"], arrays["patient"], limits)
         except Exception as error:  # safetensors has an error type of its own for every kind of damage
             reason = " ".join(str(error).split())[:120]
-            raise InputError(f"{path} can't be read ({reason}); delete it, and it is made again") from None
+            raise InputError(f"{path} can't be read ({reason}); {remedy}") from None
 
 
 def keep_reference(run: Run, cache_path: Path | None = None) -> FilmReference:
@@ -140,50 +144,59 @@ def likeness(run: OpenRun, films: FilmSet, facts: FilmFacts, scores: Floats, mai
 
     new  whether they are other films than the run's own: of those nothing is said.
     """
+    if not run.run.finished:  # what the weights are of is said already
+        return Likeness()
     reference = _reference(run)
     if reference is None:
         why = (
-            f"whether these films are like those of the training is not known: {run.run.path} has no summary of them, "
+            f"whether these films are like those of the training is not known: {run.run.path} has no summary of those, "
+            "and its cache is gone; give its new place with --cache"
         )
-        return Likeness(None, [f"{why}and its cache is gone; give its new place with --cache"] if new else [])
+        return Likeness(None, [why] if new else [])
     domain = reference.domain
-    outside = None if domain is None else domain.outside(facts.thumbnails)
+    if domain is not None:
+        facts = replace(facts, values={**facts.values, "content": domain.distances(facts.thumbnails)})
+    facts = replace(facts, values={**facts.values, "score": scores})
+    found, sentences = _differences(run, reference, films, facts, main) if new else ([], [])
+    outside = None
+    if domain is not None:
+        # Films of a set that shows something else are likely to do so, too: less evidence of each is needed.
+        limit = domain.usual if any(one.other_part for one in found) else domain.limit
+        outside = facts.values["content"] > limit
     if not new:
         return Likeness(outside)
-    sentences = []
-    whose = "the training" if run.calibration_name is None else f"the calibration {run.calibration_name}"
+    whose = _whose(run)
+    if found and (outside is None or outside.mean() <= 0.5):  # of films that show something else, that is enough
+        command = command_line("anomaly", "calibrate", run.run.path, "NORMALS")
+        sentences.append(shift_sentence(found, whose, f"calibrate with local normals: `{command}`"))
     if outside is not None and outside.any():
         names = films.cache.names[films.rows[outside]].tolist()
-        sentences.append(domain_sentence(names, len(films), whose))
-    if outside is None or outside.mean() <= 0.5:  # of films that show something else, nothing else need be said
-        facts = replace(facts, values={**facts.values, "score": scores})
-        sentences += _shift(run, reference, films, facts, main, whose)
+        sentences.insert(0, domain_sentence(names, len(films), whose))
     return Likeness(outside, sentences)
 
 
+def _whose(run: OpenRun) -> str:
+    return "the training" if run.calibration_name is None else f"the calibration {run.calibration_name}"
+
+
 def _reference(run: OpenRun) -> FilmReference | None:
-    if run.calibration_name is not None:
-        return FilmReference.read(calibration_folder(run.run, run.calibration_name) / FILE)
-    return training_reference(run.run, run.cache_path) if run.run.finished else None
+    if run.calibration_name is None:
+        return training_reference(run.run, run.cache_path)
+    return FilmReference.read(calibration_folder(run.run, run.calibration_name) / FILE, "calibrate again")
 
 
-def _shift(
-    run: OpenRun, reference: FilmReference, films: FilmSet, facts: FilmFacts, main: str, whose: str
-) -> list[str]:
-    """Say how films differ as a set; those known to be abnormal don't count."""
-    label, domain = films.label, reference.domain
-    known = set(facts.patient[label == 1])
-    counted_in = ~np.isin(facts.patient, list(known)) if known else np.ones(len(label), np.bool_)
-    patient = facts.patient[counted_in]
+def _differences(
+    run: OpenRun, reference: FilmReference, films: FilmSet, facts: FilmFacts, main: str
+) -> tuple[list[Difference], list[str]]:
+    """Return how films differ as a set, and what can't be told; patients known to be abnormal don't count."""
+    label = films.label
+    counting = ~np.isin(facts.patient, np.unique(facts.patient[label == 1]).tolist())
+    patient = facts.patient[counting]
     patients = len(set(patient))
     if patients < LEAST_PATIENTS:
-        few = f"{counted(patients, 'patient')} are too few to tell whether the films are like those of {whose}"
-        return [f"{few} ({LEAST_PATIENTS} are needed)"] if patients > 1 else []
-    values = {name: by_patient(column[counted_in], patient) for name, column in facts.values.items()}
+        few = f"{counted(patients, 'patient')} are too few to tell whether the films are like those of {_whose(run)}"
+        return [], [f"{few} ({LEAST_PATIENTS} are needed)"] if patients > 1 else []
     old = dict(reference.facts)
-    if domain is not None:
-        values["content"] = by_patient(domain.distances(facts.thumbnails[counted_in]), patient)
-    share = 0.0 if (label[counted_in] == 0).all() else ABNORMAL
-    found = differences(old, {name: value for name, value in values.items() if name in old}, abnormal=share)
-    command = command_line("anomaly", "calibrate", run.run.path, "NORMALS")
-    return [shift_sentence(found, whose, f"calibrate with local normals: `{command}`")] if found else []
+    new = {name: by_patient(column[counting], patient) for name, column in facts.values.items() if name in old}
+    share = 0.0 if (label[counting] == 0).all() else ABNORMAL
+    return differences(old, new, abnormal=share), []

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from anomaly.data.batch import batches
 from anomaly.data.dataset import FilmSet
 from anomaly.data.splits import assign_chosen, split_hash
-from anomaly.evaluation.calibration import REFITTED, Calibration, calibrate, calibration_folder, read_calibration
+from anomaly.evaluation.calibration import Calibration, calibrate
+from anomaly.evaluation.named_calibration import REFITTED, calibration_folder, named_calibration
 from anomaly.models import find_detector
 from anomaly.models.base import Detector
 from anomaly.pipeline.plan import usable_rows
@@ -52,7 +53,7 @@ def open_run(run: Run, device: torch.device, cache_path: Path | None = None, cal
     kind = find_detector(run.config.model)
     if run.finished:
         refitted = calibration_folder(run, calibration) / REFITTED if calibration is not None else None
-        found = read_calibration(run, calibration)
+        found = named_calibration(run, calibration)
         model = load_weights(run, kind, device, refitted if refitted and refitted.is_file() else None)
         return OpenRun(run, model, found, device, calibration_name=calibration, cache_path=cache_path)
     if calibration is not None:
