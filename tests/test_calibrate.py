@@ -17,7 +17,8 @@ from anomaly.data.batch import batches
 from anomaly.data.dataset import Films
 from anomaly.data.joined import JoinedBatches
 from anomaly.evaluation import domain
-from anomaly.evaluation.calibration import QUANTILE
+from anomaly.evaluation.calibration import FALSE_ALARMS, Calibration, ScoredFilms
+from anomaly.evaluation.conformal import Reference
 from anomaly.evaluation.named_calibration import calibration_folder, calibration_names, named_calibration
 from anomaly.evaluation.predict import score
 from anomaly.pipeline.calibrate import Calibrated, calibrate_run
@@ -74,9 +75,12 @@ def test_thresholds_come_from_the_normal_films_of_the_place(own: Run, site: Path
         normals = selection.films.subset(np.flatnonzero(selection.films.label == 0))
         values = score(open_run(own, CPU).model, normals, CPU)["mse"]
         abnormal = int((selection.films.label == 1).sum())
+        patients = selection.films.column("patient")[np.flatnonzero(selection.films.label == 0)]
     found = named_calibration(own, "clinic")
+    rate = max(FALSE_ALARMS, 1 / (len(set(patients)) + 1))
+    expected = Reference.of(values, patients).threshold(rate)
     assert found.films == len(values) == done.source.films
-    assert found.thresholds["mean"]["film"]["mse"] == pytest.approx(np.quantile(values, QUANTILE), rel=1e-4)
+    assert found.thresholds["mean"]["film"]["mse"] == pytest.approx(expected, rel=1e-4)
     assert f"left out: {abnormal} films labelled abnormal" in done.notes
     assert (own.path / "calibration.json").read_bytes() == before  # the run's own stays
     assert sorted(path.name for path in done.folder.iterdir()) == [
@@ -107,6 +111,7 @@ def test_score_and_heatmap_use_the_calibration_that_is_named(
     assert row["flagged"] == str(int(float(row["mse"]) >= threshold))
     loaded = anomaly.load(own.path, calibration="clinic", device="cpu")
     assert loaded.thresholds["film"]["mse"] == threshold
+    assert anomaly.load(own.path, device="cpu").thresholds == loaded.thresholds  # `score` was told so, and remembers it
     (heatmap,) = loaded.heatmap(film, workers=1)
     assert heatmap.scale == named_calibration(own, "clinic").map_scale
     status, _, _ = typed(capsys, "heatmap", own.path, film, "--calibration", "clinic", "--out", tmp_path / "m")
@@ -122,7 +127,8 @@ def test_the_verb_says_what_was_made_and_what_to_do_next_in_few_lines(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 10
     assert lines[-1] == f"next: anomaly score {own.path} FILMS --calibration clinic"
-    assert any("by the run's own calibration" in line for line in lines)
+    assert any("by the run's own calibration" in line and "% [" in line for line in lines)
+    assert any(line.startswith("thresholds and p-values rest on") for line in lines)  # fewer than 20 patients
 
 
 def test_python_calibrates_too(own: Run, site: Path) -> None:
@@ -130,6 +136,21 @@ def test_python_calibrates_too(own: Run, site: Path) -> None:
         loaded = anomaly.load(own.path, device="cpu").calibrate(site, "clinic", workers=1)
     again = anomaly.load(own.path, device="cpu", calibration="clinic")
     assert loaded.thresholds == again.thresholds != anomaly.load(own.path, device="cpu").thresholds
+    film = sorted(site.rglob("*.png"))[0]
+    assert again.score(film, workers=1).run.calibration_name == "clinic"
+    assert again.score(film, workers=1).films[0].p_value == loaded.score(film, workers=1).films[0].p_value
+
+
+def test_scores_that_rise_without_abnormal_films_are_a_shift(own: Run, site: Path) -> None:
+    """The reference of the scores is set low, as though the films of the training had been easier."""
+    calibration = own.read("calibration.json", Calibration)
+    assert calibration.normals is not None
+    low = {name: (np.tile(values, 20) - 1e3).tolist() for name, values in calibration.normals.scores.items()}
+    places = list(range(len(low["mse"])))
+    normals = ScoredFilms(patient=places, study=places, scores=low)
+    own.write("calibration.json", to_json(calibration.model_copy(update={"normals": normals}).model_dump()))
+    result = anomaly.load(own.path, device="cpu").score(site, workers=1)
+    assert any("scores higher: KS" in sentence for sentence in result.shift)
 
 
 # --- names ----------------------------------------------------------------------------------------------------------

@@ -36,14 +36,25 @@ def calibrate(options: CalibrateOptions) -> None:
 
 def _lines(done: "Calibrated") -> list[str]:
     """Return what was made, and what to do with it."""
+    from anomaly.evaluation.conformal import in_percent
+
     source, name = done.source, done.run.calibration_name
     main, calibration = done.run.main_score(None), done.run.calibration
     new, old = (found.thresholds["mean"]["film"][main] for found in (calibration, done.before))
+    reference = calibration.reference("mean", "film", main)
+    if source.refitted != "no":
+        before = f"; what scores compare with is another, so the run's own threshold, {old:.6g}, means nothing here"
+    elif reference is None:
+        before = f"; by the run's own calibration from {old:.6g}"
+    else:
+        flagged = in_percent(reference.share_from(old))
+        before = f"; by the run's own calibration from {old:.6g}, which {flagged} of these reach"
     films = f"{counted(source.films, 'film')} of {counted(source.patients, 'patient')} of {source.source}"
-    compared = ", whose scores are others" if source.refitted != "no" else ""
     return [
         *done.notes[:4],
+        *calibration.notes[:2],
         f"{done.folder}: calibrated on {films}",
-        f"a film is flagged from {main} {new:.6g} (by the run's own calibration{compared}: from {old:.6g})",
+        f"a film is flagged from {main} {new:.6g}{before}",
+        calibration.sentence("mean", "film", main),
         f"next: {command_line('anomaly', 'score', done.run.run.path, 'FILMS', '--calibration', name)}",
     ]

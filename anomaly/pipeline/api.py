@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from anomaly.console import progress, silent
 from anomaly.models import TOOLS, zoo
+from anomaly.pipeline.choices import read_choices
 from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.loaded_run import LoadedRun
 from anomaly.pipeline.open_run import open_run
@@ -36,12 +37,14 @@ def load(
     """Open a trained run, such as "runs/cae-1".
 
     cache  where the run's cache is now, if not where it was.    calibration  of another place, by its name, as
-    `LoadedRun.calibrate` makes it; None: the run's own.    device  "auto", "cpu", "cuda", ...    quiet  whether to show
-    no progress. An unfinished run has its best weights so far, and a warning says so. Raises InputError where the
-    folder is no run of a detector, or is damaged.
+    `LoadedRun.calibrate` makes it; None: the one that `anomaly score` was last told, or the run's own.
+    device  "auto", "cpu", "cuda", ...    quiet  whether to show no progress. An unfinished run has its best weights so
+    far, and a warning says so. Raises InputError where the folder is no run of a detector, or is damaged.
     """
     place = None if cache is None else Path(cache)
-    opened = open_run(Run(Path(run)), choose_device(device), place, calibration)
+    folder = Run(Path(run))
+    name = calibration or read_choices(folder).calibration
+    opened = open_run(folder, choose_device(device), place, name)
     if opened.note:
         warnings.warn(opened.note, stacklevel=2)
     return LoadedRun(opened, place, quiet=quiet)

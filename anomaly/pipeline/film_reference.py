@@ -197,6 +197,9 @@ def _differences(
         few = f"{counted(patients, 'patient')} are too few to tell whether the films are like those of {_whose(run)}"
         return [], [f"{few} ({LEAST_PATIENTS} are needed)"] if patients > 1 else []
     old = dict(reference.facts)
+    if run.calibration.normals is not None and main in run.calibration.normals.scores:
+        normals = run.calibration.normals
+        old["score"] = by_patient(np.array(normals.scores[main]), np.array(normals.patient))
     new = {name: by_patient(column[counting], patient) for name, column in facts.values.items() if name in old}
     share = 0.0 if (label[counting] == 0).all() else ABNORMAL
     return differences(old, new, abnormal=share), []

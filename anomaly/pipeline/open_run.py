@@ -34,6 +34,7 @@ class OpenRun:
     note: str | None = None  # what a user of an unfinished run has to know
     calibration_name: str | None = None  # of the place whose calibration this is; None: the run's own
     cache_path: Path | None = None  # where the run's cache is now, if not where it was
+    remembered: str | None = None  # which choices of an earlier time are in use
 
     def main_score(self, name: str | None) -> str:
         """Return the score to flag, rank and report by: the named one, or the model's first."""
