@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from anomaly.console import progress, silent
 from anomaly.models import TOOLS, zoo
+from anomaly.pipeline.choices import read_choices
 from anomaly.pipeline.continuation import prepare_continuation
 from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.loaded_run import LoadedRun
@@ -27,15 +28,25 @@ Settings = Mapping[str, Any] | Sequence[str]
 """Settings by name, or as "key=value"."""
 
 
-def load(run: str | Path, *, cache: str | Path | None = None, device: str = "auto", quiet: bool = True) -> LoadedRun:
+def load(
+    run: str | Path,
+    *,
+    cache: str | Path | None = None,
+    calibration: str | None = None,
+    device: str = "auto",
+    quiet: bool = True,
+) -> LoadedRun:
     """Open a trained run, such as "runs/cae-1".
 
-    cache  where the run's cache is now, if not where it was.    device  "auto", "cpu", "cuda", ...    quiet  whether to
-    show no progress. An unfinished run has its best weights so far, and a warning says so. Raises InputError where the
-    folder is no run of a detector, or is damaged.
+    cache  where the run's cache is now, if not where it was.    calibration  of another place, by its name, as
+    `LoadedRun.calibrate` makes it; None: the one that `anomaly score` was last told, or the run's own.
+    device  "auto", "cpu", "cuda", ...    quiet  whether to show no progress. An unfinished run has its best weights so
+    far, and a warning says so. Raises InputError where the folder is no run of a detector, or is damaged.
     """
     place = None if cache is None else Path(cache)
-    opened = open_run(Run(Path(run)), choose_device(device), place)
+    folder = Run(Path(run))
+    name = calibration or read_choices(folder).calibration
+    opened = open_run(folder, choose_device(device), place, name)
     if opened.note:
         warnings.warn(opened.note, stacklevel=2)
     return LoadedRun(opened, place, quiet=quiet)

@@ -21,6 +21,7 @@ from anomaly.localization.base import LocalizationCalibration, LocalizationModel
 from anomaly.localization.evaluate import choose_threshold
 from anomaly.memory import keep_freed_memory
 from anomaly.models.base import Detector, Model
+from anomaly.pipeline.film_reference import keep_reference
 from anomaly.pipeline.plan import Prepared, prepares_films
 from anomaly.reporting.charts.learning import learning_curve_png
 from anomaly.reporting.training_pictures import DRAWN, PICTURED, detections_picture, picture, samples
@@ -237,11 +238,12 @@ class _Closing:
 
 
 def finish(model: Detector, films: FilmSet, run: runs.Run, device: torch.device) -> None:
-    """Write the pictures of a detector and, last, calibration.json, whose presence says that the run is whole.
+    """Write what normal films look like, the pictures and, last, calibration.json: a run that has it is whole.
 
     films  the validation films that it may be calibrated on: normal ones, or for labels both.
     """
     calibration = calibrate(model, films, device)
+    keep_reference(run, films.cache.path)
     write_pictures(model, films, run, device, calibration)
     run.write("calibration.json", runs.to_json(calibration.model_dump()))
 

@@ -38,7 +38,10 @@ Workers = Annotated[int, Flag("Processes; 0: as many as suit the machine.", min=
 Variant = Annotated[
     str | None, Flag("Variant of the films.  [default: the cache's last one other than -clahe and -contrast]")
 ]
-By = Annotated[str | None, Flag("Score that flags, ranks and is reported first.  [default: the model's first]")]
+By = Annotated[
+    str | None,
+    Flag("Score that flags, ranks and is reported first.  [default: as chosen before, else the model's first]"),
+]
 RunFolder = Annotated[Path, Flag("Run folder, such as runs/cae-1.", metavar="RUN", argument=True, complete="runs")]
 Name = Annotated[str | None, Flag("Name of the run: its folder is runs/NAME.", metavar="NAME")]
 Films = Annotated[
@@ -50,6 +53,10 @@ SplitSeed = Annotated[int, Flag("Seed of the splits, where the source has none."
 Where = Annotated[
     Sequence[str],
     Flag("Only films of which this is known, such as region=hand or sex=F,M; repeatable.", metavar="COLUMN=VALUE"),
+]
+CalibrationName = Annotated[
+    str | None,
+    Flag("Calibration of another place, made by `anomaly calibrate`.  [default: the run's own]", metavar="NAME"),
 ]
 Model = Annotated[str, Flag("Name of the model; `anomaly models` lists them.", argument=True, complete="models")]
 ModelOrRun = Annotated[
@@ -310,7 +317,21 @@ class ScoreOptions:
         Flag("Figures for each value of this column too, such as region or sex; repeatable.", metavar="COLUMN"),
     ] = ()
     by: By = None
-    aggregate: Annotated[str, Flag("How scores of films are combined for studies and patients: mean or max.")] = "mean"
+    aggregate: Annotated[
+        str | None, Flag("How scores of films are combined for studies and patients: mean or max.  [default: mean]")
+    ] = None
+    false_alarms: Annotated[
+        float | None, Flag("Flag p-values up to this: the share of normal films that are flagged.  [default: 0.05]")
+    ] = None
+    sensitivity: Annotated[
+        float | None, Flag("Flag from where this share of abnormal validation films is flagged.")
+    ] = None
+    threshold: Annotated[float | None, Flag("Flag from this value of the score.")] = None
+    fdr: Annotated[
+        float | None,
+        Flag("Flag the films of this list of which at most this share is expected to be normal (Benjamini-Hochberg)."),
+    ] = None
+    calibration: CalibrationName = None
     cache: RunCache = None
     out: Annotated[
         Path | None,
@@ -332,6 +353,7 @@ class HeatmapOptions:
     space: Annotated[str, Flag("cache: the prepared film; film: the original one.")] = "cache"
     formats: Annotated[str, Flag("Comma list of png (overlay), tiff, npy (float32 values).")] = "png,tiff,npy"
     limit: Annotated[int | None, Flag("The highest-scored films only.", min=1)] = None
+    calibration: CalibrationName = None
     cache: RunCache = None
     source: Annotated[Path | None, Flag("Where the original films are now, if they have moved; for --space film.")] = (
         None
@@ -339,6 +361,28 @@ class HeatmapOptions:
     out: Annotated[Path | None, Flag("Folder.  [default: RUN/maps; RUN/<split>/maps, RUN/new/<date>-<name>/maps]")] = (
         None
     )
+    device: Device = "auto"
+    workers: Workers = 0
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """Calibrate a run on normal films of another place."""
+
+    run: RunFolder
+    normals: Annotated[
+        Sequence[Path],
+        Flag("Normal films of that place: folders, zips, manifests, films.", metavar="NORMALS", argument=True),
+    ]
+    name: Annotated[str | None, Flag("Name of the calibration.  [default: that of NORMALS]")] = None
+    refit: Annotated[
+        bool,
+        Flag("Also fit what scores compare with anew, on half of the patients and the training's normal films."),
+    ] = False
+    only_local: Annotated[bool, Flag("With --refit: on the films of that place alone.")] = False
+    where: Where = ()
+    replace: Annotated[bool, Flag("Replace a calibration of this name that is of other films.")] = False
+    cache: RunCache = None
     device: Device = "auto"
     workers: Workers = 0
 
