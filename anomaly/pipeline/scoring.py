@@ -16,7 +16,7 @@ from anomaly.evaluation.figures import EvaluationSettings, LocalizationFigures, 
 from anomaly.evaluation.localization import LocalizationRanking
 from anomaly.evaluation.predict import PredictedFilms, ScoreColumns, predict
 from anomaly.formatting import with_interval
-from anomaly.pipeline.gallery import GalleryCollector
+from anomaly.pipeline.gallery import Collector, GalleryCollector
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.selection import Display, Selection
 from preprocessing.wording import counted, patients_note
@@ -158,28 +158,26 @@ def score_selection(
     by_column: Sequence[str] = (),
     command: str = "",
     display: Display = silent,
-    keep_maps: bool = False,
+    collect: Sequence[Collector] = (),
 ) -> ScoringResult:
     """Score films, and compute every figure that their labels allow; each film passes the model once.
 
     by  the score that flags, ranks and is reported first; None: the model's first.    pooling  films -> study, patient.
     by_column  columns of the films, such as region or sex, by whose values figures are wanted too.
-    command  what was typed, for the record.    keep_maps  whether the result has every film's map.
+    command  what was typed, for the record.    collect  what else is kept of the pass, such as the maps of some films.
     """
     main, films = run.main_score(by), selection.films
     cohort = cohort_of(selection, by_column)
     columns, gallery = ScoreColumns(films), GalleryCollector(main)
     pointing = _Pointing(films, cohort) if _measurable(selection) and run.calibration.map_scale is not None else None
-    kept: dict[int, NDArray[np.float32]] = {}
     with display("scoring", len(films), "films") as advance:
         for predicted in predict(run.model, films, run.device, maps=run.calibration.map_scale is not None):
             columns.add(predicted)
             gallery.add(predicted)
-            if predicted.maps is not None:
-                if keep_maps:
-                    kept |= {predicted.places.start + i: predicted.smoothed_map(i) for i in range(len(predicted.films))}
-                if pointing is not None:
-                    pointing.add(predicted)
+            if predicted.maps is not None and pointing is not None:
+                pointing.add(predicted)
+            for collector in collect:
+                collector.add(predicted)
             advance(len(predicted.films))
     settings = EvaluationSettings(aggregate=pooling)
     scored = ScoredCohort(cohort, columns.finish(), settings)
@@ -196,7 +194,7 @@ def score_selection(
             run=str(run.run.path),
             command=command,
         )
-    return ScoringResult(run, selection, scored, main, evaluation, gallery, kept)
+    return ScoringResult(run, selection, scored, main, evaluation, gallery)
 
 
 class _Pointing:
@@ -235,9 +233,9 @@ class _Pointing:
 
 
 def _measurable(selection: Selection) -> bool:
-    """Whether figures can be computed: of films that the model has not seen, new ones if both labels are known."""
+    """Whether figures can be computed: of films that the model has not seen, new ones if any label is known."""
     if selection.name == "new":
-        return {0, 1} <= set(selection.films.label.tolist())
+        return bool((selection.films.label >= 0).any())
     return "train" not in set(selection.split)
 
 
