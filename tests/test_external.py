@@ -1,6 +1,7 @@
 """External validation: labelled films of elsewhere, thresholds at work with their intervals, another cache."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -182,14 +183,15 @@ def test_normal_films_alone_give_the_false_alarm_rate_and_its_exact_interval(
 def test_labelled_films_of_a_manifest_give_figures_by_column_and_of_their_masks(
     run: Run, elsewhere: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = ["path,label,patient,site,anomaly_mask"]
+    lines = ["path,label,patient,site,age,scanner,anomaly_mask"]
     for number, path in enumerate(sorted(elsewhere.rglob("image*.png"))):
         if "_" in path.stem:
             continue
         mask = path.with_name(f"{path.stem}_anomaly.png")
         marked = mask.relative_to(elsewhere) if mask.exists() else ""
         name = path.relative_to(elsewhere)
-        lines.append(f"{name},{int('positive' in str(name))},{name.parts[1]},{'ab'[number % 2]},{marked}")
+        columns = ("ab"[number % 2], number % 9, number % 8, marked)
+        lines.append(",".join(map(str, (name, int("positive" in str(name)), name.parts[1], *columns))))
     (elsewhere / "labels.csv").write_text("\n".join(lines) + "\n")
     words = ("score", run.path, elsewhere / "labels.csv", "--by-column", "site", "--out", tmp_path / "out")
     status, out, err = typed(capsys, *words, *CPU)
@@ -201,6 +203,11 @@ def test_labelled_films_of_a_manifest_give_figures_by_column_and_of_their_masks(
     assert "pixels (" in out and len(out.splitlines()) <= 20
     page = (tmp_path / "out/report.html").read_text()
     assert "Films by site" in page and "SYNTHETIC" in page
+    status, out, err = typed(capsys, *words, "--by-column", "age", "--by-column", "scanner", "--pictures", 0, *CPU)
+    lines = out.splitlines()
+    assert status == 0 and len(lines) == 20, out
+    assert any(re.fullmatch(r"\.\.\. and \d+ more lines of figures, in metrics\.json", line) for line in lines)
+    assert lines[-1].startswith("next: ")
 
 
 # ------------------------------------------------------------------------------------------------------ another cache

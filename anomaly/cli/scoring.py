@@ -100,17 +100,20 @@ def _print_new(result: "ScoringResult", files: "Written", options: ScoreOptions)
     from anomaly.reporting.text import flag_table
 
     notes = [note for note in result.notes if note not in result.selection.notes]  # those were said before scoring
-    lines = notes if len(result) > 1 and result.evaluation is None else []
-    after = [_flagged(result), _origin(result), *_files(files), f"next: {_next(result, options)}"]
+    lines = notes if len(result) > 1 else []
+    after = [_origin(result), *_files(files), f"next: {_next(result, options)}"]
     if result.evaluation is not None:
-        lines = external_lines(result.evaluation.figures)
+        lines += external_lines(result.evaluation.figures)
     else:
+        after.insert(0, _flagged(result))
         listed = min(len(result), MOST_LISTED, max(LEAST_LISTED, LINES - len(lines) - len(after) - 3))
         highest = sorted(result.films, key=lambda film: -film.score)[:listed]
         films, scores = [film.id for film in highest], [film.score for film in highest]
         lines += flag_table(films, scores, result.main, result.threshold("film"))
         if listed < len(result):
             lines.append(f"... and {counted(len(result) - listed, 'film')} that score lower")
+    if len(lines) > (room := LINES - len(after)):
+        lines = [*lines[: room - 1], f"... and {len(lines) - room + 1} more lines of figures, in metrics.json"]
     for line in (*lines, *after):
         say(line)
 
@@ -139,7 +142,8 @@ def _next(result: "ScoringResult", options: ScoreOptions) -> str:
     words += ["--by", options.by] if options.by else []
     if result.calibration.map_scale is None:
         return command_line("anomaly", "report", options.run)
-    return command_line(*words, "--space", "film", "--limit", min(len(result), MOST_LISTED))
+    words += ["--space", "film"] if result.selection.source else []  # those of a cache may be gone
+    return command_line(*words, "--limit", min(len(result), MOST_LISTED))
 
 
 def _origin(result: "ScoringResult") -> str:

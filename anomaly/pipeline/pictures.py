@@ -35,7 +35,7 @@ FOLDER = "worklist"
 """Beside worklist.html: where the pictures are."""
 Level = TypeVar("Level", np.uint8, np.float32)
 _NAME = re.compile(r"\d{5,}(-[a-z]+)?\.jpg")
-_THREADS = min(8, os.cpu_count() or 1)
+_THREADS = min(4, os.cpu_count() or 1)  # each holds one original film
 
 
 @dataclass(frozen=True)

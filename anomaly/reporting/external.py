@@ -8,12 +8,15 @@ from preprocessing.wording import counted
 
 
 def external_lines(figures: Metrics) -> list[str]:
-    """Return how well the score ranks, the threshold at work, both by kind and column, and pixel figures."""
+    """Return how well the score ranks, the threshold at work, both by kind and column, and pixel figures.
+
+    The least important ones come last: a terminal may have no room for the values of many columns.
+    """
     films = f"{'SYNTHETIC ' * figures.synthetic}films"
-    lines = [*figures.notes, *_ranking(figures, films), *operating_lines(figures), *_columns(figures)]
+    lines = [*_ranking(figures, films), *operating_lines(figures)]
     if figures.localization and figures.main.roc_auc is not None:
         lines += localization_lines(figures.localization, films)
-    return lines
+    return [*lines, *_columns(figures)]
 
 
 def _ranking(figures: Metrics, films: str) -> list[str]:
