@@ -35,6 +35,8 @@ class Calibration(Record):
     """Share of validation normals that lie below a threshold."""
     films: int
     """Validation films the thresholds rest on."""
+    patients: int = 0
+    """Normal patients that p-values rest on."""
     rule: Literal["quantile", "youden"] = "quantile"
     """How thresholds were found: as a quantile of validation normals, or on labelled validation films."""
 
