@@ -5,15 +5,21 @@ import json
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from anomaly.pipeline.open_run import open_run
 from anomaly.pipeline.pictures import LONGEST, PictureCollector
 from anomaly.pipeline.results_record import ResultsRecord
+from anomaly.pipeline.scoring import score_selection
+from anomaly.pipeline.selection import recorded_films
+from anomaly.pipeline.worklist import write_worklist
 from anomaly.reporting.heatmap import jpeg
 from anomaly.reporting.worklist import ListedFilm, WorklistContext, render_worklist
 from anomaly.runs import Run, read_csv
@@ -134,6 +140,23 @@ def test_the_terminal_has_at_most_twenty_lines_of_many_films_and_names_few_failu
     assert any(line.startswith("flagged: ") and "of 30 films" in line for line in lines)
     assert err.count("left out: ") == 4 and f"5 more; {tmp_path / 'out/results.json'} lists them" in err
     assert len(json.loads((tmp_path / "out/results.json").read_text())["failures"]) == 8
+
+
+def test_p_values_are_in_the_record_and_in_words_on_the_page(mine: Run, tmp_path: Path) -> None:
+    opened = open_run(mine, torch.device("cpu"))
+    opened = replace(opened, calibration=opened.calibration.model_copy(update={"patients": 412}))
+    result = score_selection(opened, recorded_films(mine, "test", None))
+    first, *others = result.films
+    known = replace(first, p_value=8 / 413, p_interval=(0.0069, 0.0347), q_value=0.04)
+    vars(result)["films"] = [known, *(replace(film, p_value=None, p_interval=None, q_value=None) for film in others)]
+    write_worklist(result, PictureCollector("mse", 0, None), tmp_path)
+    record = ResultsRecord.model_validate_json((tmp_path / "results.json").read_bytes())
+    (film,) = [film for film in record.films if film.film == first.id]
+    assert (film.p_value, film.p_interval, film.q_value) == (known.p_value, known.p_interval, known.q_value)
+    assert sum(film.p_value is not None for film in record.films) == 1
+    page = (tmp_path / "worklist.html").read_text()
+    assert page.count("more abnormal than 98.3 % of 412 normal patients [96.5, 99.3], q .040") == 1
+    assert page.count("more abnormal than") == 1 and not (tmp_path / "worklist").exists()
 
 
 def test_what_a_pass_keeps_for_pictures_is_bounded_and_of_the_highest() -> None:
@@ -267,7 +290,6 @@ def test_the_list_is_gone_through_by_keyboard_alone(browser: Browser, page: Path
     browser.press("Escape")
     assert browser.js("view.open")
     browser.press("Escape")
-    browser.js("new Promise((done) => setTimeout(done, 50))")  # the focus moves once the view is closed
     assert not browser.js("view.open") and browser.js(FOCUSED) == "3"
     assert browser.js("document.activeElement.querySelector('.noted').textContent") == "marked: =look again"
     browser.press("/")
@@ -275,6 +297,9 @@ def test_the_list_is_gone_through_by_keyboard_alone(browser: Browser, page: Path
     assert browser.js(VISIBLE) == 3 and browser.js("document.querySelector('#count').textContent") == "3 of 120 films"
     browser.press("Escape")
     assert browser.js(FOCUSED) == "22"
+    browser.press("Enter")
+    browser.press("/")
+    assert not browser.js("view.open") and browser.js("document.activeElement.id") == "filter"
     assert browser.complaints() == []
     browser.open(page)  # notes are still there
     assert browser.js("document.querySelectorAll('.marked .noted').length") == 1

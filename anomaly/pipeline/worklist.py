@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from anomaly.console import silent
+from anomaly.evaluation.conformal import more_abnormal_than
+from anomaly.formatting import number
 from anomaly.pipeline.other_cache import cache_source
 from anomaly.pipeline.pictures import FOLDER, PictureCollector, draw_pictures
 from anomaly.pipeline.results_record import FilmRecord, ResultsRecord, UnitRecord, results_record
@@ -83,7 +85,11 @@ def _listed(film: FilmRecord, patient: UnitRecord, study: UnitRecord, result: Sc
     if film.study not in (film.film, film.patient):
         whose.append(f"study {film.study}{_standing(study)}")
     labels = {name: label for label, name in LABELS.items()}
-    return ListedFilm(film.rank, film.film, film.score, film.flagged, labels[film.label], "", whose, film.pictures)
+    said = ""
+    if film.p_value is not None and film.p_interval is not None:
+        said = more_abnormal_than(film.p_value, film.p_interval, result.calibration.patients)
+        said += "" if film.q_value is None else f", q {number(film.q_value)}"
+    return ListedFilm(film.rank, film.film, film.score, film.flagged, labels[film.label], said, whose, film.pictures)
 
 
 def _standing(unit: UnitRecord) -> str:

@@ -106,6 +106,11 @@ function enlarge(row) {
   find("close").focus();
 }
 
+function leave() {
+  view.close(); // brings the focus back to where the view was opened, which may be films ago
+  viewed.firstElementChild.focus();
+}
+
 let texts = null; // of all rows, in lower case, once a filter is typed
 
 function sift() {
@@ -169,8 +174,7 @@ note.addEventListener("input", () => keep(current, { note: note.value }));
 mark.addEventListener("click", () => toggleMark());
 find("previous").addEventListener("click", () => go(shown(current, -1)));
 find("next").addEventListener("click", () => go(shown(current, 1)));
-find("close").addEventListener("click", () => view.close());
-view.addEventListener("close", () => viewed.firstElementChild.focus()); // not where the view was opened
+find("close").addEventListener("click", leave);
 for (const id of ["filter", "only-flagged", "only-noted"]) find(id).addEventListener("input", sift);
 
 function toggleMark() {
@@ -215,6 +219,11 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault(); // leaves the field; the next one closes the view
     if (view.open) find("close").focus();
     else go(current);
+    return;
+  }
+  if (event.key === "Escape" && view.open) {
+    event.preventDefault();
+    leave();
     return;
   }
   if (writes || (event.key.startsWith("Arrow") && event.target.matches("input"))) return;
