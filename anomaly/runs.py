@@ -10,8 +10,11 @@
     weights.safetensors      the chosen checkpoint, with what it remembers of normal films; written when training ends
     warnings.json            what was wrong with the training, from which epoch to which
     learning_curve.png       losses, and what is watched, over the epochs
-    calibration.json         thresholds and the one map scale, from validation films; written last
-    scores.csv               by `anomaly score`: film, study, patient, label, split, every score, flagged, synthetic
+    calibration.json         how normal validation films score, thresholds, the one map scale; written last
+    choices.json             by `anomaly score`: what was chosen there, to be used from then on
+    abnormal.json            by `anomaly score --sensitivity`: how abnormal validation films score
+    scores.csv               by `anomaly score`: film, study, patient, label, split, every score, flagged, p_value,
+                             p_low, p_high (its 95 % interval), q_value (with `--fdr`), synthetic
     studies.csv, patients.csv   the same, films put together
     metrics.json             figures with intervals
     report.html, wrong.html  the page to look at, and the films of which the score is most wrong
@@ -50,7 +53,9 @@ from preprocessing import InputError
 
 M = TypeVar("M", bound=BaseModel)
 
-FORMAT = 4
+FORMAT = 5
+OLDEST = 4
+"""Runs from this format on are read: those of format 4 keep no scores of normal films, and so give no p-values."""
 RUNS = Path("runs")
 
 
@@ -268,10 +273,10 @@ class Run:
         except ValueError as error:
             raise InputError(f"{file} is damaged ({error}); train again with another --out") from None
         version = content.get("format") if isinstance(content, dict) else None
-        if isinstance(version, int) and version != FORMAT:
+        if isinstance(version, int) and not OLDEST <= version <= FORMAT:
             raise InputError(
-                f"{file} has format {version}, this version reads {FORMAT}; train again: `{_remake(content)}` "
-                "(with the settings in that file)"
+                f"{file} has format {version}, this version reads {OLDEST} to {FORMAT}; train again: "
+                f"`{_remake(content)}` (with the settings in that file)"
             )
         try:
             self.config = RunConfig.model_validate(content)

@@ -291,7 +291,9 @@ def test_many_learning_curves_are_cut_and_counted(monkeypatch, given):
 
 def test_a_classifier_has_its_figures_at_both_thresholds(given):
     judged = with_classes(given.evaluation, classes(kappa=None))
-    html = report.render_report(replace(given, evaluation=judged, rule="youden"))
+    html = report.render_report(
+        replace(given, evaluation=judged, rule="chosen on labelled validation films (Youden's index)")
+    )
     text = " ".join(Page(html).text.split())
     assert "As a classifier" in text and "As a classifier" not in report.render_report(given)
     for units in ("films", "studies", "patients"):

@@ -15,7 +15,7 @@ from anomaly.pipeline.options import Flag
 Options = TypeVar("Options")
 Result = TypeVar("Result")
 
-_METAVARS = {Path: "PATH", int: "N", str: "TEXT", bool: None}
+_METAVARS = {Path: "PATH", int: "N", float: "X", str: "TEXT", bool: None}
 """How a value of each type is called in `--help`."""
 
 app = typer.Typer(

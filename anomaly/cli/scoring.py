@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from anomaly.cli.declare import command
 from anomaly.cli.films import original_films
@@ -15,7 +15,7 @@ from preprocessing import InputError
 from preprocessing.wording import counted
 
 if TYPE_CHECKING:
-    from anomaly.evaluation.figures import Pooling
+    from anomaly.pipeline.choices import Choices, Chosen
     from anomaly.pipeline.open_run import OpenRun
     from anomaly.pipeline.results import Written
     from anomaly.pipeline.scoring import ScoringResult
@@ -38,40 +38,51 @@ def score(options: ScoreOptions) -> None:
     For a run of ssd, unet or dense: how well it detects hands and markers, or segments the foreground.
     """
     from anomaly.models import TOOLS
+    from anomaly.pipeline.choices import Choices, choices_of, remember
     from anomaly.pipeline.pictures import PictureCollector
     from anomaly.pipeline.results import write_results
     from anomaly.pipeline.scoring import score_selection
     from anomaly.pipeline.worklist import write_worklist
     from anomaly.runs import Run
 
-    if options.aggregate not in ("mean", "max"):
-        raise InputError(f"no aggregate {options.aggregate!r}; there are: max, mean")
+    given = choices_of(
+        score=options.by,
+        aggregate=options.aggregate,
+        false_alarms=options.false_alarms,
+        sensitivity=options.sensitivity,
+        threshold=options.threshold,
+        fdr=options.fdr,
+    )
     run = Run(options.run)
     if run.config.model in TOOLS:
-        if options.paths or options.by or options.out:
-            raise InputError(f"{run.path} prepares films: it is measured on its cache's; leave PATHS, --by, --out out")
+        if options.paths or options.out or given != Choices() or options.fdr:
+            raise InputError(
+                f"{run.path} prepares films: it is measured on its cache's; leave out PATHS, --out, --by, --aggregate "
+                "and what flags films"
+            )
         _measure(run, options)
         return
-    opened = _open(run, options.device, options.cache)
-    main = opened.main_score(options.by)
+    chosen = _chosen(run, options, given, options.fdr)
     with _selection(run, options) as selection:
         new = selection.name == "new"
-        pictures = PictureCollector(main, options.pictures if new else 0, opened.calibration.map_scale)
+        pictures = PictureCollector(chosen.score, options.pictures if new else 0, chosen.run.calibration.map_scale)
         result = score_selection(
-            opened,
+            chosen.run,
             selection,
-            by=main,
-            pooling=cast("Pooling", options.aggregate),
+            by=chosen.score,
+            pooling=chosen.aggregate,
             by_column=options.by_column,
-            command=_command(options, main),
+            command=_command(options, chosen),
             display=progress,
             collect=(pictures,),
+            fdr=chosen.fdr,
         )
         folder = options.out or selection.folder(run)
         files = write_results(result, folder)
         if new:
             files += write_worklist(result, pictures, folder, display=progress)
         _print(result, files, options)
+        remember(chosen)
         _refuse_failures(selection, folder / "results.json")
 
 
@@ -82,6 +93,10 @@ def _print(result: "ScoringResult", files: "Written", options: ScoreOptions) -> 
     if result.selection.name == "new":
         _print_new(result, files, options)
         return
+    for line in result.calibration_notes:
+        say(line)
+    if result.evaluation is not None:
+        say(result.flagging("film"))
     pages = [(path, content) for path, content in files if path.suffix in (".html", ".png")]
     for path, content in files:
         if (path, content) not in pages:
@@ -99,8 +114,8 @@ def _print_new(result: "ScoringResult", files: "Written", options: ScoreOptions)
     from anomaly.reporting.external import external_lines
     from anomaly.reporting.text import flag_table
 
-    notes = [note for note in result.notes if note not in result.selection.notes]  # those were said before scoring
-    lines = notes if len(result) > 1 else []
+    said = (*result.selection.notes, result.run.remembered)  # before scoring
+    lines = [note for note in (result.notes if len(result) > 1 else result.calibration_notes) if note not in said]
     after = [_origin(result), *_files(files), f"next: {_next(result, options)}"]
     if result.evaluation is not None:
         lines += external_lines(result.evaluation.figures)
@@ -109,7 +124,8 @@ def _print_new(result: "ScoringResult", files: "Written", options: ScoreOptions)
         listed = min(len(result), MOST_LISTED, max(LEAST_LISTED, LINES - len(lines) - len(after) - 3))
         highest = sorted(result.films, key=lambda film: -film.score)[:listed]
         films, scores = [film.id for film in highest], [film.score for film in highest]
-        lines += flag_table(films, scores, result.main, result.threshold("film"))
+        p_values = [film.p_value for film in highest]
+        lines += flag_table(films, scores, result.main, result.threshold("film"), p_values)
         if listed < len(result):
             lines.append(f"... and {counted(len(result) - listed, 'film')} that score lower")
     if len(lines) > (room := LINES - len(after)):
@@ -147,21 +163,18 @@ def _next(result: "ScoringResult", options: ScoreOptions) -> str:
 
 
 def _origin(result: "ScoringResult") -> str:
-    """Return what the threshold that flags new films rests on."""
-    run, calibration = result.run.run, result.calibration
+    """Return what the threshold that flags films rests on."""
+    run = result.run.run
     recorded = run.config.cache
     trained = "SYNTHETIC films" if recorded.synthetic else f"films of {recorded.source}"
-    if calibration.rule == "youden":
-        rule = "the threshold was chosen on labelled validation films (Youden's index)"
-    else:
-        rule = f"{1 - calibration.quantile:.0%} of their validation normals reach the threshold"
-    return f"{run.path} was trained on {trained}; {rule}"
+    return f"{run.path} was trained on {trained}; {result.flagging('film')}"
 
 
-def _command(options: ScoreOptions, main: str) -> str:
-    """Return the command that scores these films again."""
-    words = ["anomaly", "score", str(options.run), *map(str, options.paths), "--aggregate", options.aggregate]
-    words += ["--by", main] if options.by else []
+def _command(options: ScoreOptions, chosen: "Chosen") -> str:
+    """Return the command that scores these films again, with what was chosen before."""
+    choices = chosen.choices.model_copy(update={"aggregate": chosen.aggregate} | ({"rule": None} if chosen.fdr else {}))
+    words = ["anomaly", "score", str(options.run), *map(str, options.paths), *choices.words()]
+    words += ["--fdr", repr(chosen.fdr)] if chosen.fdr else []
     words += ["--split", options.split] if options.split else []
     words += [word for condition in options.where for word in ("--where", condition)]
     words += [word for column in options.by_column for word in ("--by-column", column)]
@@ -176,6 +189,19 @@ def _open(run: "Run", device: str, cache: Path | None) -> "OpenRun":
     if opened.note:
         warn(opened.note)
     return opened
+
+
+def _chosen(
+    run: "Run", options: ScoreOptions | HeatmapOptions | ReportOptions, given: "Choices", fdr: float | None = None
+) -> "Chosen":
+    """Open a run with what is given, and what it remembers, which is said."""
+    from anomaly.pipeline.choices import choose
+
+    opened = _open(run, options.device, options.cache)
+    chosen = choose(opened, given, fdr=fdr, cache_path=options.cache, display=progress)
+    if chosen.run.remembered:
+        warn(chosen.run.remembered)
+    return chosen
 
 
 @contextmanager
@@ -239,6 +265,7 @@ def _measure(run: "Run", options: ScoreOptions) -> None:
 @command(ReportOptions)
 def report(options: ReportOptions) -> None:
     """Make the page of a run or a bench: one HTML file that needs no network."""
+    from anomaly.pipeline.choices import Choices
     from anomaly.pipeline.results import write_page
     from anomaly.runs import Run, newest
 
@@ -258,13 +285,17 @@ def report(options: ReportOptions) -> None:
         raise InputError(
             f"{run.path} prepares films and has no page; `{command_line('anomaly', 'score', run.path)}` measures it"
         )
-    for file, content in write_page(_open(run, options.device, options.cache), options.cache, display=progress):
+    ready = _chosen(run, options, Choices())
+    for file, content in write_page(
+        ready.run, options.cache, by=ready.score, pooling=ready.aggregate, display=progress
+    ):
         say(f"{file}: {content}")
 
 
 @command(HeatmapOptions)
 def heatmap(options: HeatmapOptions) -> None:
     """Export pixel heatmaps on the run's one fixed scale, so that films can be compared."""
+    from anomaly.pipeline.choices import Choices
     from anomaly.pipeline.heatmaps import MAP_FORMATS, write_heatmaps
     from anomaly.runs import Run
 
@@ -276,18 +307,17 @@ def heatmap(options: HeatmapOptions) -> None:
     if options.source and (options.space != "film" or options.paths):
         raise InputError("--source applies to --space film on the run's own films; leave it out")
     run = Run(options.run)
-    opened = _open(run, options.device, options.cache)
-    main = opened.main_score(options.by)
+    chosen = _chosen(run, options, Choices(score=options.by))
     with _selection(run, options) as selection:
         cache, folder = selection.films.cache, options.out or selection.folder(run) / "maps"
         originals = None
         if options.space == "film":
             originals = selection.source or original_films(cache, options.source, needed=True)
         written = write_heatmaps(
-            opened,
+            chosen.run,
             selection,
             folder,
-            by=main,
+            by=chosen.score,
             formats=formats,
             limit=options.limit,
             originals=originals,

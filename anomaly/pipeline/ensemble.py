@@ -88,6 +88,7 @@ def combine(
 def _config(members: Sequence[runs.Run], settings: EnsembleConfig, size: int, device: torch.device) -> runs.RunConfig:
     """Return run.json: that of the first member but for what is the ensemble's own."""
     changes = {
+        "format": runs.FORMAT,
         "model": "ensemble",
         "preset": "none",
         "size": size,

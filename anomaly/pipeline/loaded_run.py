@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly.console import progress, silent
-from anomaly.evaluation.figures import POOLINGS, Metrics, Pooling, Unit
+from anomaly.evaluation.figures import Metrics, Pooling, Unit
 from anomaly.formatting import command_line
+from anomaly.pipeline.choices import FLAG_KINDS, Choices, Chosen, FlagKind, choices_of, choose
 from anomaly.pipeline.gallery import MapCollector
 from anomaly.pipeline.heatmaps import Heatmap, heatmaps
 from anomaly.pipeline.in_memory import source_of
@@ -64,7 +65,7 @@ class LoadedRun:
     @property
     def thresholds(self) -> Mapping[Unit, Mapping[str, float]]:
         """ "film", "study" or "patient" -> score -> the value from which one is flagged, by the mean over its films."""
-        return self._opened.calibration.thresholds["mean"]
+        return self._chosen(Choices()).run.calibration.thresholds["mean"]
 
     @property
     def figures(self) -> Metrics | None:
@@ -82,7 +83,8 @@ class LoadedRun:
         where: Sequence[str] = (),
         by: str | None = None,
         by_column: Sequence[str] = (),
-        aggregate: Pooling = "mean",
+        aggregate: Pooling | None = None,
+        flag: tuple[FlagKind, float] | None = None,
         maps: bool = False,
         workers: int = 0,
     ) -> ScoringResult:
@@ -94,25 +96,34 @@ class LoadedRun:
         where  conditions that the films meet, such as "region=hand".    by_column  columns of the films, such as region
                or sex, by whose values figures are wanted too.
         by     the score that flags and ranks; None takes the model's first.    aggregate  how films make a study or
-               patient: "mean" or "max".    maps  whether each film's heatmap is kept with its score.
+               patient: "mean", which None takes, or "max".    maps  whether each film's heatmap is kept with its score.
+        flag   what is flagged: ("false alarms", 0.05), p-values up to that; ("sensitivity", 0.9), from where that share
+               of abnormal validation films is flagged; ("threshold", 2.5), from that score; ("fdr", 0.1), as many of
+               these films as hold the false discovery rate (Benjamini and Hochberg). None: the run's thresholds.
         workers  processes that prepare films; 0 takes what suits the machine.
+
+        What `anomaly score` was told before, the run remembers: it stands in for None in `by`, `aggregate` and `flag`,
+        and is among the `notes` of the result.
 
         Films that can't be read are in `failures` of the result, and a warning says so. Raises InputError where no film
         can be read, or a name is wrong.
         """
-        if aggregate not in POOLINGS:
-            raise InputError(f"no aggregate {aggregate!r}; there are: {', '.join(POOLINGS)}")
-        self._opened.main_score(by)  # a wrong name is answered before any film is prepared
+        kind, value = flag or (None, None)
+        if kind not in (None, *FLAG_KINDS):
+            raise InputError(f"no way {kind!r} to flag films; there are: {', '.join(FLAG_KINDS)}")
+        rule = {} if kind is None else {kind.replace(" ", "_"): value}
+        chosen = self._chosen(choices_of(score=by, aggregate=aggregate, **rule), rule.get("fdr"))
         with self._selection(films, split, where, workers) as selection:
             kept = MapCollector()
             result = score_selection(
-                self._opened,
+                chosen.run,
                 selection,
-                by=by,
-                pooling=aggregate,
+                by=chosen.score,
+                pooling=chosen.aggregate,
                 by_column=by_column,
                 display=self._display,
                 collect=(kept,) if maps else (),
+                fdr=chosen.fdr,
             )
             return replace(result, maps=kept.maps)
 
@@ -136,7 +147,7 @@ class LoadedRun:
             raise InputError(f"no space {space!r}; there are: cache, film")
         if limit is not None and limit < 1:
             raise InputError(f"limit is {limit}; give 1 or more")
-        self._opened.main_score(by)
+        chosen = self._chosen(choices_of(score=by))
         with self._selection(films, split, where, workers) as selection:
             originals = None
             if space == "film":
@@ -144,7 +155,11 @@ class LoadedRun:
                 if originals is None:
                     cache = selection.films.cache
                     raise InputError(f"the films of {cache.path} are not at {cache.source_path}, where they were")
-            return list(heatmaps(self._opened, selection, by=by, limit=limit, originals=originals))
+            return list(heatmaps(chosen.run, selection, by=chosen.score, limit=limit, originals=originals))
+
+    def _chosen(self, given: Choices, fdr: float | None = None) -> Chosen:
+        """Return the run with what is given, and what it remembers: wrong names are refused before films are read."""
+        return choose(self._opened, given, fdr=fdr, cache_path=self._cache, display=self._display)
 
     @contextmanager
     def _selection(

@@ -31,6 +31,7 @@ class OpenRun:
     calibration: Calibration
     device: torch.device
     note: str | None = None  # what a user of an unfinished run has to know
+    remembered: str | None = None  # which choices of an earlier time are in use
 
     def main_score(self, name: str | None) -> str:
         """Return the score to flag, rank and report by: the named one, or the model's first."""

@@ -37,7 +37,10 @@ Workers = Annotated[int, Flag("Processes; 0: as many as suit the machine.", min=
 Variant = Annotated[
     str | None, Flag("Variant of the films.  [default: the cache's last one other than -clahe and -contrast]")
 ]
-By = Annotated[str | None, Flag("Score that flags, ranks and is reported first.  [default: the model's first]")]
+By = Annotated[
+    str | None,
+    Flag("Score that flags, ranks and is reported first.  [default: as chosen before, else the model's first]"),
+]
 RunFolder = Annotated[Path, Flag("Run folder, such as runs/cae-1.", metavar="RUN", argument=True)]
 Films = Annotated[
     Sequence[Path],
@@ -281,7 +284,20 @@ class ScoreOptions:
         Flag("Figures for each value of this column too, such as region or sex; repeatable.", metavar="COLUMN"),
     ] = ()
     by: By = None
-    aggregate: Annotated[str, Flag("How scores of films are combined for studies and patients: mean or max.")] = "mean"
+    aggregate: Annotated[
+        str | None, Flag("How scores of films are combined for studies and patients: mean or max.  [default: mean]")
+    ] = None
+    false_alarms: Annotated[
+        float | None, Flag("Flag p-values up to this: the share of normal films that are flagged.  [default: 0.05]")
+    ] = None
+    sensitivity: Annotated[
+        float | None, Flag("Flag from where this share of abnormal validation films is flagged.")
+    ] = None
+    threshold: Annotated[float | None, Flag("Flag from this value of the score.")] = None
+    fdr: Annotated[
+        float | None,
+        Flag("Flag the films of this list of which at most this share is expected to be normal (Benjamini-Hochberg)."),
+    ] = None
     cache: RunCache = None
     out: Annotated[
         Path | None,

@@ -1,16 +1,19 @@
 """From a run and films to scores and figures, in one pass: what the verbs and the Python API both call."""
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.console import silent
 from anomaly.data.dataset import FilmSet
-from anomaly.evaluation.calibration import Calibration
+from anomaly.evaluation.calibration import Calibration, short
 from anomaly.evaluation.cohort import Cohort, Groups, ScoredCohort
+from anomaly.evaluation.conformal import benjamini_hochberg
 from anomaly.evaluation.evaluation import Evaluation, evaluate
 from anomaly.evaluation.figures import EvaluationSettings, LocalizationFigures, Metrics, Pooling, Unit
 from anomaly.evaluation.localization import LocalizationRanking
@@ -32,13 +35,22 @@ class UnitScore:
     scores: dict[str, float]  # every score, those of trivial detectors too
     score: float  # the one that flags
     flagged: bool  # whether it reaches the threshold
-    p_value: float | None = None  # of being a normal one; None where it was not calibrated
-    p_interval: tuple[float, float] | None = None  # 95 %, as far as the number of normal patients goes
+    p_value: float | None = None  # conformal: how often a normal one scores as high; None where it was not calibrated
+    p_interval: tuple[float, float] | None = None  # 95 %, of the share of normal ones that score as high
     q_value: float | None = None  # by Benjamini and Hochberg over all films scored together, where that was asked for
     map: NDArray[np.float32] | None = None  # (S, S) of a film, smoothed, where maps were asked for
 
     def __repr__(self) -> str:
         return f"<{self.id}: {self.score:.6g}{', flagged' * self.flagged}>"
+
+
+class PValues(NamedTuple):
+    """Of N films, studies or patients."""
+
+    p: NDArray[np.float64]  # (N,) conformal
+    low: NDArray[np.float64]  # (N,) 95 % interval of the share of normal ones that score as high
+    high: NDArray[np.float64]  # (N,)
+    q: NDArray[np.float64] | None  # (N,) by Benjamini and Hochberg, where a false discovery rate was asked for
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,13 @@ class ScoringResult:
         """What a reader of the scores should know: patients not known, films of the training among them, ..."""
         cohort = self.scored.cohort
         note = patients_note(cohort.unknown_patients, len(cohort.film))
-        return [*([note] if note else []), *self.selection.notes]
+        remembered = self.run.remembered
+        return [
+            *([note] if note else []),
+            *self.selection.notes,
+            *([remembered] if remembered else []),
+            *self.calibration_notes,
+        ]
 
     def __len__(self) -> int:
         return len(self.scored.cohort.film)
@@ -116,8 +134,40 @@ class ScoringResult:
         """Return from where a film, study or patient is flagged."""
         return self.calibration.thresholds[self.scored.settings.aggregate][unit][self.main]
 
+    def p_values(self, unit: Unit) -> "PValues | None":
+        """Return the p-values of the main score; None where the run keeps no scores of normal films."""
+        reference = self.calibration.reference(self.scored.settings.aggregate, unit, self.main)
+        if reference is None:
+            return None
+        scores = self.groups(unit).scores[self.main]
+        p, (low, high) = reference.p_values(scores), reference.intervals(scores).T
+        return PValues(p, low, high, benjamini_hochberg(p) if self.calibration.rule == "false discoveries" else None)
+
+    def flagging(self, unit: Unit) -> str:
+        """Say how films, studies or patients are flagged, and how many normal ones that is expected to be."""
+        return self.calibration.sentence(self.scored.settings.aggregate, unit, self.main)
+
+    @property
+    def calibration_notes(self) -> list[str]:
+        """What p-values and thresholds rest on, where that is little, and for which films they don't hold."""
+        notes = self.calibration.notes
+        if self.calibration.normals is None:
+            return notes
+        seen = [name for name in ("train", "val") if (self.scored.cohort.split == name).any()]
+        if seen:
+            notes.append(f"p-values don't hold for films of {' and '.join(seen)}: the run was made with them")
+        if self.calibration.rule == "false discoveries" and self.calibration.value:
+            smallest = 1 / (self.calibration.patients + 1)
+            least = math.ceil(round(len(self) * smallest / self.calibration.value, 9))
+            if least > 1:
+                notes.append(
+                    f"q <= {short(self.calibration.value)} takes at least {least} of {counted(len(self), 'film')} that "
+                    f"score above all {self.calibration.patients} normal patients: more normals would take fewer"
+                )
+        return notes
+
     def _units(self, unit: Unit) -> Iterator[UnitScore]:
-        groups, threshold = self.groups(unit), self.threshold(unit)
+        groups, threshold, p_values = self.groups(unit), self.threshold(unit), self.p_values(unit)
         for i, name in enumerate(groups.ids):
             scores = {score: float(values[i]) for score, values in groups.scores.items()}
             main = scores[self.main]
@@ -128,6 +178,9 @@ class ScoringResult:
                 scores,
                 main,
                 main >= threshold,
+                None if p_values is None else float(p_values.p[i]),
+                None if p_values is None else (float(p_values.low[i]), float(p_values.high[i])),
+                None if p_values is None or p_values.q is None else float(p_values.q[i]),
                 map=self.maps.get(i) if unit == "film" else None,
             )
 
@@ -159,12 +212,15 @@ def score_selection(
     command: str = "",
     display: Display = silent,
     collect: Sequence[Collector] = (),
+    fdr: float | None = None,
 ) -> ScoringResult:
     """Score films, and compute every figure that their labels allow; each film passes the model once.
 
     by  the score that flags, ranks and is reported first; None: the model's first.    pooling  films -> study, patient.
     by_column  columns of the films, such as region or sex, by whose values figures are wanted too.
     command  what was typed, for the record.    collect  what else is kept of the pass, such as the maps of some films.
+    fdr  the false discovery rate at which films of these, taken together, are flagged, instead of by the run's
+    thresholds.
     """
     main, films = run.main_score(by), selection.films
     cohort = cohort_of(selection, by_column)
@@ -181,6 +237,8 @@ def score_selection(
             advance(len(predicted.films))
     settings = EvaluationSettings(aggregate=pooling)
     scored = ScoredCohort(cohort, columns.finish(), settings)
+    if fdr is not None:
+        run = replace(run, calibration=run.calibration.discovering(fdr, scored))
     evaluation = None
     if _measurable(selection):
         calibration = run.calibration
@@ -189,6 +247,7 @@ def score_selection(
             scored,
             main=main,
             thresholds=calibration.thresholds[pooling],
+            chosen=None if calibration.youden is None else calibration.youden[pooling],
             localization=None if pointing is None else pointing.figures(settings),
             chosen_on=calibration.films if supervised else None,
             run=str(run.run.path),

@@ -20,10 +20,6 @@ from preprocessing.wording import counted
 
 _PANELS = 12  # learning curves at most; the run's history.csv has the others
 _FIRST = 6  # of the most wrong films, how many the report itself shows
-_RULES = {
-    "quantile": "chosen on validation normals",
-    "youden": "chosen on labelled validation films (Youden's index)",
-}
 
 
 def render_report(context: ReportContext) -> str:
@@ -66,7 +62,6 @@ def render_report(context: ReportContext) -> str:
         roc=roc_charts(evaluation),
         histograms=score_histograms(evaluation),
         localization=_localization(figures),
-        threshold_rule=_RULES[context.rule],
         classes={unit: _by_threshold(classifier) for unit, classifier in classes.items()},
         reliabilities=reliabilities,
         reliability=reliability_diagrams(reliabilities),

@@ -162,8 +162,18 @@ def report_table(figures: ClassificationFigures) -> list[str]:
     return [*report, "", *matrix]
 
 
-def flag_table(films: Sequence[str], values: Sequence[float], score: str, threshold: float) -> list[str]:
-    """Lines of a Markdown table: a row a film, the highest score first, and whether it is flagged."""
+def flag_table(
+    films: Sequence[str], values: Sequence[float], score: str, threshold: float, p_values: Sequence[float | None]
+) -> list[str]:
+    """Lines of a Markdown table: a row a film, the highest score first, its p-value, and whether it is flagged."""
     order = sorted(range(len(films)), key=lambda row: -values[row])
-    rows = [(films[row], f"{values[row]:.6g}", "flagged" if values[row] >= threshold else "") for row in order]
-    return markdown(["film", score, f"at {threshold:.6g}"], rows)
+    rows = [
+        (
+            films[row],
+            f"{values[row]:.6g}",
+            number(p_values[row]),
+            "flagged" if values[row] >= threshold else "",
+        )
+        for row in order
+    ]
+    return markdown(["film", score, "p", f"at {threshold:.6g}"], rows)
