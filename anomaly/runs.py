@@ -26,6 +26,8 @@
     maps/                    by `anomaly heatmap`: pixel heatmaps
     train/, val/, all/       results of other films than the test split
     new/<date>-<name>/       results of new films, a folder for each set of them: films.json says which
+        results.json         the same for programs: `anomaly.pipeline.results_record` says what is in it
+        worklist.html, worklist/   the page to go through them, and its pictures
 
 Nothing in it is pickled. Every file is written beside its place and moved there.
 """

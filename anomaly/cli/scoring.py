@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from anomaly.runs import Run
 
 
+LINES = 20
+"""What `score` prints of new films at most, warnings aside."""
+MOST_LISTED, LEAST_LISTED = 10, 3
+"""Films in its table."""
+MOST_FAILURES = 3
+"""Unreadable films that are named; results.json names all."""
+
+
 @command(ScoreOptions)
 def score(options: ScoreOptions) -> None:
     """Score films, studies and patients; with labels: ROC-AUC and AP with confidence intervals, a table, a page.
@@ -32,8 +40,10 @@ def score(options: ScoreOptions) -> None:
     """
     from anomaly.models import TOOLS
     from anomaly.pipeline.choices import Choices, choices_of, remember
+    from anomaly.pipeline.pictures import PictureCollector
     from anomaly.pipeline.results import write_results
     from anomaly.pipeline.scoring import score_selection
+    from anomaly.pipeline.worklist import write_worklist
     from anomaly.runs import Run
 
     given = choices_of(
@@ -55,6 +65,8 @@ def score(options: ScoreOptions) -> None:
         return
     chosen = _chosen(run, options, given, options.fdr)
     with _selection(run, options) as selection:
+        new = selection.name == "new"
+        pictures = PictureCollector(chosen.score, options.pictures if new else 0, chosen.run.calibration.map_scale)
         result = score_selection(
             chosen.run,
             selection,
@@ -63,46 +75,98 @@ def score(options: ScoreOptions) -> None:
             by_column=options.by_column,
             command=_command(options, chosen),
             display=progress,
+            collect=(pictures,),
             fdr=chosen.fdr,
         )
-        _print(result, write_results(result, options.out or selection.folder(run)))
+        folder = options.out or selection.folder(run)
+        files = write_results(result, folder)
+        if new:
+            files += write_worklist(result, pictures, folder, display=progress)
+        _print(result, files, options)
         remember(chosen)
-        say(f"next: {command_line('anomaly', 'heatmap', run.path, *options.paths)}")
-        _refuse_failures(selection)
+        if not new:
+            say(f"next: {command_line('anomaly', 'heatmap', run.path)}")
+        _refuse_failures(selection, folder / "results.json")
 
 
-def _print(result: "ScoringResult", files: "Written") -> None:
-    """Print what came out: of new films each score, of labelled ones the figures, and the files."""
-    from anomaly.reporting.text import flag_table, summary
+def _print(result: "ScoringResult", files: "Written", options: ScoreOptions) -> None:
+    """Print what came out: of new films the highest-ranked ones or the main figures, of the run's own all figures."""
+    from anomaly.reporting.text import summary
 
-    if result.evaluation is None:
-        if result.selection.name == "new":
-            said = (*result.selection.notes, result.run.remembered)  # before scoring
-            for note in result.notes if len(result) > 1 else (*result.shift, *result.calibration_notes):
-                if note not in said:
-                    say(note)
-            p_values = [film.p_value for film in result.films]
-            films = [film.id for film in result.films]
-            scores = [film.score for film in result.films]
-            for line in flag_table(films, scores, result.main, result.threshold("film"), p_values):
-                say(line)
-            say(_origin(result))
-        for path, content in files:
-            say(f"{path}: {content}")
-        if result.selection.name != "new":
-            say("no figures: the model was trained on some of these films")
+    if result.selection.name == "new":
+        _print_new(result, files, options)
         return
     for line in (*result.shift, *result.calibration_notes):
         say(line)
-    say(_origin(result) if result.selection.name == "new" else result.flagging("film"))
+    if result.evaluation is not None:
+        say(result.flagging("film"))
     pages = [(path, content) for path, content in files if path.suffix in (".html", ".png")]
     for path, content in files:
         if (path, content) not in pages:
             say(f"{path}: {content}")
-    for line in summary(result.evaluation.figures):
+    for line in summary(result.evaluation.figures) if result.evaluation else ():
         say(line)
+    if result.evaluation is None:
+        say("no figures: the model was trained on some of these films")
     for path, content in pages:
         say(f"{path}: {content}")
+
+
+def _print_new(result: "ScoringResult", files: "Written", options: ScoreOptions) -> None:
+    """Print at most LINES lines on new films, however many there are; the files have the rest."""
+    from anomaly.reporting.external import external_lines
+    from anomaly.reporting.text import flag_table
+
+    said = (*result.selection.notes, result.run.remembered)  # before scoring
+    lines = [
+        note
+        for note in (result.notes if len(result) > 1 else (*result.shift, *result.calibration_notes))
+        if note not in said
+    ]
+    after = [_origin(result), *_files(files), f"next: {_next(result, options)}"]
+    if result.evaluation is not None:
+        lines += external_lines(result.evaluation.figures)
+    else:
+        after.insert(0, _flagged(result))
+        listed = min(len(result), MOST_LISTED, max(LEAST_LISTED, LINES - len(lines) - len(after) - 3))
+        highest = sorted(result.films, key=lambda film: -film.score)[:listed]
+        films, scores = [film.id for film in highest], [film.score for film in highest]
+        p_values = [film.p_value for film in highest]
+        lines += flag_table(films, scores, result.main, result.threshold("film"), p_values)
+        if listed < len(result):
+            lines.append(f"... and {counted(len(result) - listed, 'film')} that score lower")
+    if len(lines) > (room := LINES - len(after)):
+        lines = [*lines[: room - 1], f"... and {len(lines) - room + 1} more lines of figures, in metrics.json"]
+    for line in (*lines, *after):
+        say(line)
+
+
+def _flagged(result: "ScoringResult") -> str:
+    """Return how many films, studies and patients are flagged."""
+    units = {"film": result.films, "study": result.studies, "patient": result.patients}
+    counts = [f"{sum(one.flagged for one in ones)} of {counted(len(ones), unit)}" for unit, ones in units.items()]
+    return f"flagged: {', '.join(counts)}"
+
+
+def _files(files: "Written") -> list[str]:
+    """Return the pages with what they show, and the other files of each folder in one line."""
+    pages = [f"{path}: {content}" for path, content in files if path.suffix == ".html"]
+    others: dict[Path, list[str]] = {}
+    for path, _ in files:
+        if path.suffix != ".html":
+            others.setdefault(path.parent, []).append(path.name)
+    return [*(f"{folder}: {', '.join(names)}" for folder, names in others.items()), *pages]
+
+
+def _next(result: "ScoringResult", options: ScoreOptions) -> str:
+    """Return the command to go on with: the heatmaps of the films that score highest, on the original films."""
+    words: list[object] = ["anomaly", "heatmap", options.run, *options.paths]
+    words += [word for condition in options.where for word in ("--where", condition)]
+    words += ["--by", options.by] if options.by else []
+    if result.calibration.map_scale is None:
+        return command_line("anomaly", "report", options.run)
+    words += ["--space", "film"] if result.selection.source else []  # those of a cache may be gone
+    return command_line(*words, "--limit", min(len(result), MOST_LISTED))
 
 
 def _origin(result: "ScoringResult") -> str:
@@ -153,6 +217,7 @@ def _chosen(
 @contextmanager
 def _selection(run: "Run", options: ScoreOptions | HeatmapOptions) -> "Iterator[Selection]":
     """Yield what to look at: films of the run's cache, or new ones."""
+    from anomaly.pipeline.other_cache import cached_films, other_cache
     from anomaly.pipeline.selection import new_films, recorded_films
     from preprocessing.sources import open_films
 
@@ -161,6 +226,12 @@ def _selection(run: "Run", options: ScoreOptions | HeatmapOptions) -> "Iterator[
         return
     if options.split or options.cache:
         raise InputError("--split and --cache apply to the run's own films; leave out either them or PATHS")
+    if cache := other_cache(options.paths):
+        selection = cached_films(run, cache, options.where)
+        for note in selection.notes:
+            warn(note)
+        yield selection
+        return
     source = open_films(list(options.paths)).where(options.where)
     with new_films(run, source, workers=options.workers, display=progress) as selection:
         for note in selection.notes:
@@ -168,15 +239,17 @@ def _selection(run: "Run", options: ScoreOptions | HeatmapOptions) -> "Iterator[
         yield selection
 
 
-def _refuse_failures(selection: "Selection") -> None:
-    """Name the new films that can't be read, when all others are done."""
-    for path, reason in selection.failures:
+def _refuse_failures(selection: "Selection", listing: Path | None = None) -> None:
+    """Name the new films that can't be read, when all others are done; where a file lists them, only the first ones."""
+    failures = selection.failures
+    named = len(failures) if listing is None else MOST_FAILURES
+    for path, reason in failures[:named]:
         warn(f"left out: {path}: {reason}")
-    if selection.failures:
-        count = len(selection.failures) + len(selection.films)
-        raise InputError(
-            f"{len(selection.failures)} of {counted(count, 'film')} can't be read, named above; the others are done"
-        )
+    if len(failures) > named:
+        warn(f"left out: {len(failures) - named} more; {listing} lists them")
+    if failures:
+        count = len(failures) + len(selection.films)
+        raise InputError(f"{len(failures)} of {counted(count, 'film')} can't be read, named above; the others are done")
 
 
 def _measure(run: "Run", options: ScoreOptions) -> None:

@@ -19,6 +19,7 @@ from anomaly.evaluation.figures import (
     ScoreFigures,
     Unit,
 )
+from anomaly.evaluation.operating import operating_points
 from anomaly.evaluation.ranking import Floats, at_threshold, finite_or_none, interval_or_none, share
 
 
@@ -68,6 +69,7 @@ def evaluate(
         )
         for unit in UNITS
     }
+    flags_from = {unit: flagging[unit][main] for unit in UNITS if main in flagging.get(unit, {})}
     figures = Metrics(
         settings=settings,
         film=units["film"],
@@ -86,6 +88,7 @@ def evaluate(
         localization=localization,
         classes=None if chosen_on is None else _classifier(scored, main, chosen or flagging),
         chosen_on=chosen_on,
+        operating=operating_points(scored, main, flags_from) if len(flags_from) == len(UNITS) else None,
     )
     return Evaluation(scored, figures)
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,15 @@ from anomaly.evaluation.figures import Metrics, Pooling, Unit
 from anomaly.formatting import command_line
 from anomaly.pipeline.calibrate import calibrate_run
 from anomaly.pipeline.choices import FLAG_KINDS, Choices, Chosen, FlagKind, choices_of, choose, read_choices
+from anomaly.pipeline.gallery import MapCollector
 from anomaly.pipeline.heatmaps import Heatmap, heatmaps
 from anomaly.pipeline.in_memory import source_of
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.options import CalibrateOptions
+from anomaly.pipeline.other_cache import cache_source, cached_films, other_cache
 from anomaly.pipeline.scoring import ScoringResult, score_selection
 from anomaly.pipeline.selection import Display, Selection, new_films, recorded_films
 from preprocessing import InputError
-from preprocessing.sources import open_source
 from preprocessing.wording import counted
 
 if TYPE_CHECKING:
@@ -91,8 +93,8 @@ class LoadedRun:
         """Score films; where labels are known, with all figures.
 
         films  a path, a 2-D array or a pydicom dataset, or a list of such; paths may be films, folders, zips or
-               manifests. The result has them in this order. None takes the run's cache, of which `split` names a part:
-               test by default, val, train or all.
+               manifests. The result has them in this order. A path alone may be another cache made by the same recipe.
+               None takes the run's cache, of which `split` names a part: test by default, val, train or all.
         where  conditions that the films meet, such as "region=hand".    by_column  columns of the films, such as region
                or sex, by whose values figures are wanted too.
         by     the score that flags and ranks; None takes the model's first.    aggregate  how films make a study or
@@ -114,16 +116,18 @@ class LoadedRun:
         rule = {} if kind is None else {kind.replace(" ", "_"): value}
         chosen = self._chosen(choices_of(score=by, aggregate=aggregate, **rule), rule.get("fdr"))
         with self._selection(films, split, where, workers) as selection:
-            return score_selection(
+            kept = MapCollector()
+            result = score_selection(
                 chosen.run,
                 selection,
                 by=chosen.score,
                 pooling=chosen.aggregate,
                 by_column=by_column,
                 display=self._display,
-                keep_maps=maps,
+                collect=(kept,) if maps else (),
                 fdr=chosen.fdr,
             )
+            return replace(result, maps=kept.maps)
 
     def heatmap(
         self,
@@ -149,9 +153,10 @@ class LoadedRun:
         with self._selection(films, split, where, workers) as selection:
             originals = None
             if space == "film":
-                originals = selection.source or open_source(
-                    Path(selection.films.cache.source_path), strict=False, follow_links=True
-                )
+                originals = selection.source or cache_source(selection.films.cache)
+                if originals is None:
+                    cache = selection.films.cache
+                    raise InputError(f"the films of {cache.path} are not at {cache.source_path}, where they were")
             return list(heatmaps(chosen.run, selection, by=chosen.score, limit=limit, originals=originals))
 
     def _chosen(self, given: Choices, fdr: float | None = None) -> Chosen:
@@ -207,6 +212,12 @@ class LoadedRun:
             return
         if split is not None:
             raise InputError(f"split {split!r} applies to the run's own films; leave out either it or the films")
+        several = films if isinstance(films, (list, tuple)) else [films]
+        if cache := other_cache([Path(film) for film in several if isinstance(film, (str, Path))]):
+            if len(several) > 1:
+                raise InputError(f"{cache} is a cache: score it alone")
+            yield cached_films(self._opened.run, cache, where)
+            return
         with (
             source_of(films) as source,
             new_films(self._opened.run, source.where(where), workers=workers, display=self._display) as selection,

@@ -46,7 +46,11 @@ RunFolder = Annotated[Path, Flag("Run folder, such as runs/cae-1.", metavar="RUN
 Name = Annotated[str | None, Flag("Name of the run: its folder is runs/NAME.", metavar="NAME")]
 Films = Annotated[
     Sequence[Path],
-    Flag("New films: files, folders, zips, manifests.  [default: the run's cache]", metavar="PATHS", argument=True),
+    Flag(
+        "New films: files, folders, zips, manifests, or a cache made alike.  [default: the run's cache]",
+        metavar="PATHS",
+        argument=True,
+    ),
 ]
 Split = Annotated[str | None, Flag("Split of the run's cache: test, val, train or all.  [default: test]")]
 SplitSeed = Annotated[int, Flag("Seed of the splits, where the source has none.", min=0, max=LARGEST_SEED)]
@@ -337,6 +341,9 @@ class ScoreOptions:
         Path | None,
         Flag("Folder.  [default: RUN; RUN/<split> for other splits, RUN/new/<date>-<name> for new films]"),
     ] = None
+    pictures: Annotated[int, Flag("New films of which worklist.html has pictures, the highest-ranked ones.", min=0)] = (
+        500
+    )
     device: Device = "auto"
     workers: Workers = 0
 

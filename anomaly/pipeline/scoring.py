@@ -21,7 +21,7 @@ from anomaly.evaluation.predict import PredictedFilms, ScoreColumns, predict
 from anomaly.evaluation.shift import FactColumns
 from anomaly.formatting import with_interval
 from anomaly.pipeline.film_reference import Likeness, likeness
-from anomaly.pipeline.gallery import GalleryCollector
+from anomaly.pipeline.gallery import Collector, GalleryCollector
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.selection import Display, Selection
 from preprocessing.wording import counted, patients_note
@@ -231,31 +231,30 @@ def score_selection(
     by_column: Sequence[str] = (),
     command: str = "",
     display: Display = silent,
-    keep_maps: bool = False,
+    collect: Sequence[Collector] = (),
     fdr: float | None = None,
 ) -> ScoringResult:
     """Score films, and compute every figure that their labels allow; each film passes the model once.
 
     by  the score that flags, ranks and is reported first; None: the model's first.    pooling  films -> study, patient.
     by_column  columns of the films, such as region or sex, by whose values figures are wanted too.
-    command  what was typed, for the record.    keep_maps  whether the result has every film's map.    fdr  the false
-    discovery rate at which films of these, taken together, are flagged, instead of by the run's thresholds.
+    command  what was typed, for the record.    collect  what else is kept of the pass, such as the maps of some films.
+    fdr  the false discovery rate at which films of these, taken together, are flagged, instead of by the run's
+    thresholds.
     """
     main, films = run.main_score(by), selection.films
     cohort = cohort_of(selection, by_column)
     columns, facts, gallery = ScoreColumns(films), FactColumns(films), GalleryCollector(main)
     pointing = _Pointing(films, cohort) if _measurable(selection) and run.calibration.map_scale is not None else None
-    kept: dict[int, NDArray[np.float32]] = {}
     with display("scoring", len(films), "films") as advance:
         for predicted in predict(run.model, films, run.device, maps=run.calibration.map_scale is not None):
             columns.add(predicted)
             facts.add(predicted.places, predicted.films)
             gallery.add(predicted)
-            if predicted.maps is not None:
-                if keep_maps:
-                    kept |= {predicted.places.start + i: predicted.smoothed_map(i) for i in range(len(predicted.films))}
-                if pointing is not None:
-                    pointing.add(predicted)
+            if predicted.maps is not None and pointing is not None:
+                pointing.add(predicted)
+            for collector in collect:
+                collector.add(predicted)
             advance(len(predicted.films))
     settings = EvaluationSettings(aggregate=pooling)
     scored = ScoredCohort(cohort, columns.finish(), settings)
@@ -276,7 +275,7 @@ def score_selection(
             command=command,
         )
     like = likeness(run, films, facts.finish(), scored.scores[main], main, new=selection.name == "new")
-    return ScoringResult(run, selection, scored, main, evaluation, gallery, kept, like)
+    return ScoringResult(run, selection, scored, main, evaluation, gallery, likeness=like)
 
 
 class _Pointing:
@@ -315,9 +314,9 @@ class _Pointing:
 
 
 def _measurable(selection: Selection) -> bool:
-    """Whether figures can be computed: of films that the model has not seen, new ones if both labels are known."""
+    """Whether figures can be computed: of films that the model has not seen, new ones if any label is known."""
     if selection.name == "new":
-        return {0, 1} <= set(selection.films.label.tolist())
+        return bool((selection.films.label >= 0).any())
     return "train" not in set(selection.split)
 
 

@@ -42,6 +42,7 @@ def render_report(context: ReportContext) -> str:
         "films": "Films" if any(galleries.values()) else "",
         "localization": "Localization" if figures.localization else "",
         "figures": "Figures",
+        "threshold": "Threshold" if figures.operating else "",
         "classifier": "As a classifier" if classes else "",
         "kinds": "By kind" if figures.kinds else "",
         "columns": "By column" if figures.columns else "",

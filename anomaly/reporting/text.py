@@ -12,13 +12,14 @@ from anomaly.evaluation.figures import (
     ScoreFigures,
 )
 from anomaly.formatting import markdown, number, with_interval
+from anomaly.reporting.operating import operating_lines
 from preprocessing.wording import counted
 
 
 def summary(figures: Metrics) -> list[str]:
     """Every figure: a table each by film, study and patient, then by kind, of pixels, and as a classifier."""
     if all(row.roc_auc is None for row in figures.film.values()):
-        return ["no figures: they need normal and abnormal films with known labels"]
+        return ["no ROC-AUC: it needs normal and abnormal films with known labels", *operating_lines(figures)]
     films = f"{'SYNTHETIC films, ' if figures.synthetic else ''}split {figures.split}"
     lines = list(figures.notes)
     for unit, scores in figures.units.items():
@@ -30,6 +31,8 @@ def summary(figures: Metrics) -> list[str]:
     for column, values in figures.columns.items():
         heading = f"{figures.score} by {column} ({films}; the films of each value alone)"
         lines += ["", heading, *value_table(column, values, (figures.score, *figures.settings.trivial))]
+    if figures.operating:
+        lines += ["", *operating_lines(figures)]
     if figures.localization:
         lines += ["", *localization_lines(figures.localization, films)]
     for unit, classifier in (figures.classes or {}).items():
