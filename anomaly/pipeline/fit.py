@@ -24,7 +24,7 @@ from anomaly.models.base import Detector, Model
 from anomaly.pipeline.plan import Prepared, prepares_films
 from anomaly.reporting.charts.learning import learning_curve_png
 from anomaly.reporting.training_pictures import DRAWN, PICTURED, detections_picture, picture, samples
-from anomaly.training.config import EpochReport, Precision
+from anomaly.training.config import EpochReport, Precision, State
 from anomaly.training.device import choose_device, make_repeatable
 from anomaly.training.tracking import open_tracker
 from anomaly.training.trainer import Trainer, history_csv
@@ -89,10 +89,12 @@ def fit(
     on_epoch: Callable[[EpochReport], None],
     world: World = SINGLE_PROCESS,
     track: str = "none",
+    should_stop: Callable[[State], bool] = lambda state: False,
 ) -> runs.Run:
     """Train in `run` from wherever it stands, calibrate on validation films, and write all that a run holds.
 
-    All processes of a `world` train and the first one writes. `track` also logs the history to a tracker.
+    All processes of a `world` train and the first one writes. `track` also logs the history to a tracker. `should_stop`
+    is asked after every epoch whether to end there, with the best weights so far.
     """
     device = choose_device(prepared.plan.device)
     with run.locked() if world.first else nullcontext():
@@ -124,7 +126,7 @@ def fit(
             world.wait()
             return run
         closing = _Closing(model, prepared, run, device, trainer.validation)
-        _train(trainer, run, prepared, on_epoch, closing, track)
+        _train(trainer, run, prepared, on_epoch, closing, track, should_stop)
         model.eval()
         with torch.inference_mode():
             model.fit_reference(batches(trainer.train, device))
@@ -142,6 +144,7 @@ def _train(
     on_epoch: Callable[[EpochReport], None],
     closing: "_Closing",
     track: str,
+    should_stop: Callable[[State], bool],
 ) -> None:
     """Train to the end, log every epoch, and load the chosen weights."""
     with open_tracker(track, run.path, prepared.config) as tracker:
@@ -150,7 +153,7 @@ def _train(
             tracker.epoch(report.figures, report.epoch)
             on_epoch(report)
 
-        kept = trainer.run(run, log, closing.draw)
+        kept = trainer.run(run, log, closing.draw, should_stop)
         state = trainer.state
         tracker.close({"epochs": state.epoch, "best_epoch": state.best_epoch, "best_validation": state.best})
     trainer.model.load_state_dict(kept)

@@ -146,12 +146,16 @@ class Trainer:
         folder: Run,
         on_epoch: Callable[[EpochReport], None],
         on_checkpoint: Callable[[], None] = lambda: None,
+        should_stop: Callable[[State], bool] = lambda state: False,
         *,
         checkpoint_seconds: float = 20.0,
     ) -> dict[str, Tensor]:
-        """Train to the end and return the chosen weights; a checkpoint every `checkpoint_seconds`."""
+        """Train to the end and return the chosen weights; a checkpoint every `checkpoint_seconds`.
+
+        should_stop  asked after every epoch whether to end here, with what is kept.
+        """
         saved = -math.inf
-        while not self._done():
+        while not self._done() and not (self.best_weights and should_stop(self.state)):
             figures = self.train_epoch(self.state.epoch + 1)
             self._remember(figures)
             new = self._warn(figures)
