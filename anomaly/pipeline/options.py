@@ -327,6 +327,7 @@ class ModelsOptions:
     """List the models."""
 
     name: Annotated[str | None, Flag("Show all settings and presets of this model.", argument=True)] = None
+    json: Annotated[bool, Flag("Print what each finds, costs and was measured to give as JSON.")] = False
     make: Annotated[bool, Flag("In a checkout: train the package's ssd and unet again, on built-in films.")] = False
     workers: Workers = 0
 
