@@ -8,7 +8,7 @@ from anomaly.cli.declare import command
 from anomaly.cli.films import preprocess
 from anomaly.cli.scoring import score
 from anomaly.cli.training import USES, train
-from anomaly.console import SYNTHETIC, clock, progress, say
+from anomaly.console import SYNTHETIC, clock, hand_over, progress, say
 from anomaly.formatting import command_line
 from anomaly.pipeline.options import (
     CACHES,
@@ -35,6 +35,10 @@ def models(options: ModelsOptions) -> None:
                 f"{options.name!r} is not trained by --make; there are: {', '.join(MADE)}, or both without a name"
             )
         _make_nets(tuple(MADE) if options.name is None else (options.name,), options.workers)
+    elif options.json:
+        from anomaly.reporting.model_list import models_json
+
+        hand_over(models_json(options.name))
     elif options.name is None:
         _list()
     else:
@@ -42,19 +46,18 @@ def models(options: ModelsOptions) -> None:
 
 
 def _list() -> None:
-    from anomaly.models import TOOLS, headline, zoo
+    from anomaly.models import TOOLS, headline
+    from anomaly.reporting.model_list import model_table
 
-    entries = zoo()
-    width = max(map(len, [*entries, *TOOLS]))
-    for name, entry in sorted(entries.items()):
-        origin = f"(of the package {entry.package})" if entry.package else ""
-        say(f"{name:<{width}} {headline(entry.where)} {origin}".rstrip())
+    for line in model_table():
+        say(line)
     say()
     say("nets that prepare films")
+    width = max(map(len, TOOLS))
     for name, where in TOOLS.items():
         say(f"{name:<{width}} {headline(where)}")
     say()
-    say("`anomaly models NAME` lists the settings and presets of one")
+    say("`anomaly models NAME` lists the settings and presets of one; `anomaly auto FILMS` tries several on your films")
     say("next: anomaly models cae")
 
 

@@ -286,6 +286,28 @@ class BenchOptions:
 
 
 @dataclass(frozen=True)
+class AutoOptions:
+    """Prepare films, train several detectors within a time budget, choose one."""
+
+    films: Annotated[
+        Path, Flag("Folder, zip or CSV manifest of films, or a cache (.h5).", metavar="FILMS", argument=True)
+    ]
+    minutes: Annotated[int, Flag("Time budget, the preparation of the films included.", min=1, max=10_080)] = 30
+    out: Annotated[Path | None, Flag("Folder.  [default: the runs/auto-<n> of these films, or the next number]")] = None
+    choose_by: Annotated[
+        str, Flag("labels of validation films, planted anomalies, or auto: labels where there are enough.")
+    ] = "auto"
+    recipe: Annotated[str, Flag("limb, plain, or auto: by a look at the films.")] = "auto"
+    size: Annotated[
+        int | None, Flag("Side of the prepared films in pixels.  [default: 224 plain, 448 limb]", min=64, max=2048)
+    ] = None
+    where: Where = ()
+    seed: Annotated[int, Flag("Seed of every training.", min=0, max=LARGEST_SEED)] = 0
+    device: Device = "auto"
+    workers: Workers = 0
+
+
+@dataclass(frozen=True)
 class EnsembleOptions:
     """Make one run of several."""
 
@@ -454,6 +476,7 @@ class ModelsOptions:
     name: Annotated[
         str | None, Flag("Show all settings and presets of this model.", argument=True, complete="models")
     ] = None
+    json: Annotated[bool, Flag("Print what each finds, costs and was measured to give as JSON.")] = False
     make: Annotated[bool, Flag("In a checkout: train the package's ssd and unet again, on built-in films.")] = False
     workers: Workers = 0
 
