@@ -53,7 +53,7 @@ def test_a_stopped_training_is_a_whole_run_of_the_epochs_done(cache: Cache, keep
     wanted = fit(short, begun(short, "b"), workers=0, on_epoch=lambda _: None)
     run = Run(stopped.path)
     assert run.finished and run.config.stopped == 2 and len(seen) == len(run.history()) == 2
-    assert "epoch 2: stopped by hand; at most 50 epochs were planned" in run.warnings()
+    assert "epoch 2: stopped by hand or at a deadline; at most 50 epochs were planned" in run.warnings()
     a, b = (load_file(each.path / "weights.safetensors") for each in (run, wanted))
     assert all(torch.equal(a[name], b[name]) for name in b)
     assert (run.path / "calibration.json").read_bytes() == (wanted.path / "calibration.json").read_bytes()

@@ -28,12 +28,18 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "score": (
         "anomaly score runs/cae-1",
         "anomaly score runs/cae-1 today/ film.dcm",
+        "anomaly score runs/cae-1 today/ --false-alarms .02 --calibration north",
         "anomaly score runs/cae-1 --split val --by-column region",
     ),
     "heatmap": (
         "anomaly heatmap runs/cae-1 --limit 20",
         "anomaly heatmap runs/cae-1 today/ --space film --formats png",
     ),
+    "calibrate": (
+        "anomaly calibrate runs/cae-1 local-normals --name north",
+        "anomaly calibrate runs/cae-1 local-normals --name north --refit --replace",
+    ),
+    "auto": ("anomaly auto films --minutes 20", "anomaly auto cache/hands.h5 --choose-by planted"),
     "report": ("anomaly report", "anomaly report runs/bench-1"),
     "runs": ("anomaly runs --sort auc", "anomaly runs runs/bench-1/cells", "anomaly runs --json"),
     "compare": ("anomaly compare runs/cae-1 runs/vae-1", "anomaly compare runs/cae-1:mse runs/vae-1:kld --shared"),

@@ -12,7 +12,7 @@ Training goes in `stages`, one unasked: in each either everything moves or one p
 A stage ends like a training, after `epochs` or by `patience`; the next begins with the kept weights and new optimizers.
 
 A training that goes on from the weights of another run measures these first: they are a checkpoint like any other, of
-epoch 0. One that is stopped by hand ends between two batches, with the checkpoint that it has kept so far.
+epoch 0. One that is stopped, by hand or at a deadline, ends between two batches, with the checkpoint that it has kept.
 """
 
 import json
@@ -176,7 +176,7 @@ class Trainer:
     def _stop(self, folder: Run) -> None:
         """End the training after the last whole epoch, so that resuming finds nothing left to train."""
         state = self.state
-        text = f"stopped by hand; at most {self.config.most_epochs} epochs were planned"
+        text = f"stopped by hand or at a deadline; at most {self.config.most_epochs} epochs were planned"
         state.warnings.append({"text": text, "first": state.epoch, "last": state.epoch})
         state.stopped, state.stage = state.epoch, len(self.config.order)
         self.save(folder)
