@@ -163,7 +163,7 @@ class RunConfig(Record):
     begun_with: BegunWith | None = None
     """The run that it goes on from; None: it began anew."""
     stopped: int | None = None
-    """The epoch after which it was stopped, by hand or at a deadline, its best checkpoint kept; None: it trained to its end."""
+    """The epoch after which it was stopped, by hand or at a deadline; None: it trained to its end."""
     created: str = ""
     """UTC, ISO 8601."""
 
