@@ -1,9 +1,9 @@
-# Eight words. Everything runs in .venv, made by `make setup` from pyproject.toml and remade when that file changes.
+# Nine words. Everything runs in .venv, made by `make setup` from pyproject.toml and remade when that file changes.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo models test test-fast check bench clean
+.PHONY: setup demo models test test-fast check docs bench clean
 
 setup: $(STAMP)
 
@@ -34,8 +34,13 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive anomaly preprocessing
 
+# The pages of docs/ as a site; a broken link or heading ends it. (The switch turns off an advertisement.)
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "site/index.html"
+
 bench: setup
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

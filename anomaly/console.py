@@ -6,7 +6,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 LINE_SECONDS = 10.0
 """Without a terminal, a line of progress is printed this often."""
@@ -91,6 +94,28 @@ def progress(what: str, total: int, unit: str, *, start: int = 0) -> Iterator[Ad
         yield advance
 
 
+def at_terminal() -> bool:
+    """Whether somebody sits at a terminal, who can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def ask(question: str) -> str:
+    """Ask whoever sits at the terminal and return the answer, "" where there is none; a bar that runs stands aside."""
+    bar = _running[-1] if _running else None
+    if bar is not None:
+        bar.stop()
+    try:
+        print(plain(question), end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip()
+    finally:
+        if bar is not None:
+            bar.start()
+
+
+_running: list["Progress"] = []
+"""The bars that are on the screen now."""
+
+
 @contextmanager
 def _bar(what: str, total: int, unit: str, start: int) -> Iterator[Advance]:
     from rich.console import Console
@@ -104,7 +129,11 @@ def _bar(what: str, total: int, unit: str, start: int) -> Iterator[Advance]:
         def advance(count: int = 1, note: str = "", seconds_left: float | None = None) -> None:
             bar.update(task, advance=count, state=pace.state(count, unit, note, seconds_left))
 
-        yield advance
+        _running.append(bar)
+        try:
+            yield advance
+        finally:
+            _running.remove(bar)
 
 
 @contextmanager

@@ -41,6 +41,18 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun[:-1]}ies" if ends_in_consonant_y else f"{count} {noun}s"
 
 
+def size_on_disk(count: int) -> str:
+    """Bytes as a reader takes them in, by thousands.
+
+    >>> size_on_disk(999), size_on_disk(24_831), size_on_disk(1_250_000_000)
+    ('999 B', '24.8 kB', '1.25 GB')
+    """
+    if count < 1000:
+        return f"{count} B"
+    power = next((power for power in (1, 2, 3) if count < 999.5 * 1000**power), 4)
+    return f"{count / 1000**power:.3g} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
+
+
 def with_interval(value: float | None, limits: Sequence[float] | None) -> str:
     """A figure and its interval; the figure alone where the interval is undefined.
 

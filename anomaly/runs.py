@@ -10,8 +10,15 @@
     weights.safetensors      the chosen checkpoint, with what it remembers of normal films; written when training ends
     warnings.json            what was wrong with the training, from which epoch to which
     learning_curve.png       losses, and what is watched, over the epochs
-    calibration.json         thresholds and the one map scale, from validation films; written last
-    scores.csv               by `anomaly score`: film, study, patient, label, split, every score, flagged, synthetic
+    films.safetensors        what the normal films of the training look like: new ones are compared with them
+    calibration.json         how normal validation films score, thresholds, the one map scale; written last
+    calibrations/<name>/     by `anomaly calibrate`: calibration.json, films.safetensors and, with --refit,
+                             reference.safetensors, of normal films of another place; source.json says which
+    choices.json             by `anomaly score`: what was chosen there, to be used from then on
+    abnormal.json            by `anomaly score --sensitivity`: how abnormal validation films score
+    scores.csv               by `anomaly score`: film, study, patient, label, split, every score, flagged, p_value,
+                             p_low, p_high (its 95 % interval), q_value (with `--fdr`), synthetic,
+                             out_of_domain (shows another body part)
     studies.csv, patients.csv   the same, films put together
     metrics.json             figures with intervals
     report.html, wrong.html  the page to look at, and the films of which the score is most wrong
@@ -19,6 +26,8 @@
     maps/                    by `anomaly heatmap`: pixel heatmaps
     train/, val/, all/       results of other films than the test split
     new/<date>-<name>/       results of new films, a folder for each set of them: films.json says which
+        results.json         the same for programs: `anomaly.pipeline.results_record` says what is in it
+        worklist.html, worklist/   the page to go through them, and its pictures
 
 Nothing in it is pickled. Every file is written beside its place and moved there.
 """
@@ -44,11 +53,14 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from anomaly.console import plain
 from preprocessing import InputError
 
 M = TypeVar("M", bound=BaseModel)
 
-FORMAT = 4
+FORMAT = 5
+OLDEST = 4
+"""Runs from this format on are read: those of format 4 keep no scores of normal films, and so give no p-values."""
 RUNS = Path("runs")
 
 
@@ -64,6 +76,8 @@ RESULTS = (
 """What `anomaly score` writes of the test films; of an unfinished run it goes when the training ends."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a disk can take no more."""
+LONGEST_NAME = 100
+"""Bytes of a run's name, at most: files of its results carry it."""
 STALE_SECONDS = 3600.0
 """A part of a file or folder that is older was left by a process that was killed."""
 
@@ -97,6 +111,19 @@ class CacheRecord(Record):
     synthetic: bool
     command: str
     """What makes the cache again."""
+
+
+class BegunWith(Record):
+    """The run whose weights a training went on from, by `anomaly train RUN --more-epochs` or `--more-films`."""
+
+    run: str
+    """Its folder."""
+    weights: str
+    """SHA-256 of its weights.safetensors."""
+    epochs: int
+    """How many epochs it was trained for, those of the runs before it included."""
+    more_films: str | None
+    """The cache whose films joined those of the run, or None."""
 
 
 class RunSettings(Record):
@@ -133,6 +160,10 @@ class RunConfig(Record):
     """The run folders an ensemble was made of."""
     where: list[str] = Field(default_factory=list)
     """Which films of the cache it knows, as `--where` chose them; empty: all."""
+    begun_with: BegunWith | None = None
+    """The run that it goes on from; None: it began anew."""
+    stopped: int | None = None
+    """The epoch after which it was stopped, by hand or at a deadline; None: it trained to its end."""
     created: str = ""
     """UTC, ISO 8601."""
 
@@ -164,7 +195,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = _beside(path)
+    beside = aside(path)
     try:
         with beside.open("xb") as file:
             file.write(data)
@@ -182,8 +213,10 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         raise
 
 
-def _beside(path: Path) -> Path:
-    """Return a name beside `path` that no other process has, to write under; short, as `path` may be as long as can be.
+def aside(path: Path) -> Path:
+    """Return a hidden name beside `path` that no other process has, to write or remove it under.
+
+    It is short, as `path` may be as long as can be.
 
     What killed processes left there is removed, when a process first comes by.
     """
@@ -266,10 +299,10 @@ class Run:
         except ValueError as error:
             raise InputError(f"{file} is damaged ({error}); train again with another --out") from None
         version = content.get("format") if isinstance(content, dict) else None
-        if isinstance(version, int) and version != FORMAT:
+        if isinstance(version, int) and not OLDEST <= version <= FORMAT:
             raise InputError(
-                f"{file} has format {version}, this version reads {FORMAT}; train again: `{_remake(content)}` "
-                "(with the settings in that file)"
+                f"{file} has format {version}, this version reads {OLDEST} to {FORMAT}; train again: "
+                f"`{_remake(content)}` (with the settings in that file)"
             )
         try:
             self.config = RunConfig.model_validate(content)
@@ -316,6 +349,11 @@ class Run:
         write_atomic(self.path / name, content)
         return self.path / name
 
+    def update(self, **changes: Any) -> None:
+        """Change what run.json says."""
+        self.config = self.config.model_copy(update=changes)
+        self.write("run.json", to_json(self.config.model_dump()))
+
     def read(self, name: str, kind: type[M], remake: str = "") -> M:
         """Return a JSON file of the folder as its record; raises InputError where it is missing, damaged or older.
 
@@ -342,6 +380,14 @@ class Run:
                     f"{self.path} is being trained by another process; wait for it or choose another --out"
                 ) from None
             yield
+
+
+def run_and_score(text: Path) -> tuple[Run, str | None]:
+    """Return the run and the score of RUN or RUN:SCORE; a folder whose name has a colon is that folder."""
+    folder, colon, score = str(text).rpartition(":")
+    if text.exists() or not colon:
+        return Run(text), None
+    return Run(Path(folder)), score
 
 
 def checkpoint_state(path: Path) -> dict[str, Any]:
@@ -384,7 +430,7 @@ def create(path: Path, config: RunConfig) -> Run:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path} exists; choose another --out")
     # Made beside and moved into place: a folder of this name is a run from the first moment on.
-    beside = _beside(path)
+    beside = aside(path)
     write_atomic(beside / "run.json", to_json(config.model_dump()))
     try:
         beside.replace(path)
@@ -392,6 +438,19 @@ def create(path: Path, config: RunConfig) -> Run:
         shutil.rmtree(beside, ignore_errors=True)
         raise InputError(f"{path} can't be made ({error.strerror}); choose another --out") from None
     return Run(path)
+
+
+def named(name: str, folder: Path = RUNS) -> Path:
+    """Return the folder of a run that a user names; raises InputError for what isn't one plain name.
+
+    >>> named("knees of May").as_posix()
+    'runs/knees of May'
+    """
+    if not name.isprintable() or len(name.encode()) > LONGEST_NAME or name != name.strip():
+        raise InputError(f"--name {plain(name)[:40]!r}: take 1 to {LONGEST_NAME} printable characters, no space around")
+    if not name or name.startswith((".", "-")) or {"/", "\\"} & set(name):
+        raise InputError(f"--name {name!r} is no plain name; without / and not begun by . or -, or take --out PATH")
+    return folder / name
 
 
 def numbered(model: str, folder: Path = RUNS) -> list[Path]:

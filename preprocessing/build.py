@@ -32,7 +32,7 @@ from preprocessing.prepare import Job, Outcome, prepare, reason_without_path
 from preprocessing.readers import peek_depth
 from preprocessing.recipe import RECIPE_VERSION, VARIANTS, Nets, Recipe
 from preprocessing.sources import Record, Source
-from preprocessing.wording import counted
+from preprocessing.wording import counted, did_you_mean
 from preprocessing.workers import LOST, run_in_order
 
 TASK_FILMS = 4  # given to a worker at a time
@@ -247,7 +247,8 @@ def _store(writer: Writer, outcome: Outcome) -> None:
 def _ordered(variants: Sequence[str]) -> tuple[str, ...]:
     unknown = [variant for variant in variants if variant not in VARIANTS]
     if unknown or not variants:
-        raise InputError(f"no variant {unknown[0] if unknown else ''!r}; there are: {', '.join(VARIANTS)}")
+        hint = did_you_mean(unknown[0], VARIANTS) if unknown else ""
+        raise InputError(f"no variant {unknown[0] if unknown else ''!r}; there are: {', '.join(VARIANTS)}{hint}")
     return tuple(variant for variant in VARIANTS if variant in variants)
 
 

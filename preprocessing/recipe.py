@@ -47,6 +47,7 @@ from preprocessing.crop import (
 from preprocessing.nets import Localization, Localizer, Nets, Segmenter, Side
 from preprocessing.prepared import Prepared
 from preprocessing.scene import IDENTITY, Hands, Request, Scene, given_region, squared
+from preprocessing.wording import did_you_mean
 
 if TYPE_CHECKING:
     from preprocessing.readers import Film
@@ -125,8 +126,9 @@ class Recipe(BaseModel):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             if first["type"] == "extra_forbidden":
-                known = ", ".join(type(self).model_fields)
-                raise InputError(f"no recipe setting {where!r}; there are: {known}") from None
+                known = type(self).model_fields
+                listed, hint = ", ".join(known), did_you_mean(where, known)
+                raise InputError(f"no recipe setting {where!r}; there are: {listed}{hint}") from None
             raise InputError(f"recipe setting {where!r} is {first['input']!r}: {first['msg']}") from None
 
     def to_json(self) -> str:
@@ -358,7 +360,8 @@ def _no_recipe(name: object) -> str:
         return (
             f"recipe {AUTO!r} stands for the one that suits the films; choose it first, or name {' or '.join(RECIPES)}"
         )
-    hint = "; `hand` is called `limb` now, as it serves any limb" if name == "hand" else ""
+    hint = did_you_mean(str(name), RECIPES)
+    hint = "; `hand` is called `limb` now, as it serves any limb" if name == "hand" else hint
     return f"no recipe {name!r}; there are: {', '.join((AUTO, *RECIPES))}{hint}"
 
 

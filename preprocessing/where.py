@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing import InputError
-from preprocessing.wording import counted, squeezed
+from preprocessing.wording import counted, did_you_mean, squeezed
 
 LABELS = {0: "normal", 1: "abnormal", -1: "unknown"}
+LABEL_VALUES = {name: value for value, name in LABELS.items() if value >= 0}
+"""The labels that figures are computed from."""
 INDEXED = ("path", "patient", "study", "label", "split", "finding", "difficulty")
 """What is known of every film, beside the columns of its manifest or header."""
 SHOWN = 12  # names or values that a message lists
@@ -44,9 +46,11 @@ def chosen(
         counts = Counter(values)
         if unknown := sorted(wanted - {value.casefold() for value in counts}):
             known = [f"{value or 'none'} ({count})" for value, count in counts.most_common(SHOWN)]
+            hint = did_you_mean(unknown[0], (value for value in counts if value))
             more = f", and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
             raise InputError(
-                f"--where {condition!r}: no film has {name.strip()} {unknown[0]!r}; there are: {', '.join(known)}{more}"
+                f"--where {condition!r}: no film has {name.strip()} {unknown[0]!r}; there are: "
+                f"{', '.join(known)}{more}{hint}"
             )
         rows &= np.array([value.casefold() in wanted for value in values], bool)
     if not rows.any():
@@ -60,7 +64,7 @@ def _column(name: str, columns: Mapping[str, Any]) -> str:
     alike = [known for known in columns if squeezed(known) == squeezed(name)]
     if len(alike) == 1:
         return alike[0]
-    raise InputError(f"--where: no column {name!r}; there are: {', '.join(columns)}")
+    raise InputError(f"--where: no column {name!r}; there are: {', '.join(columns)}{did_you_mean(name, columns)}")
 
 
 def label_names(labels: Sequence[int] | NDArray[Any]) -> list[str]:

@@ -1,6 +1,8 @@
 """Words: names compared, numbers with their nouns, and sentences that are said in several places."""
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 def squeezed(name: str) -> str:
@@ -32,6 +34,17 @@ def patients_note(unknown: int, films: int) -> str | None:
     which = "patients unknown" if unknown == films else f"patients unknown for {unknown} of {counted(films, 'film')}"
     one = "each film" if unknown == films else "each of these films"
     return f"{which}: {one} counts as one; intervals are too narrow if films share a patient"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'cae'?" where one of the known names is much like a name, or "" where none is.
+
+    >>> did_you_mean("CEA", ["cae", "vae"]), did_you_mean("resnet", ["cae", "vae"])
+    ("; did you mean 'cae'?", '')
+    """
+    by_folded = {squeezed(one): one for one in known}
+    alike = get_close_matches(squeezed(name), by_folded, n=1, cutoff=0.6)
+    return f"; did you mean {by_folded[alike[0]]!r}?" if alike else ""
 
 
 def plural(noun: str) -> str:

@@ -25,6 +25,8 @@ from preprocessing.phantom import write_phantoms
 from preprocessing.recipe import VARIANTS, Recipe
 from preprocessing.sources import open_source
 
+from .browser import Browser
+
 
 def on_path(folder: Path) -> dict[str, str]:
     """The environment for a process that imports from `folder` too."""
@@ -83,6 +85,14 @@ def run(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Run:
     prepared = prepare(Plan("cae", cache.path, "full-he", settings=TINY, device="cpu"))
     folder = continue_or_create(prepared, tmp_path_factory.mktemp("runs") / "cae", resume=False)
     return fit(prepared, folder, workers=0, on_epoch=lambda report: None)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """Headless Chromium; the tests that use it are marked `needs_browser`."""
+    one = Browser(tmp_path_factory.mktemp("chromium"))
+    yield one
+    one.close()
 
 
 @pytest.fixture

@@ -222,9 +222,11 @@ def test_what_is_no_film_is_answered(loaded: LoadedRun, given: Any, message: str
         (lambda run: run.score(by="likelihood"), "has no score 'likelihood'; there are: atypicality, mixture, mse"),
         (lambda run: run.score(split="tset"), "no split 'tset'; there are: all, train, val, test"),
         (lambda run: run.score("a.png", split="val"), "split 'val' applies to the run's own films"),
-        (lambda run: run.score(aggregate="median"), "no aggregate 'median'; there are: mean, max"),
+        (lambda run: run.score(aggregate="median"), "no aggregate 'median'; there are: max, mean"),
         (lambda run: run.heatmap(space="page"), "no space 'page'; there are: cache, film"),
         (lambda run: run.heatmap(limit=0), "limit is 0; give 1 or more"),
+        (lambda run: run.score(flag=("fpr", 0.1)), "no way 'fpr' to flag films; there are: false alarms, sens"),
+        (lambda run: run.score(flag=("sensitivity", 90)), "--sensitivity is 90; give a share between 0 and 1"),
         (lambda run: run.heatmap(by="likelihood"), "has no score 'likelihood'"),
         (lambda run: run.heatmap(limit=1)[0].save("a.gif"), "no format '.gif'; there are: png, tiff, npy"),
         (lambda run: anomaly.load("runs/none"), r"runs/none is not a run folder"),
@@ -262,7 +264,9 @@ def test_a_result_has_every_unit_with_scores_flags_and_maps(loaded: LoadedRun, c
         for entry in entries:
             assert entry.score == entry.scores["mse"] and set(loaded.scores) <= set(entry.scores)
             assert entry.flagged == (entry.score >= loaded.thresholds[unit]["mse"])  # type: ignore[index]
-            assert entry.p_value is None and entry.label in (0, 1)
+            assert entry.p_value is not None and entry.p_interval is not None and entry.q_value is None
+            assert 0 < entry.p_value <= 1 and 0 <= entry.p_interval[0] <= entry.p_interval[1] <= 1
+            assert entry.flagged == (entry.p_value <= 0.2) and entry.label in (0, 1)  # of 4 patients: 1 / 5
             assert (entry.map is not None) == (unit == "film")
     drawn = loaded.heatmap(split="val")
     assert [heatmap.name for heatmap in drawn] == [film.id for film in result]

@@ -28,10 +28,11 @@ from anomaly.experiments import cells, results
 from anomaly.experiments import grid as grids
 from anomaly.experiments import run_bench as running
 from anomaly.experiments.bench import MOST_ATTEMPTS, Bench, bench_folder, reopen
+from anomaly.experiments.bench_plan import PAPER_MODELS
 from anomaly.experiments.bench_progress import BenchProgress
 from anomaly.experiments.cells import run_cell
 from anomaly.experiments.estimate import estimate
-from anomaly.experiments.grid import PAPER_MODELS, Cell, Grid, every_model
+from anomaly.experiments.grid import Cell, Grid, every_model
 from anomaly.experiments.results import FILES, bench_table, write_results
 from anomaly.experiments.run_bench import run_bench, run_on_cluster
 from anomaly.experiments.supervisor import exit_on_sigterm
@@ -630,6 +631,7 @@ PLANNED = BenchOptions(
     seeds="0,1",
     settings=TINY,
     dry_run=True,
+    timed=True,
     jobs=1,
     device="cpu",
     precision="float32",
@@ -674,13 +676,13 @@ def test_a_bench_takes_the_cores_that_it_may(
     monkeypatch.setattr(os, "sched_getaffinity", lambda number: {1, 3, 5}, raising=False)
     monkeypatch.setattr(running, "run_bench", lambda bench, **more: given.append((more["jobs"], more["threads"])))
     with pytest.raises(InputError, match="none of its 2 cells could be trained"):
-        planned(cache.path, dry_run=False, jobs=0)
+        planned(cache.path, dry_run=False, timed=False, jobs=0)
     assert given == [(2, 1)]
 
 
 def test_a_bench_without_a_cell_is_an_error(cache: Cache, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="bench-1: none of its 1 cell could be trained, for the reasons above"):
-        planned(cache.path, dry_run=False, seeds="0", settings=[*TINY, "size=128"], table=True)
+        planned(cache.path, dry_run=False, timed=False, seeds="0", settings=[*TINY, "size=128"], table=True)
     said = capsys.readouterr()
     assert "failed (1)" in said.out and "holds films of 64 px" in said.err
 
@@ -690,8 +692,8 @@ def test_data_formats_are_printed_sign_for_sign(
 ) -> None:
     monkeypatch.setitem(results.FORMATS, "json", lambda table: '{"films": "Hand\u00a0films"}\n')
     planned(
-        whole.grid.cache, models="cae,contrast_density", dry_run=False, table=True, format="json", out=whole.path,
-        precision="auto",
+        whole.grid.cache, models="cae,contrast_density", dry_run=False, timed=False, table=True, format="json",
+        out=whole.path, precision="auto",
     )  # fmt: skip
     assert json.loads(capsys.readouterr().out) == {"films": "Hand\u00a0films"}
 

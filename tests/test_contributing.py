@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md, run as they stand there: a model in one file and one line, a preprocessing step."""
+"""The examples of docs/development.md, run as they stand: a model in one file and one line, a preprocessing step."""
 
 import ast
 import doctest
@@ -26,7 +26,7 @@ from preprocessing.steps import levels
 
 ROOT = Path(__file__).parents[1]
 MODEL, LINE, STEP = re.findall(
-    r"^```python\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE
+    r"^```python\n(.*?)^```$", (ROOT / "docs/development.md").read_text(), re.DOTALL | re.MULTILINE
 )
 NAME, WHERE = next(iter(ast.literal_eval(f"{{{LINE.strip()}}}").items()))
 

@@ -36,7 +36,7 @@ def examples() -> list[Example]:
     found: list[Example] = []
     title = ""
     for heading, kind, name, text in re.findall(
-        r"^## ([^\n]+)$|^```(\w+) ?(\S*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL
+        r'^## ([^\n]+)$|^```(\w+)(?: title="(\S*)")?\n(.*?)^```$', PAGE, re.MULTILINE | re.DOTALL
     ):
         if heading:
             title = heading

@@ -148,7 +148,7 @@ def test_what_is_no_run_is_refused_with_those_there_are(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="is damaged"):
             runs.Run(tmp_path / "cae-1")
     (tmp_path / "cae-1/run.json").write_text('{"format": 99}')
-    unknown = r"has format 99, this version reads \d; train again: `anomaly train MODEL --out NEW`"
+    unknown = r"has format 99, this version reads \d to \d; train again: `anomaly train MODEL --out NEW`"
     with pytest.raises(InputError, match=unknown):
         runs.Run(tmp_path / "cae-1")
     old = {"format": 2, "model": "vae", "cache": {"path": "my films.h5"}, "preset": "fast", "seed": 3, "split_seed": 0}

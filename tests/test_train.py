@@ -27,9 +27,10 @@ from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.options import Plan
 from anomaly.pipeline.plan import prepare, resolve
 from anomaly.runs import Run, Warnings
+from anomaly.training.compiling import compilable
 from anomaly.training.config import EpochReport, TrainConfig
 from anomaly.training.device import choose_device, choose_precision
-from anomaly.training.trainer import Trainer, _compilable, corrupt
+from anomaly.training.trainer import Trainer, corrupt
 from preprocessing import InputError
 from preprocessing.cache.reader import Cache
 
@@ -60,6 +61,7 @@ def same(a: Run, b: Run) -> bool:
 def test_a_run_folder_holds_what_its_docstring_says(run: Run) -> None:
     names = {p.name for p in run.path.iterdir()}
     expected = {"run.json", "history.csv", "warnings.json", "weights.safetensors", "calibration.json"}
+    expected |= {"films.safetensors"}
     assert names - {".lock"} == expected | {"learning_curve.png", "reconstructions.png"}
     assert run.finished and run.config.films["train"] >= 8
     assert len((run.path / "history.csv").read_text().splitlines()) == 4  # a header and three epochs
@@ -367,6 +369,6 @@ def test_all_convolutions_on_maps_are_compiled(name: str) -> None:
     kind = find_model(name)
     model = kind(resolve(name, "fast" if "fast" in kind.presets else "standard", ())[0], 64)
     for player, modules in model.players().items():
-        inside = {layer for part in _compilable({player: modules}) for layer in part.modules()}
+        inside = {layer for part in compilable({player: modules}) for layer in part.modules()}
         layers = {layer for module in modules for layer in module.modules() if isinstance(layer, nn.Conv2d)}
         assert inside and {layer for layer in layers - inside if not isinstance(layer, ToPoint)} == set()

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import typer
 
 # Each of these adds its verbs to the app, in the order in which --help lists them.
-from anomaly.cli import benching, films, scoring, training, zoo  # noqa: F401
+from anomaly.cli import auto, benching, calibrating, demo, films, runs, scoring, training, zoo  # noqa: F401
 from anomaly.cli.declare import app
 from anomaly.console import accept_any_encoding, plain
 from preprocessing import InputError
@@ -31,10 +31,12 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(status)
     except UsageError as error:
+        if alike := getattr(error, "possibilities", None):  # of an option that there is not
+            error.message, error.possibilities = f"{error.message}; did you mean {alike[0]}?", None
         error.show()
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
-        resumes = {"preprocess", "train", "tune", "bench", "phantom", "demo", "models"} & set(sys.argv[1:3])
+        resumes = {"preprocess", "train", "tune", "bench", "phantom", "demo", "models", "auto"} & set(sys.argv[1:3])
         fail(f"interrupted; {'the same command resumes it' if resumes else 'nothing is lost'}", INTERRUPTED)
     except InputError as error:
         fail(str(error), 2, error)

@@ -1,5 +1,6 @@
 """The verb bench."""
 
+import math
 import sys
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from anomaly.cli.declare import command
 from anomaly.cli.films import phantom, preprocess
 from anomaly.console import SYNTHETIC, clock, hand_over, progress, say, warn
+from anomaly.formatting import command_line
 from anomaly.pipeline.options import CACHES, BenchOptions, PhantomOptions, PreprocessOptions, words_of
 from preprocessing import InputError
 from preprocessing.wording import counted
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from anomaly.experiments.bench_progress import BenchProgress
     from anomaly.experiments.grid import Grid
 
-PAPER_SEEDS = "42,4242,424242,42424242"  # the original's
 MOST_BUILT_IN = 300
 """Built-in films of a bench of nothing else, at most."""
 
@@ -26,14 +27,23 @@ MOST_BUILT_IN = 300
 @command(BenchOptions)
 def bench(options: BenchOptions) -> None:
     """Train models x variants x seeds and compare them in one table. The same command resumes an interrupted bench."""
+    if options.source and options.cache:
+        raise InputError("a SOURCE is prepared, a --cache is there already; give one of them")
+    if options.preset == "paper" and not (options.source or options.cache):
+        raise InputError(
+            "--preset paper is the protocol of MURA's hands: give the folder XR_HAND as SOURCE, or a --cache"
+        )
+    if options.timed and not (options.dry_run and options.cache):
+        raise InputError("--timed belongs to --dry-run and needs films that are prepared: name their --cache")
+    if options.dry_run and not options.timed:
+        _say_plan(options)
+        return
     from anomaly.experiments.bench import Bench, bench_folder
     from anomaly.experiments.results import FILES, FORMATS, bench_table, write_results
     from preprocessing.cache.reader import Cache
 
     if options.format not in FORMATS:
         raise InputError(f"no format {options.format!r}; there are: {', '.join(FORMATS)}")
-    if options.source and options.cache:
-        raise InputError("a SOURCE is prepared, a --cache is there already; give one of them")
     # What a program is to read stands alone on the standard output.
     with redirect_stdout(sys.stderr) if options.table and options.format != "terminal" else nullcontext():
         grid = _grid(options)
@@ -42,9 +52,10 @@ def bench(options: BenchOptions) -> None:
         say(f"{counted(len(grid.cells()), 'training')}: {shape}, preset {grid.preset}")
         if Cache(grid.cache).synthetic:
             say(SYNTHETIC)
-        if options.dry_run or options.preset == "paper":
+        if options.timed or options.preset == "paper":
             _estimates(grid)
-        if options.dry_run:
+        if options.timed:
+            say(_without("--dry-run", "--timed"))
             return
         opened = Bench(bench_folder(options.out, grid), grid)
         _run(opened, options)
@@ -58,6 +69,8 @@ def bench(options: BenchOptions) -> None:
             say(line)
     elif options.table:
         hand_over(FORMATS[options.format](table))
+    if options.format == "terminal":
+        say(f"next: {command_line('anomaly', 'runs', opened.path / 'cells')}")
     print(", ".join(str(opened.path / name) for name in ("index.html", *FILES)), file=sys.stderr)
     if table.synthetic and options.format == "terminal":
         say(SYNTHETIC)
@@ -67,29 +80,50 @@ def bench(options: BenchOptions) -> None:
         )
 
 
+def _say_plan(options: BenchOptions) -> None:
+    """Say what would be trained on which films, and what can't be known without a look at them."""
+    from anomaly.experiments.bench_plan import plan_bench
+
+    plan = plan_bench(options)
+    sides = {"model": len(plan.rows), "variant": len(plan.variants or ()), "seed": len(plan.seeds)}
+    shape = " x ".join(counted(count, name) if count else f"the films' {name}s" for name, count in sides.items())
+    count = f"{counted(math.prod(sides.values()), 'training')}: " if all(sides.values()) else ""
+    say(f"{count}{shape}, preset {options.preset}{f', {plan.size} px' if plan.size else ''}")
+    say(f"models: {', '.join(plan.rows)}")
+    if plan.variants:
+        say(f"variants: {', '.join(plan.variants)}")
+    say(f"seeds: {', '.join(map(str, plan.seeds))}")
+    say(f"films: {plan.films}")
+    for text in plan.unknown:
+        say(f"not known yet: {text}")
+    if options.cache:
+        say("--timed times a step of each model on these films; nothing was prepared or trained")
+    else:
+        say("nothing was drawn, prepared or trained")
+    say(_without("--dry-run"))
+
+
+def _without(*flags: str) -> str:
+    """Return the line that names this command without some of its flags as the next one."""
+    return f"next: {command_line('anomaly', *(word for word in sys.argv[1:] if word not in flags))}"
+
+
 def _grid(options: BenchOptions) -> "Grid":
     """Return what is to be trained; films are prepared first where they are not."""
     from anomaly.evaluation.paper import PAPER_VARIANTS
-    from anomaly.experiments.grid import PAPER_MODELS, TRAINING_FREE, Grid, every_model
+    from anomaly.experiments.bench_plan import rows_of, seeds_of
+    from anomaly.experiments.grid import Grid, every_model
     from preprocessing.cache.reader import Cache
 
     protocol = options.preset == "paper"
-    if protocol and not (options.source or options.cache):
-        raise InputError(
-            "--preset paper is the protocol of MURA's hands: give the folder XR_HAND as SOURCE, or a --cache"
-        )
     path = options.cache or _bench_cache(options, options.size or (512 if protocol else 64))
     variants = Cache(path).variants
-    named = words_of(options.models) or (*PAPER_MODELS, *(() if protocol else (TRAINING_FREE, "classifier")))
-    seeds = words_of(options.seeds) or words_of(PAPER_SEEDS if protocol else "0")
-    if not all(text.isdecimal() for text in seeds):
-        raise InputError(f"--seeds {options.seeds!r} is not a comma list of whole numbers")
-    rows = [row for name in named for row in (every_model(options.preset) if name == "all" else (name,))]
+    rows = [row for name in rows_of(options) for row in (every_model(options.preset) if name == "all" else (name,))]
     grid = Grid(
         path,
         tuple(dict.fromkeys(rows)),
         words_of(options.variants) or tuple(name for name in PAPER_VARIANTS if name in variants) or tuple(variants),
-        tuple(dict.fromkeys(map(int, seeds))),
+        seeds_of(options),
         options.preset,
         tuple(options.settings),
         protocol,
@@ -133,6 +167,7 @@ def _run(bench: "Bench", options: BenchOptions) -> None:
 def _bench_cache(options: BenchOptions, size: int) -> Path:
     """Return the cache of a bench, prepared if need be: of a source, or of built-in films, 300 at most."""
     from anomaly.evaluation.paper import PAPER_VARIANTS
+    from anomaly.experiments.bench_plan import PLAIN_VARIANTS
     from preprocessing.choice import choose_recipe
     from preprocessing.recipe import AUTO
     from preprocessing.sources import open_source
@@ -149,7 +184,7 @@ def _bench_cache(options: BenchOptions, size: int) -> Path:
         choice = choose_recipe(open_source(source))
         recipe = choice.recipe
         say(choice.reason())
-    variants = options.variants or ",".join(PAPER_VARIANTS if recipe == "limb" else ("raw", "raw-he"))
+    variants = options.variants or ",".join(PAPER_VARIANTS if recipe == "limb" else PLAIN_VARIANTS)
     wanted = PreprocessOptions(source, recipe=recipe, size=size)
     return preprocess(replace(wanted, variants=variants)).report.path
 

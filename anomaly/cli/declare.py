@@ -1,6 +1,7 @@
 """The app, and how a verb joins it: a verb takes one options object, whose dataclass says which flags there are."""
 
 import inspect
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -9,19 +10,20 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 import typer
 
 import anomaly
+from anomaly.cli.completion import COMPLETERS
+from anomaly.cli.examples import epilog
 from anomaly.console import say
 from anomaly.pipeline.options import Flag
 
 Options = TypeVar("Options")
 Result = TypeVar("Result")
 
-_METAVARS = {Path: "PATH", int: "N", str: "TEXT", bool: None}
+_METAVARS = {Path: "PATH", int: "N", float: "X", str: "TEXT", bool: None}
 """How a value of each type is called in `--help`."""
 
 app = typer.Typer(
     help="Unsupervised anomaly detection for X-ray films: films, cache, model, scores, heatmaps.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # rich's help costs .1 s of every call
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -30,7 +32,9 @@ app = typer.Typer(
 
 def _show_version(asked: bool) -> None:
     if asked:
-        say(f"anomaly {anomaly.__version__}")
+        from importlib.metadata import version
+
+        say(f"anomaly {anomaly.__version__} (Python {platform.python_version()}, torch {version('torch')})")
         raise typer.Exit
 
 
@@ -59,7 +63,7 @@ def command(options: type[Options]) -> Callable[[Callable[[Options], Result]], C
         run.__name__, run.__doc__ = verb.__name__, verb.__doc__
         run.__signature__ = inspect.Signature(declared)  # type: ignore[attr-defined]
         run.__annotations__ = {one.name: one.annotation for one in declared}
-        app.command()(run)
+        app.command(epilog=epilog(verb.__name__))(run)
         return verb
 
     return add
@@ -74,6 +78,7 @@ def _parameter(declared: "Field[Any]", hint: Any) -> inspect.Parameter:
         kind, default = list[get_args(kind)[0]] if required else list[get_args(kind)[0]] | None, None  # type: ignore[misc]
     metavar = flag.metavar or (declared.name.upper() if flag.argument else _METAVARS[_scalar(kind)])
     about: dict[str, Any] = {"help": flag.help, "metavar": metavar, "min": flag.min, "max": flag.max}
+    about["autocompletion"] = COMPLETERS[flag.complete]
     name = f"--{(flag.name or declared.name).replace('_', '-')}"  # a switch has no negative form
     option = typer.Argument(**about) if flag.argument else typer.Option(name, **about)
     empty = inspect.Parameter.empty

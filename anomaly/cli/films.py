@@ -115,6 +115,8 @@ def inspect(options: InspectOptions) -> None:
                 f"{cache.path}: {counted(len(problems), 'fault')}, the first: {problems[0]}; run `{cache.remake}`"
             )
         say(f"{cache.path}: every checksum holds")
+    if not options.json:
+        say(f"next: {command_line('anomaly', 'train', 'cae', '--cache', cache.path)}")
 
 
 def original_films(cache: "Cache", moved: Path | None, *, needed: bool) -> "Source | None":

@@ -1,17 +1,19 @@
 """Verbs that train: train, ensemble, tune."""
 
 import shlex
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly.cli.declare import command
+from anomaly.cli.stop_key import StopKey
 from anomaly.console import SYNTHETIC, progress, say, warn
 from anomaly.formatting import command_line
 from anomaly.pipeline.options import CACHES, EnsembleOptions, Plan, TrainOptions, TuneOptions
+from preprocessing import InputError
 from preprocessing.wording import counted
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from anomaly.distributed import World
     from anomaly.pipeline.plan import Prepared
     from anomaly.runs import Run
@@ -21,15 +23,22 @@ USES = {"ssd": "--localizer ssd", "unet": "--mask unet"}
 
 
 @command(TrainOptions)
-def train(options: TrainOptions) -> "Path":
+def train(options: TrainOptions) -> Path:
     """Train a detector on the normal films of a cache, a classifier on the labelled ones, or a net that prepares films
     on those with boxes or masks.
     """
     from anomaly.training import tracking
 
     tracking.check(options.track)
+    if options.more_epochs is not None or options.more_films is not None:
+        return _go_on(options)
     from anomaly.models import find_model
 
+    if _is_run(options.model):
+        raise InputError(
+            f"{options.model} is a run: --more-epochs N or --more-films CACHE go on from it, and `train MODEL --out "
+            f"{options.model} --resume` resumes it if it is unfinished"
+        )
     find_model(options.model)  # a wrong name is answered before the cache is looked for
     from anomaly.distributed import join
     from anomaly.pipeline.plan import prepare
@@ -38,7 +47,39 @@ def train(options: TrainOptions) -> "Path":
         return _train(options, prepare(options.plan()), world)
 
 
-def _train(options: TrainOptions, prepared: "Prepared", world: "World") -> "Path":
+def _is_run(name: str) -> bool:
+    """Whether what should be the name of a model is the folder of a run."""
+    return (Path(name) / "run.json").is_file()
+
+
+def _go_on(options: TrainOptions) -> Path:
+    """Train a new run that begins with the weights of a finished one."""
+    from anomaly.distributed import join
+    from anomaly.pipeline.continuation import prepare_continuation
+
+    with join(options.device) as world:
+        if world.size > 1:
+            raise InputError("a run is gone on from by one process: leave out torchrun")
+        begun = prepare_continuation(options, display=progress)
+        parent, joined, config = begun.parent, begun.joined, begun.prepared.config
+        if joined:
+            where = ", ".join(f"{count} to {name}" for name, count in joined.by_split.items())
+            known = f"; {counted(joined.known, 'film')} of them the run had already" * bool(joined.known)
+            say(f"{joined.path}: the films of {parent.path} and {counted(joined.films, 'new film')}: {where}{known}")
+            if joined.patients:
+                say(f"{counted(joined.patients, 'patient')} of {parent.path} have new films, in the split they were in")
+        assert config.begun_with
+        if begun.trained:
+            say(
+                f"begins with the weights of {parent.path}, after {counted(config.begun_with.epochs, 'epoch')}, and a "
+                "new optimizer: one longer training would not have given the very same weights"
+            )
+        else:
+            say(f"{config.model} is not trained by epochs: it is fitted to all of these films anew")
+        return _train(options, begun.prepared, world)
+
+
+def _train(options: TrainOptions, prepared: "Prepared", world: "World") -> Path:
     """Train as planned; of several processes the first one speaks."""
     from anomaly.pipeline.fit import continue_or_create, fit
     from anomaly.runs import Run
@@ -49,11 +90,14 @@ def _train(options: TrainOptions, prepared: "Prepared", world: "World") -> "Path
         run = Run(world.same_path(None, device))
         fit(prepared, run, workers=options.workers, on_epoch=lambda report: None, world=world)
         return run.path
-    run = continue_or_create(prepared, options.out, resume=options.resume)
+    run = continue_or_create(prepared, options.folder(), resume=options.resume)
     world.same_path(run.path, device)
     _announce(prepared, run, world)
     epochs = prepared.training.most_epochs
-    with progress("training", epochs, "epochs", start=run.epochs_done()) as advance:
+    with (
+        progress("training", epochs, "epochs", start=run.epochs_done()) as advance,
+        nullcontext(lambda state: False) if world.size > 1 else StopKey(epochs) as should_stop,
+    ):
 
         def on_epoch(report: Any) -> None:
             figures = report.figures
@@ -63,7 +107,15 @@ def _train(options: TrainOptions, prepared: "Prepared", world: "World") -> "Path
             for text in report.warnings:
                 warn(f"epoch {report.epoch}: {text}")
 
-        fit(prepared, run, workers=options.workers, on_epoch=on_epoch, world=world, track=options.track)
+        fit(
+            prepared,
+            run,
+            workers=options.workers,
+            on_epoch=on_epoch,
+            world=world,
+            track=options.track,
+            should_stop=should_stop,
+        )
     _conclude(prepared, run)
     return run.path
 
@@ -94,14 +146,18 @@ def _announce(prepared: "Prepared", run: "Run", world: "World") -> None:
 
 def _conclude(prepared: "Prepared", run: "Run") -> None:
     """Say what the training gave, and what comes next."""
-    history = run.history()
+    from anomaly.training.trainer import NO_BETTER
+
+    history, warnings = run.history(), run.warnings()
     best = min(history, key=lambda line: float(line["validation"]))
     kept = best if prepared.training.keep == "best" else history[-1]
-    say(
-        f"{run.path}: trained for {len(history)} of at most {counted(prepared.training.most_epochs, 'epoch')}; weights "
-        f"of epoch {kept['epoch']}, validation loss {float(kept['validation']):.5g}"
-    )
-    for text in run.warnings():
+    if any(NO_BETTER in text for text in warnings):
+        weights = "the weights are those it began with"
+    else:
+        weights = f"weights of epoch {kept['epoch']}, validation loss {float(kept['validation']):.5g}"
+    planned = counted(prepared.training.most_epochs, "epoch")
+    say(f"{run.path}: trained for {len(history)} of at most {planned}; {weights}")
+    for text in warnings:
         warn(text)
     pictures = ("learning_curve.png", "reconstructions.png", "maps.png", "samples.png", "detections.png")
     written = [name for name in pictures if (run.path / name).is_file()]
@@ -152,15 +208,18 @@ def tune(options: TuneOptions) -> None:
     if outcome.best:
         best = outcome.folder / "trials" / str(outcome.best.number)
         say(f"next: {command_line('anomaly', 'score', best)}")
+    else:
+        say(f"next: {command_line('anomaly', 'models', options.model)}")
 
 
 @command(EnsembleOptions)
 def ensemble(options: EnsembleOptions) -> None:
     """Combine runs into one, by the p-values of their scores among validation normals: RUN, or RUN:SCORE."""
-    from anomaly.pipeline.ensemble import combine, parse_member
+    from anomaly.pipeline.ensemble import combine
+    from anomaly.runs import run_and_score
     from anomaly.training.device import choose_device
 
-    members, scores = zip(*(parse_member(path) for path in options.runs), strict=True)
-    run = combine(members, options.out, options.cache, choose_device(options.device), scores)
+    members, scores = zip(*(run_and_score(path) for path in options.runs), strict=True)
+    run = combine(members, options.folder(), options.cache, choose_device(options.device), scores)
     say(f"{run.path}: an ensemble of {counted(len(members), 'run')}")
     say(f"next: {command_line('anomaly', 'score', run.path)}")

@@ -1,23 +1,18 @@
-"""Verbs on what there is: models, demo."""
+"""The verb models: what there is, and training the package's nets again."""
 
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from anomaly.cli.declare import command
-from anomaly.cli.films import inspect, phantom, preprocess
-from anomaly.cli.scoring import heatmap, score
+from anomaly.cli.films import preprocess
+from anomaly.cli.scoring import score
 from anomaly.cli.training import USES, train
-from anomaly.console import SYNTHETIC, clock, progress, say
+from anomaly.console import SYNTHETIC, clock, hand_over, progress, say
 from anomaly.formatting import command_line
 from anomaly.pipeline.options import (
     CACHES,
-    DemoOptions,
-    HeatmapOptions,
-    InspectOptions,
     ModelsOptions,
-    PhantomOptions,
     PreprocessOptions,
     ScoreOptions,
     TrainOptions,
@@ -40,6 +35,10 @@ def models(options: ModelsOptions) -> None:
                 f"{options.name!r} is not trained by --make; there are: {', '.join(MADE)}, or both without a name"
             )
         _make_nets(tuple(MADE) if options.name is None else (options.name,), options.workers)
+    elif options.json:
+        from anomaly.reporting.model_list import models_json
+
+        hand_over(models_json(options.name))
     elif options.name is None:
         _list()
     else:
@@ -47,19 +46,19 @@ def models(options: ModelsOptions) -> None:
 
 
 def _list() -> None:
-    from anomaly.models import TOOLS, headline, zoo
+    from anomaly.models import TOOLS, headline
+    from anomaly.reporting.model_list import model_table
 
-    entries = zoo()
-    width = max(map(len, [*entries, *TOOLS]))
-    for name, entry in sorted(entries.items()):
-        origin = f"(of the package {entry.package})" if entry.package else ""
-        say(f"{name:<{width}} {headline(entry.where)} {origin}".rstrip())
+    for line in model_table():
+        say(line)
     say()
     say("nets that prepare films")
+    width = max(map(len, TOOLS))
     for name, where in TOOLS.items():
         say(f"{name:<{width}} {headline(where)}")
     say()
-    say("`anomaly models NAME` lists the settings and presets of one")
+    say("`anomaly models NAME` lists the settings and presets of one; `anomaly auto FILMS` tries several on your films")
+    say("next: anomaly models cae")
 
 
 def _explain(name: str) -> None:
@@ -91,6 +90,8 @@ def _explain(name: str) -> None:
     say("presets (--preset name)")
     for key, values in model.presets.items():
         say(f"  {key:<{width}} {', '.join(f'{k}={v}' for k, v in values.items())}")
+    say()
+    say(f"next: {command_line('anomaly', 'train', name)}")
 
 
 def _allowed(field: Any) -> str:
@@ -140,43 +141,5 @@ def _make_nets(names: Sequence[str], workers: int) -> None:
         path = packaged.WEIGHTS / f"{name}.safetensors"
         say(f"{path}: {path.stat().st_size / 1e6:.2f} MB, SHA-256 {net.sha256[:12]}...")
     flags = " ".join(USES[name] for name in names)
-    say(f"made in {clock(time.monotonic() - start)}; `anomaly preprocess FILMS {flags}` uses them")
-
-
-@command(DemoOptions)
-def demo(options: DemoOptions) -> None:
-    """Run the whole pipeline on the built-in SYNTHETIC films: draw, prepare, train, score, map."""
-    start, folder = time.monotonic(), options.folder
-    films, cache, run = folder / "films", folder / "films.h5", folder / "cae"
-    sheet = folder / "sheet.png"
-    steps: list[tuple[tuple[object, ...], Callable[[], object]]] = [
-        (
-            ("phantom", films, "--patients", options.patients),
-            lambda: phantom(PhantomOptions(films, patients=options.patients)),
-        ),
-        (
-            ("preprocess", films, "--size", 128, "--out", cache),
-            lambda: preprocess(PreprocessOptions(films, size=128, out=cache, workers=options.workers)),
-        ),
-        (("inspect", cache, "--sheet", sheet), lambda: inspect(InspectOptions(cache, sheet=sheet))),
-        (
-            ("train", "cae", "--preset", "fast", "--cache", cache, "--out", run),
-            lambda: train(TrainOptions("cae", cache, preset="fast", out=run, resume=run.exists())),
-        ),
-        (("score", run), lambda: score(ScoreOptions(run, workers=options.workers))),
-        (("heatmap", run), lambda: heatmap(HeatmapOptions(run, workers=options.workers))),
-    ]
-    for words, step in steps:
-        say()
-        say(f"$ {command_line('anomaly', *words)}")
-        try:
-            step()
-        except InputError as error:
-            raise InputError(f"{error} (to start the demo from scratch, delete {folder})") from error
-    say()
-    say(f"The whole demo took {clock(time.monotonic() - start)}. {SYNTHETIC}.")
-    say("Open these:")
-    pictures: list[Path] = [sheet, run / "learning_curve.png", run / "reconstructions.png", run / "maps"]
-    for path in pictures:
-        say(f"  {path}")
-    say(f"and the page with all of it: {run / 'report.html'}")
+    say(f"made in {clock(time.monotonic() - start)}")
+    say(f"next: anomaly preprocess FILMS {flags}")

@@ -1,6 +1,7 @@
 """Training batches: the same order and augmentation for the same seed, with any number of worker processes."""
 
 import math
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -74,6 +75,11 @@ class _OnDevice:
             yield (*(own if own is None else own[there] for own in self._tensors), study), seed
 
 
+def _ignore_interrupts(worker: int) -> None:
+    """Leave Ctrl-C, which reaches every process of a terminal, to the training process: it may go on with them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _fits(films: Films, device: torch.device) -> bool:
     """Whether films take so little of a GPU's free memory that they may stay there."""
     if device.type != "cuda":
@@ -129,6 +135,7 @@ class TrainingBatches:
             # Forked processes share the films' memory; others would each get a copy.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
             persistent_workers=workers > 0,
+            worker_init_fn=_ignore_interrupts,
             pin_memory=device.type == "cuda",
         )
 

@@ -19,6 +19,7 @@ from anomaly.evaluation.figures import (
     ScoreFigures,
     Unit,
 )
+from anomaly.evaluation.operating import operating_points
 from anomaly.evaluation.ranking import Floats, at_threshold, finite_or_none, interval_or_none, share
 
 
@@ -35,6 +36,7 @@ def evaluate(
     *,
     main: str,
     thresholds: Mapping[Unit, Mapping[str, float]] | None = None,
+    chosen: Mapping[Unit, Mapping[str, float]] | None = None,
     localization: LocalizationFigures | None = None,
     chosen_on: int | None = None,
     run: str = "",
@@ -44,6 +46,7 @@ def evaluate(
 
     main        the score that flags, ranks and is reported first.
     thresholds  unit -> score -> value from which films (studies, patients) are flagged, found on validation films.
+    chosen      the same for the classifier's figures, where those are evaluated at other thresholds.
     localization  figures of the heatmaps, where there are any.
     chosen_on   how many labelled validation films chose the thresholds, where the main score is the probability of
                 being abnormal: it is then evaluated as a classifier too, and must lie in [0, 1].
@@ -55,17 +58,18 @@ def evaluate(
     if main not in scored.scores:
         raise ValueError(f"no score {main!r}; there are: {', '.join(sorted(scored.scores))}")
     cohort, settings = scored.cohort, scored.settings
-    chosen: Mapping[Unit, Mapping[str, float]] = thresholds or {}
+    flagging: Mapping[Unit, Mapping[str, float]] = thresholds or {}
     units = {
         unit: score_figures(
             scored.bootstraps[unit],
             scored.groups[unit].known_scores,
             level=settings.level,
-            thresholds=chosen.get(unit, {}),
+            thresholds=flagging.get(unit, {}),
             trivial=settings.trivial,
         )
         for unit in UNITS
     }
+    flags_from = {unit: flagging[unit][main] for unit in UNITS if main in flagging.get(unit, {})}
     figures = Metrics(
         settings=settings,
         film=units["film"],
@@ -82,8 +86,9 @@ def evaluate(
         films=len(cohort.film),
         columns={name: _by_value(scored, values) for name, values in cohort.columns.items()},
         localization=localization,
-        classes=None if chosen_on is None else _classifier(scored, main, chosen),
+        classes=None if chosen_on is None else _classifier(scored, main, chosen or flagging),
         chosen_on=chosen_on,
+        operating=operating_points(scored, main, flags_from) if len(flags_from) == len(UNITS) else None,
     )
     return Evaluation(scored, figures)
 

@@ -240,10 +240,49 @@ class LocalizationFigures(LesionFigures):
     kinds: dict[str, dict[str, LesionFigures]]  # "finding", "difficulty", "size" -> value -> figures
 
 
+# ------------------------------------------------------------------------------------------------- threshold at work
+
+
+class Rate(Figures):
+    """A share of films, studies or patients; see `anomaly.evaluation.operating` for its interval."""
+
+    value: float | None  # None of nothing
+    interval: Interval | None
+    count: int  # those that have the property
+    n: int  # of so many
+    n_patients: int  # whose these are
+
+
+class OperatingFigures(Figures):
+    """The result of flagging every unit at or above the threshold, with intervals over patients."""
+
+    threshold: float
+    flag_rate: Rate  # flagged, of all of known label
+    sensitivity: Rate  # flagged, of the abnormal ones
+    specificity: Rate  # not flagged, of the normal ones
+    ppv: Rate  # abnormal, of the flagged ones, at the prevalence of these films; nothing where a class is missing
+    npv: Rate  # normal, of those not flagged; as `ppv`
+
+
+class OperatingPoints(Figures):
+    """The main score's thresholds at work."""
+
+    film: OperatingFigures
+    study: OperatingFigures
+    patient: OperatingFigures
+    kinds: dict[str, dict[str, Rate]]  # "finding", "difficulty" -> value -> sensitivity by film
+    columns: dict[str, dict[str, OperatingFigures]]  # by column and value, by film
+
+    @property
+    def units(self) -> Mapping[Unit, OperatingFigures]:
+        """The figures by film, study and patient."""
+        return {"film": self.film, "study": self.study, "patient": self.patient}
+
+
 class Metrics(Figures):
     """Every figure of an evaluation: metrics.json."""
 
-    omitted_when_none = frozenset({"classes", "chosen_on"})
+    omitted_when_none = frozenset({"classes", "chosen_on", "operating"})
     settings: EvaluationSettings
     film: dict[str, ScoreFigures]  # by score
     study: dict[str, ScoreFigures]
@@ -261,6 +300,7 @@ class Metrics(Figures):
     localization: LocalizationFigures | None = None  # of the maps, where the model draws any
     classes: dict[Unit, ClassifierFigures] | None = None  # where the main score is a probability; units with labels
     chosen_on: int | None = None  # how many validation films chose the threshold of `classes`
+    operating: OperatingPoints | None = None  # the main score's thresholds at work, where films have labels
 
     @property
     def units(self) -> Mapping[Unit, Mapping[str, ScoreFigures]]:

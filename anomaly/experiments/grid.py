@@ -7,18 +7,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from anomaly.data.splits import SplitRule, assign_chosen
+from anomaly.experiments.bench_plan import PAPER_MODELS, TRAINING_FREE
 from anomaly.models import find_detector, zoo
 from anomaly.pipeline.options import Plan
 from anomaly.pipeline.plan import resolve, settings_of
 from preprocessing import InputError
 from preprocessing.cache.reader import Cache
-from preprocessing.where import LABELS
-
-PAPER_MODELS = ("cae", "vae", "dcgan", "bigan", "alphagan")
-"""The models of the paper's table, in its order."""
-TRAINING_FREE = "contrast_density"
-LABEL_VALUES = {name: value for value, name in LABELS.items() if value >= 0}
-"""The labels that figures are computed from."""
+from preprocessing.where import LABEL_VALUES
+from preprocessing.wording import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,9 @@ class Grid:
         rows = self.cells()[: len(self.models)]
         for text in self.settings:
             if not any(text.partition("=")[0] in settings_of(find_detector(row.model)) for row in rows):
-                raise InputError(f"--set {text!r}: none of {', '.join(self.models)} has this setting")
+                known = {name for row in rows for name in settings_of(find_detector(row.model))}
+                hint = did_you_mean(text.partition("=")[0], known)
+                raise InputError(f"--set {text!r}: none of {', '.join(self.models)} has this setting{hint}")
         rules: set[SplitRule] = set()
         for row in rows:
             find_detector(row.model)

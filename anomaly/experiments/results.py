@@ -9,11 +9,12 @@ from anomaly import runs
 from anomaly.evaluation.comparison import Scored, Table, build_table
 from anomaly.evaluation.figures import TRIVIAL
 from anomaly.experiments.bench import Bench
-from anomaly.experiments.grid import LABEL_VALUES, Cell
+from anomaly.experiments.grid import Cell
 from anomaly.models import find_detector
 from anomaly.reporting.bench_page import BenchRun, render_bench
 from anomaly.reporting.tables import from_json, to_csv, to_json, to_latex, to_markdown, to_terminal
 from preprocessing.cache.reader import Cache
+from preprocessing.where import LABEL_VALUES
 from preprocessing.wording import patients_note
 
 FORMATS = {"terminal": to_terminal, "markdown": to_markdown, "latex": to_latex, "csv": to_csv, "json": to_json}

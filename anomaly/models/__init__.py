@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from anomaly.console import warn
 from preprocessing import InputError
+from preprocessing.wording import did_you_mean
 
 if TYPE_CHECKING:
     from anomaly.models.base import Detector, Model
@@ -79,7 +80,8 @@ def find_model(name: str) -> "type[Model]":
     """
     there = zoo() | {own: Entry(where) for own, where in (TOOLS | COMPOSED).items()}
     if name not in there:
-        raise InputError(f"no model {name!r}; there are: {', '.join(sorted([*zoo(), *TOOLS]))}")
+        known = sorted([*zoo(), *TOOLS])
+        raise InputError(f"no model {name!r}; there are: {', '.join(known)}{did_you_mean(name, known)}")
     entry = there[name]
     if entry.package is None:
         built_in: type[Model] = _load(entry.where)

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, pad
 
 from anomaly.data.batch import Batch, Batches
 from anomaly.models.base import Detector, Prediction, Settings
@@ -80,6 +80,9 @@ class FeatureMixtureConfig(Settings):
     levels: Literal["raw", "local"] = "raw"
     """Gray levels that the network is given: the film's own (raw), or their distance to the local mean in local
     standard deviations (local; Gaussian window of 4 % of the side)."""
+    margin: float = Field(default=0.0, ge=0, le=0.25)
+    """Width of the strip along the edges of the foreground and of the film that maps leave out, as a share of the
+    film's side: outlines are unusual on every limb. Scores don't change; a lesion within the strip isn't pointed at."""
 
     @field_validator("stride")
     @classmethod
@@ -309,7 +312,8 @@ class FeatureMixture(Detector):
 
         A cell's score is -2 log density of its likeliest Gaussian, standardized by those of normal cells of its kind
         (`StandardizedMixture`), or its distance to the coreset.
-        The map begins at the score that 1 % of normal cells are below, and is interpolated between the cells.
+        The map begins at the score that 1 % of normal cells are below, and is interpolated between the cells; those
+        within `margin` of an edge count as usual.
         """
         pooled: dict[str, list[Tensor]] = {name: [] for name in self.score_names}
         drawn = []
@@ -320,7 +324,7 @@ class FeatureMixture(Detector):
             for name, value in pool(cells).items():
                 pooled[name].append(value)
             if maps:
-                drawn.append(self._map(cells, inside) * mask)
+                drawn.append(self._map(cells, inside, self._inner(mask)) * mask)
         scores = {name: torch.stack(values) for name, values in pooled.items()}
         return Prediction(scores, torch.stack(drawn) if maps else None)
 
@@ -329,10 +333,22 @@ class FeatureMixture(Detector):
         scores: Tensor = self.normals(self.whitening(cells))
         return scores
 
-    def _map(self, cells: Tensor, inside: Tensor) -> Tensor:
-        """Return the map of a film from the scores of the cells inside: (M,), (G, G) -> (1, S, S) >= 0."""
+    def _inner(self, mask: Tensor) -> Tensor:
+        """Return which cells lie `margin` and more from the mask's edge: (1, S, S) -> (G, G).
+
+        Of a mask that is nowhere so wide every cell.
+        """
+        radius = round(self.config.margin * self.size)
+        off = pad((~mask).float(), [radius] * 4, value=1.0)  # beyond the film nothing is known
+        return self.inside(max_pool2d(off, 2 * radius + 1, 1) == 0)
+
+    def _map(self, cells: Tensor, inside: Tensor, inner: Tensor) -> Tensor:
+        """Return the map of a film from the scores of the cells inside, 0 on those that aren't in `inner` too:
+        (M,), (G, G), (G, G) -> (1, S, S) >= 0.
+        """
         grid = torch.zeros_like(inside, dtype=cells.dtype)
         grid[inside] = (cells - self.floor).clamp(min=0)
+        grid = grid * inner
         matrix = resampling(self.backbone.cells, self._pixels, inside.device)
         return (resample(grid, matrix) / resample(inside.to(cells.dtype), matrix).clamp(min=1e-6))[None]
 

@@ -9,6 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from anomaly.console import progress, silent
 from anomaly.models import TOOLS, zoo
+from anomaly.pipeline.choices import read_choices
+from anomaly.pipeline.continuation import prepare_continuation
 from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.loaded_run import LoadedRun
 from anomaly.pipeline.open_run import open_run
@@ -19,40 +21,53 @@ from anomaly.pipeline.preprocess import preprocess as prepare_films
 from anomaly.runs import Run, first_error
 from anomaly.training.device import choose_device
 from preprocessing import InputError
+from preprocessing.wording import did_you_mean
 
 Options = TypeVar("Options")
 Settings = Mapping[str, Any] | Sequence[str]
 """Settings by name, or as "key=value"."""
 
 
-def load(run: str | Path, *, cache: str | Path | None = None, device: str = "auto", quiet: bool = True) -> LoadedRun:
+def load(
+    run: str | Path,
+    *,
+    cache: str | Path | None = None,
+    calibration: str | None = None,
+    device: str = "auto",
+    quiet: bool = True,
+) -> LoadedRun:
     """Open a trained run, such as "runs/cae-1".
 
-    cache  where the run's cache is now, if not where it was.    device  "auto", "cpu", "cuda", ...    quiet  whether to
-    show no progress. An unfinished run has its best weights so far, and a warning says so. Raises InputError where the
-    folder is no run of a detector, or is damaged.
+    cache  where the run's cache is now, if not where it was.    calibration  of another place, by its name, as
+    `LoadedRun.calibrate` makes it; None: the one that `anomaly score` was last told, or the run's own.
+    device  "auto", "cpu", "cuda", ...    quiet  whether to show no progress. An unfinished run has its best weights so
+    far, and a warning says so. Raises InputError where the folder is no run of a detector, or is damaged.
     """
     place = None if cache is None else Path(cache)
-    opened = open_run(Run(Path(run)), choose_device(device), place)
+    folder = Run(Path(run))
+    name = calibration or read_choices(folder).calibration
+    opened = open_run(folder, choose_device(device), place, name)
     if opened.note:
         warnings.warn(opened.note, stacklevel=2)
     return LoadedRun(opened, place, quiet=quiet)
 
 
 def train(
-    model: str, cache: str | Path | None = None, *, settings: Settings = (), quiet: bool = False, **options: Any
+    model: str | Path, cache: str | Path | None = None, *, settings: Settings = (), quiet: bool = False, **options: Any
 ) -> LoadedRun:
     """Train a model on the films of a cache, the newest in cache/ by default, and return its run.
 
     The same call resumes an interrupted training. `settings` are those that `anomaly models MODEL`
-    lists; `options` are the flags of `anomaly train`, by name: variant, preset, seed, split_seed, weights, out, resume,
-    device, precision, workers, track, where. Raises InputError for what can't be trained, before a folder is made.
+    lists; `options` are the flags of `anomaly train`, by name: variant, preset, seed, split_seed, weights, name, out,
+    resume, device, precision, workers, track, where, more_epochs, more_films; with one of the last two `model` is the
+    finished run that a new one goes on from. Raises InputError for what can't be trained, before a folder is made.
     """
     if model in TOOLS:
         raise InputError(f"{model} prepares films and scores none; `anomaly train {model}` trains it")
-    chosen = _options(TrainOptions, model=model, cache=cache, settings=_settings(settings), **options)
-    prepared = prepare(chosen.plan())
-    run = continue_or_create(prepared, chosen.out, resume=chosen.resume)
+    chosen = _options(TrainOptions, model=str(model), cache=cache, settings=_settings(settings), **options)
+    goes_on = chosen.more_epochs is not None or chosen.more_films is not None
+    prepared = prepare_continuation(chosen).prepared if goes_on else prepare(chosen.plan())
+    run = continue_or_create(prepared, chosen.folder(), resume=chosen.resume)
     epochs = prepared.training.most_epochs
     with (silent if quiet else progress)("training", epochs, "epochs") as advance:
         advance(run.epochs_done())
@@ -99,7 +114,7 @@ def _options(kind: type[Options], **options: Any) -> Options:
     hints = get_type_hints(kind, include_extras=True)
     for name, value in options.items():
         if name not in hints:
-            raise InputError(f"no option {name!r}; there are: {', '.join(sorted(hints))}")
+            raise InputError(f"no option {name!r}; there are: {', '.join(sorted(hints))}{did_you_mean(name, hints)}")
         if isinstance(value, (list, tuple)) and get_origin(get_args(hints[name])[0]) is not Sequence:
             options[name] = ",".join(map(str, value))
     try:

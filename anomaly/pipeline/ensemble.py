@@ -26,14 +26,6 @@ MAPPED = 128
 """Normal validation films whose maps are looked at, taken evenly from all."""
 
 
-def parse_member(text: Path) -> tuple[runs.Run, str | None]:
-    """Return the run and the score of RUN or RUN:SCORE; a folder whose name has a colon is that folder."""
-    folder, colon, score = str(text).rpartition(":")
-    if text.exists() or not colon:
-        return runs.Run(text), None
-    return runs.Run(Path(folder)), score
-
-
 def combine(
     members: Sequence[runs.Run],
     out: Path | None,
@@ -88,6 +80,7 @@ def combine(
 def _config(members: Sequence[runs.Run], settings: EnsembleConfig, size: int, device: torch.device) -> runs.RunConfig:
     """Return run.json: that of the first member but for what is the ensemble's own."""
     changes = {
+        "format": runs.FORMAT,
         "model": "ensemble",
         "preset": "none",
         "size": size,

@@ -8,7 +8,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 
 from anomaly import runs
 from anomaly.console import warn
@@ -21,10 +21,11 @@ from anomaly.localization.base import LocalizationCalibration, LocalizationModel
 from anomaly.localization.evaluate import choose_threshold
 from anomaly.memory import keep_freed_memory
 from anomaly.models.base import Detector, Model
+from anomaly.pipeline.film_reference import keep_reference
 from anomaly.pipeline.plan import Prepared, prepares_films
 from anomaly.reporting.charts.learning import learning_curve_png
 from anomaly.reporting.training_pictures import DRAWN, PICTURED, detections_picture, picture, samples
-from anomaly.training.config import EpochReport, Precision
+from anomaly.training.config import EpochReport, Precision, State
 from anomaly.training.device import choose_device, make_repeatable
 from anomaly.training.tracking import open_tracker
 from anomaly.training.trainer import Trainer, history_csv
@@ -75,7 +76,7 @@ def _changed(run: runs.Run, prepared: Prepared) -> list[str]:
     """Return in what a run differs from a plan; the same films under another path or name are the same films."""
 
     def compared(config: runs.RunConfig) -> dict[str, object]:
-        plain = config.model_dump(exclude={"format", "created", "cache"})
+        plain = config.model_dump(exclude={"format", "created", "cache", "stopped"})
         return plain | {"cache": {"content_hash": config.cache.content_hash}}
 
     return runs.differences(compared(run.config), compared(prepared.config))
@@ -89,10 +90,12 @@ def fit(
     on_epoch: Callable[[EpochReport], None],
     world: World = SINGLE_PROCESS,
     track: str = "none",
+    should_stop: Callable[[State], bool] = lambda state: False,
 ) -> runs.Run:
     """Train in `run` from wherever it stands, calibrate on validation films, and write all that a run holds.
 
-    All processes of a `world` train and the first one writes. `track` also logs the history to a tracker.
+    All processes of a `world` train and the first one writes. `track` also logs the history to a tracker. `should_stop`
+    is asked between batches whether to train no longer and finish the run with what it has kept.
     """
     device = choose_device(prepared.plan.device)
     with run.locked() if world.first else nullcontext():
@@ -102,6 +105,10 @@ def fit(
         keep_freed_memory()
         torch.manual_seed(prepared.plan.seed)
         model = prepared.model(prepared.model_config, prepared.config.size)
+        checkpoint = run.path / "checkpoint.safetensors"
+        begun_with = None if checkpoint.is_file() else prepared.config.begun_with
+        if begun_with:  # before the trainer, by which the model learns how many films of each class there are
+            model.load_state_dict(weights_begun_with(begun_with))
         films, validation = prepared.films("train"), prepared.films("val")
         trainer = Trainer(
             model,
@@ -114,9 +121,10 @@ def fit(
             workers=workers,
             world=world,
         )
-        checkpoint = run.path / "checkpoint.safetensors"
         if checkpoint.is_file():
             trainer.restore(checkpoint)
+        elif begun_with and trainer.parameters:  # else it is fitted anew, whatever it began with
+            trainer.keep_start()
         elif prepared.config.weights:
             model.load_pretrained(Path(prepared.config.weights.file))
         if not world.first:
@@ -124,7 +132,7 @@ def fit(
             world.wait()
             return run
         closing = _Closing(model, prepared, run, device, trainer.validation)
-        _train(trainer, run, prepared, on_epoch, closing, track)
+        _train(trainer, run, prepared, on_epoch, closing, track, should_stop)
         model.eval()
         with torch.inference_mode():
             model.fit_reference(batches(trainer.train, device))
@@ -142,6 +150,7 @@ def _train(
     on_epoch: Callable[[EpochReport], None],
     closing: "_Closing",
     track: str,
+    should_stop: Callable[[State], bool],
 ) -> None:
     """Train to the end, log every epoch, and load the chosen weights."""
     with open_tracker(track, run.path, prepared.config) as tracker:
@@ -150,7 +159,7 @@ def _train(
             tracker.epoch(report.figures, report.epoch)
             on_epoch(report)
 
-        kept = trainer.run(run, log, closing.draw)
+        kept = trainer.run(run, log, closing.draw, should_stop)
         state = trainer.state
         tracker.close({"epochs": state.epoch, "best_epoch": state.best_epoch, "best_validation": state.best})
     trainer.model.load_state_dict(kept)
@@ -163,6 +172,8 @@ def _write_outcome(run: runs.Run, model: Model, trainer: Trainer, *, synthetic: 
     """
     for name in runs.RESULTS:
         (run.path / name).unlink(missing_ok=True)
+    if trainer.state.stopped is not None:
+        run.update(stopped=trainer.state.stopped)
     write_weights(run, model)
     run.write("history.csv", history_csv(trainer.state.history))
     run.write("warnings.json", runs.to_json({"warnings": trainer.state.warnings}))
@@ -170,6 +181,16 @@ def _write_outcome(run: runs.Run, model: Model, trainer: Trainer, *, synthetic: 
         history = trainer.state.history
         columns = {name: [row[name] for row in history] for name in history[0]}
         run.write("learning_curve.png", learning_curve_png(columns, synthetic=synthetic))
+
+
+def weights_begun_with(begun: runs.BegunWith) -> dict[str, torch.Tensor]:
+    """Return the weights that a training goes on from; raises InputError where they are gone or others by now."""
+    file = Path(begun.run) / "weights.safetensors"
+    if not file.is_file():
+        raise InputError(f"{file}, with which this run begins, is gone; put it back, or train without it")
+    if runs.sha256(file) != begun.weights:
+        raise InputError(f"{file} has other weights than those with which this run begins; start a new one from them")
+    return load_file(file)
 
 
 def write_weights(run: runs.Run, model: Model) -> None:
@@ -217,11 +238,12 @@ class _Closing:
 
 
 def finish(model: Detector, films: FilmSet, run: runs.Run, device: torch.device) -> None:
-    """Write the pictures of a detector and, last, calibration.json, whose presence says that the run is whole.
+    """Write what normal films look like, the pictures and, last, calibration.json: a run that has it is whole.
 
     films  the validation films that it may be calibrated on: normal ones, or for labels both.
     """
     calibration = calibrate(model, films, device)
+    keep_reference(run, films.cache.path)
     write_pictures(model, films, run, device, calibration)
     run.write("calibration.json", runs.to_json(calibration.model_dump()))
 

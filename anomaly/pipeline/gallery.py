@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,26 @@ class Layers:
         )
 
 
-class _Most:
+class Collector(Protocol):
+    """Keeps something of the one pass over films."""
+
+    def add(self, predicted: PredictedFilms) -> None:
+        """Take the films of a pass, some at a time, in their order."""
+
+
+class MapCollector:
+    """Keeps the smoothed map of every film, (S, S), by its place in the set."""
+
+    def __init__(self) -> None:
+        self.maps: dict[int, NDArray[np.float32]] = {}
+
+    def add(self, predicted: PredictedFilms) -> None:
+        """Take the films of a pass."""
+        if predicted.maps is not None:
+            self.maps |= {predicted.places.start + i: predicted.smoothed_map(i) for i in range(len(predicted.films))}
+
+
+class Most:
     """The `count` films of the largest value, the first ones of equal value."""
 
     def __init__(self, count: int) -> None:
@@ -64,11 +83,11 @@ class GalleryCollector:
         """`main` is the score that films are ranked by."""
         self.main = main
         self.layers: dict[int, Layers] = {}  # by place in the set
-        self._rankings: list[tuple[_Most, Callable[[float, int], float | None]]] = [
-            (_Most(SHOWN), lambda score, label: score),
-            (_Most(SHOWN), lambda score, label: -score),
-            (_Most(MOST_WRONG), lambda score, label: score if label == 0 else None),
-            (_Most(MOST_WRONG), lambda score, label: -score if label == 1 else None),
+        self._rankings: list[tuple[Most, Callable[[float, int], float | None]]] = [
+            (Most(SHOWN), lambda score, label: score),
+            (Most(SHOWN), lambda score, label: -score),
+            (Most(MOST_WRONG), lambda score, label: score if label == 0 else None),
+            (Most(MOST_WRONG), lambda score, label: -score if label == 1 else None),
         ]
 
     def add(self, predicted: PredictedFilms) -> None:

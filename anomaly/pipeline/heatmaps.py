@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.console import silent
+from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.predict import PredictedFilms, predict
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.selection import Display, Selection
@@ -154,20 +155,27 @@ def _on_original(
     selection: Selection, place: int, values: NDArray[np.float32], mask: NDArray[np.bool_], originals: Source
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
     """Return the original film in [0, 1], and map and mask in its geometry."""
-    films = selection.films
+    grey, matrix = original_film(selection.films, place, originals)
+    height, width = grey.shape
+    on_film = to_film_space(mask.astype(np.float32), matrix, (height, width)) >= 0.5
+    return grey, to_film_space(values, matrix, (height, width)), on_film
+
+
+def original_film(films: FilmSet, place: int, originals: Source) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Return the original of a film of a set, (H, W) in [0, 1], and the (2, 3) matrix from its (x, y) to the set's.
+
+    originals  where the originals are. Raises InputError where that film is gone, or is not the one that was prepared.
+    """
     cache, row = films.cache, films.rows[place]
     index = cache.index
     path = str(index["path"][row])
     data = originals.read(path)
     if hashlib.sha256(data).hexdigest() != index["sha256"][row]:
         raise InputError(f"{path} in {originals.root} is not the film that was prepared; name the right --source")
-    original = read_film(path, data)
+    levels = read_film(path, data).pixels.astype(np.float32)
     stage = "matrix_raw" if films.variant.startswith("raw") else "matrix_crop"
     scale = films.size / cache.size  # the model's film may be smaller than the cache's
     shrink = np.array([[scale, 0, (scale - 1) / 2], [0, scale, (scale - 1) / 2]])  # pixel centers at whole numbers
     matrix = shrink @ np.vstack([index[stage][row], [0, 0, 1]])
-    shape = (original.pixels.shape[0], original.pixels.shape[1])
-    levels = original.pixels.astype(np.float32)
     low, high = float(levels.min()), float(levels.max())
-    grey = (levels - low) / max(1.0, high - low)
-    return grey, to_film_space(values, matrix, shape), to_film_space(mask.astype(np.float32), matrix, shape) >= 0.5
+    return (levels - low) / max(1.0, high - low), matrix

@@ -3,19 +3,24 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly.console import progress, silent
-from anomaly.evaluation.figures import POOLINGS, Metrics, Pooling, Unit
+from anomaly.evaluation.figures import Metrics, Pooling, Unit
 from anomaly.formatting import command_line
+from anomaly.pipeline.calibrate import calibrate_run
+from anomaly.pipeline.choices import FLAG_KINDS, Choices, Chosen, FlagKind, choices_of, choose, read_choices
+from anomaly.pipeline.gallery import MapCollector
 from anomaly.pipeline.heatmaps import Heatmap, heatmaps
 from anomaly.pipeline.in_memory import source_of
 from anomaly.pipeline.open_run import OpenRun
+from anomaly.pipeline.options import CalibrateOptions
+from anomaly.pipeline.other_cache import cache_source, cached_films, other_cache
 from anomaly.pipeline.scoring import ScoringResult, score_selection
 from anomaly.pipeline.selection import Display, Selection, new_films, recorded_films
 from preprocessing import InputError
-from preprocessing.sources import open_source
 from preprocessing.wording import counted
 
 if TYPE_CHECKING:
@@ -62,7 +67,7 @@ class LoadedRun:
     @property
     def thresholds(self) -> Mapping[Unit, Mapping[str, float]]:
         """ "film", "study" or "patient" -> score -> the value from which one is flagged, by the mean over its films."""
-        return self._opened.calibration.thresholds["mean"]
+        return self._chosen(Choices()).run.calibration.thresholds["mean"]
 
     @property
     def figures(self) -> Metrics | None:
@@ -80,37 +85,49 @@ class LoadedRun:
         where: Sequence[str] = (),
         by: str | None = None,
         by_column: Sequence[str] = (),
-        aggregate: Pooling = "mean",
+        aggregate: Pooling | None = None,
+        flag: tuple[FlagKind, float] | None = None,
         maps: bool = False,
         workers: int = 0,
     ) -> ScoringResult:
         """Score films; where labels are known, with all figures.
 
         films  a path, a 2-D array or a pydicom dataset, or a list of such; paths may be films, folders, zips or
-               manifests. The result has them in this order. None takes the run's cache, of which `split` names a part:
-               test by default, val, train or all.
+               manifests. The result has them in this order. A path alone may be another cache made by the same recipe.
+               None takes the run's cache, of which `split` names a part: test by default, val, train or all.
         where  conditions that the films meet, such as "region=hand".    by_column  columns of the films, such as region
                or sex, by whose values figures are wanted too.
         by     the score that flags and ranks; None takes the model's first.    aggregate  how films make a study or
-               patient: "mean" or "max".    maps  whether each film's heatmap is kept with its score.
+               patient: "mean", which None takes, or "max".    maps  whether each film's heatmap is kept with its score.
+        flag   what is flagged: ("false alarms", 0.05), p-values up to that; ("sensitivity", 0.9), from where that share
+               of abnormal validation films is flagged; ("threshold", 2.5), from that score; ("fdr", 0.1), as many of
+               these films as hold the false discovery rate (Benjamini and Hochberg). None: the run's thresholds.
         workers  processes that prepare films; 0 takes what suits the machine.
+
+        What `anomaly score` was told before, the run remembers: it stands in for None in `by`, `aggregate` and `flag`,
+        and is among the `notes` of the result.
 
         Films that can't be read are in `failures` of the result, and a warning says so. Raises InputError where no film
         can be read, or a name is wrong.
         """
-        if aggregate not in POOLINGS:
-            raise InputError(f"no aggregate {aggregate!r}; there are: {', '.join(POOLINGS)}")
-        self._opened.main_score(by)  # a wrong name is answered before any film is prepared
+        kind, value = flag or (None, None)
+        if kind not in (None, *FLAG_KINDS):
+            raise InputError(f"no way {kind!r} to flag films; there are: {', '.join(FLAG_KINDS)}")
+        rule = {} if kind is None else {kind.replace(" ", "_"): value}
+        chosen = self._chosen(choices_of(score=by, aggregate=aggregate, **rule), rule.get("fdr"))
         with self._selection(films, split, where, workers) as selection:
-            return score_selection(
-                self._opened,
+            kept = MapCollector()
+            result = score_selection(
+                chosen.run,
                 selection,
-                by=by,
-                pooling=aggregate,
+                by=chosen.score,
+                pooling=chosen.aggregate,
                 by_column=by_column,
                 display=self._display,
-                keep_maps=maps,
+                collect=(kept,) if maps else (),
+                fdr=chosen.fdr,
             )
+            return replace(result, maps=kept.maps)
 
     def heatmap(
         self,
@@ -132,14 +149,59 @@ class LoadedRun:
             raise InputError(f"no space {space!r}; there are: cache, film")
         if limit is not None and limit < 1:
             raise InputError(f"limit is {limit}; give 1 or more")
-        self._opened.main_score(by)
+        chosen = self._chosen(choices_of(score=by))
         with self._selection(films, split, where, workers) as selection:
             originals = None
             if space == "film":
-                originals = selection.source or open_source(
-                    Path(selection.films.cache.source_path), strict=False, follow_links=True
-                )
-            return list(heatmaps(self._opened, selection, by=by, limit=limit, originals=originals))
+                originals = selection.source or cache_source(selection.films.cache)
+                if originals is None:
+                    cache = selection.films.cache
+                    raise InputError(f"the films of {cache.path} are not at {cache.source_path}, where they were")
+            return list(heatmaps(chosen.run, selection, by=chosen.score, limit=limit, originals=originals))
+
+    def _chosen(self, given: Choices, fdr: float | None = None) -> Chosen:
+        """Return the run with what is given, and what it remembers: wrong names are refused before films are read."""
+        name = self._opened.calibration_name
+        if name != read_choices(self._opened.run).calibration:  # it was named when the run was loaded
+            given = given.model_copy(update={"calibration": name})
+        return choose(self._opened, given, fdr=fdr, cache_path=self._cache, display=self._display)
+
+    def calibrate(
+        self,
+        normals: "Film | Sequence[Film]",
+        name: str,
+        *,
+        where: Sequence[str] = (),
+        refit: bool = False,
+        only_local: bool = False,
+        replace: bool = False,
+        workers: int = 0,
+    ) -> "LoadedRun":
+        """Calibrate on normal films of the place where the run is used, and return the run with that calibration.
+
+        normals  films as `score` takes them; of labelled ones the normal ones count.    name  of the calibration, a
+        folder in `calibrations/` of the run; `anomaly.load(run, calibration=name)` opens it again.    refit  whether
+        what scores compare with is fitted anew, on half of the patients and the training's normal films, or on the
+        local ones alone (`only_local`).    replace  whether a calibration of this name on other films is replaced.
+
+        Warns of what was left out or taken for granted. Raises InputError where the films don't serve.
+        """
+        options = CalibrateOptions(
+            self.path,
+            (),
+            name,
+            refit,
+            only_local,
+            replace=replace,
+            cache=self._cache,
+            device=str(self._opened.device),
+            workers=workers,
+        )
+        with source_of(normals) as source:
+            done = calibrate_run(self._opened.run, source.where(where), options, self._display)
+        for note in (*done.notes, *(f"left out: {path}: {reason}" for path, reason in done.failures)):
+            warnings.warn(note, stacklevel=2)
+        return LoadedRun(done.run, self._cache, quiet=self._display is silent)
 
     @contextmanager
     def _selection(
@@ -150,6 +212,12 @@ class LoadedRun:
             return
         if split is not None:
             raise InputError(f"split {split!r} applies to the run's own films; leave out either it or the films")
+        several = films if isinstance(films, (list, tuple)) else [films]
+        if cache := other_cache([Path(film) for film in several if isinstance(film, (str, Path))]):
+            if len(several) > 1:
+                raise InputError(f"{cache} is a cache: score it alone")
+            yield cached_films(self._opened.run, cache, where)
+            return
         with (
             source_of(films) as source,
             new_films(self._opened.run, source.where(where), workers=workers, display=self._display) as selection,

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from anomaly.data.batch import batches
 from anomaly.data.dataset import FilmSet
 from anomaly.data.splits import assign_chosen, split_hash
-from anomaly.evaluation.calibration import Calibration, calibrate, read_calibration
+from anomaly.evaluation.calibration import Calibration, calibrate
+from anomaly.evaluation.named_calibration import REFITTED, calibration_folder, named_calibration
 from anomaly.models import find_detector
 from anomaly.models.base import Detector
 from anomaly.pipeline.plan import usable_rows
@@ -20,6 +21,7 @@ from anomaly.runs import Run
 from anomaly.training.weights import load_best_checkpoint, load_weights, resume_command
 from preprocessing import InputError
 from preprocessing.cache.reader import Cache
+from preprocessing.wording import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -31,25 +33,34 @@ class OpenRun:
     calibration: Calibration
     device: torch.device
     note: str | None = None  # what a user of an unfinished run has to know
+    calibration_name: str | None = None  # of the place whose calibration this is; None: the run's own
+    cache_path: Path | None = None  # where the run's cache is now, if not where it was
+    remembered: str | None = None  # which choices of an earlier time are in use
 
     def main_score(self, name: str | None) -> str:
         """Return the score to flag, rank and report by: the named one, or the model's first."""
         if name is not None and name not in self.model.score_names:
+            hint = did_you_mean(name, self.model.score_names)
             raise InputError(
-                f"{self.run.path} has no score {name!r}; there are: {', '.join(sorted(self.model.score_names))}"
+                f"{self.run.path} has no score {name!r}; there are: {', '.join(sorted(self.model.score_names))}{hint}"
             )
         return name or self.model.score_names[0]
 
 
-def open_run(run: Run, device: torch.device, cache_path: Path | None = None) -> OpenRun:
-    """Open a detector's run.
+def open_run(run: Run, device: torch.device, cache_path: Path | None = None, calibration: str | None = None) -> OpenRun:
+    """Open a detector's run, with the calibration of this name (`anomaly calibrate`), or its own.
 
     An unfinished one has the best weights so far: what its scores compare with and its thresholds are fitted now, on
     films of its cache, and `note` says so. `cache_path` says where the cache is now, if not where it was.
     """
     kind = find_detector(run.config.model)
     if run.finished:
-        return OpenRun(run, load_weights(run, kind, device), read_calibration(run), device)
+        refitted = calibration_folder(run, calibration) / REFITTED if calibration is not None else None
+        found = named_calibration(run, calibration)
+        model = load_weights(run, kind, device, refitted if refitted and refitted.is_file() else None)
+        return OpenRun(run, model, found, device, calibration_name=calibration, cache_path=cache_path)
+    if calibration is not None:
+        raise InputError(f"{run.path} is unfinished and has its own calibration alone; leave out --calibration")
     model, best_epoch, epochs = load_best_checkpoint(run, kind, device)
     cache, split = run_cache_and_split(run, cache_path)
     usable = usable_rows(cache, kind.targets)
@@ -62,7 +73,7 @@ def open_run(run: Run, device: torch.device, cache_path: Path | None = None) -> 
         f"{run.path} is unfinished: these are the weights of epoch {best_epoch}, the best of {epochs} so far; "
         f"{resume_command(run)} resumes it"
     )
-    return OpenRun(run, model, calibrate(model, val, device), device, note)
+    return OpenRun(run, model, calibrate(model, val, device), device, note, cache_path=cache_path)
 
 
 def run_films(

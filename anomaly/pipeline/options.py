@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from preprocessing import InputError
 
@@ -27,6 +27,7 @@ class Flag:
     min: int | None = None
     max: int | None = None
     argument: bool = False
+    complete: Literal["models", "runs", "models or runs"] | None = None  # what a shell may complete it to
 
 
 Cache = Annotated[Path | None, Flag("Cache file.  [default: the newest in cache/]")]
@@ -37,11 +38,19 @@ Workers = Annotated[int, Flag("Processes; 0: as many as suit the machine.", min=
 Variant = Annotated[
     str | None, Flag("Variant of the films.  [default: the cache's last one other than -clahe and -contrast]")
 ]
-By = Annotated[str | None, Flag("Score that flags, ranks and is reported first.  [default: the model's first]")]
-RunFolder = Annotated[Path, Flag("Run folder, such as runs/cae-1.", metavar="RUN", argument=True)]
+By = Annotated[
+    str | None,
+    Flag("Score that flags, ranks and is reported first.  [default: as chosen before, else the model's first]"),
+]
+RunFolder = Annotated[Path, Flag("Run folder, such as runs/cae-1.", metavar="RUN", argument=True, complete="runs")]
+Name = Annotated[str | None, Flag("Name of the run: its folder is runs/NAME.", metavar="NAME")]
 Films = Annotated[
     Sequence[Path],
-    Flag("New films: files, folders, zips, manifests.  [default: the run's cache]", metavar="PATHS", argument=True),
+    Flag(
+        "New films: files, folders, zips, manifests, or a cache made alike.  [default: the run's cache]",
+        metavar="PATHS",
+        argument=True,
+    ),
 ]
 Split = Annotated[str | None, Flag("Split of the run's cache: test, val, train or all.  [default: test]")]
 SplitSeed = Annotated[int, Flag("Seed of the splits, where the source has none.", min=0, max=LARGEST_SEED)]
@@ -49,7 +58,20 @@ Where = Annotated[
     Sequence[str],
     Flag("Only films of which this is known, such as region=hand or sex=F,M; repeatable.", metavar="COLUMN=VALUE"),
 ]
-Model = Annotated[str, Flag("Name of the model; `anomaly models` lists them.", argument=True)]
+CalibrationName = Annotated[
+    str | None,
+    Flag("Calibration of another place, made by `anomaly calibrate`.  [default: the run's own]", metavar="NAME"),
+]
+Model = Annotated[str, Flag("Name of the model; `anomaly models` lists them.", argument=True, complete="models")]
+ModelOrRun = Annotated[
+    str,
+    Flag(
+        "Name of the model; `anomaly models` lists them. With --more-epochs or --more-films: a finished run.",
+        metavar="MODEL|RUN",
+        argument=True,
+        complete="models or runs",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -144,6 +166,7 @@ class Plan:
 class TrainOptions(Plan):
     """Train one model into a run folder."""
 
+    model: ModelOrRun
     weights: Annotated[
         str | None,
         Flag(
@@ -151,12 +174,24 @@ class TrainOptions(Plan):
             "[default: the model's]"
         ),
     ] = None
-    out: Annotated[Path | None, Flag("Run folder.  [default: runs/<model>-<n>]")] = None
+    name: Name = None
+    out: Annotated[Path | None, Flag("Run folder, anywhere.  [default: runs/<model>-<n>]")] = None
     resume: Annotated[bool, Flag("Resume an interrupted run.")] = False
+    more_epochs: Annotated[
+        int | None, Flag("Go on from RUN for so many epochs at most, as a new run that begins with its weights.", min=1)
+    ] = None
+    more_films: Annotated[
+        Path | None,
+        Flag("Go on from RUN with these films too; patients of RUN keep their split.", metavar="CACHE"),
+    ] = None
     workers: Annotated[
         int, Flag("Processes that prepare batches beside the training one.", min=0, max=MOST_WORKERS)
     ] = 0
     track: Annotated[str, Flag("Also log every epoch to tensorboard or mlflow.")] = "none"
+
+    def folder(self) -> Path | None:
+        """Return the run folder that is asked for, or None for the next number."""
+        return named_or_out(self.name, self.out)
 
     def plan(self) -> Plan:
         """Return what is to be trained, `weights` among the settings."""
@@ -237,7 +272,10 @@ class BenchOptions:
     paper: Annotated[bool, Flag("Show the published figures beside ours.")] = False
     format: Annotated[str, Flag("Format of the printed table: terminal, markdown, latex, csv or json.")] = "terminal"
     out: Annotated[Path | None, Flag("Bench folder.  [default: runs/bench-<n>]")] = None
-    dry_run: Annotated[bool, Flag("Show what would be trained, and how long it takes.")] = False
+    dry_run: Annotated[bool, Flag("Show what would be trained; nothing is drawn, prepared or trained.")] = False
+    timed: Annotated[bool, Flag("With --dry-run and --cache: time a step of each model, to say how long all take.")] = (
+        False
+    )
     jobs: Annotated[int, Flag("Processes; 0: as many as suit the machine.", min=0, max=MOST_WORKERS)] = 0
     cluster: Annotated[
         str | None, Flag("Address of a Dask scheduler whose workers share the disk.", metavar="ADDRESS")
@@ -245,6 +283,28 @@ class BenchOptions:
     device: Device = "auto"
     precision: Precision = "auto"
     where: Where = ()
+
+
+@dataclass(frozen=True)
+class AutoOptions:
+    """Prepare films, train several detectors within a time budget, choose one."""
+
+    films: Annotated[
+        Path, Flag("Folder, zip or CSV manifest of films, or a cache (.h5).", metavar="FILMS", argument=True)
+    ]
+    minutes: Annotated[int, Flag("Time budget, the preparation of the films included.", min=1, max=10_080)] = 30
+    out: Annotated[Path | None, Flag("Folder.  [default: the runs/auto-<n> of these films, or the next number]")] = None
+    choose_by: Annotated[
+        str, Flag("labels of validation films, planted anomalies, or auto: labels where there are enough.")
+    ] = "auto"
+    recipe: Annotated[str, Flag("limb, plain, or auto: by a look at the films.")] = "auto"
+    size: Annotated[
+        int | None, Flag("Side of the prepared films in pixels.  [default: 224 plain, 448 limb]", min=64, max=2048)
+    ] = None
+    where: Where = ()
+    seed: Annotated[int, Flag("Seed of every training.", min=0, max=LARGEST_SEED)] = 0
+    device: Device = "auto"
+    workers: Workers = 0
 
 
 @dataclass(frozen=True)
@@ -257,11 +317,17 @@ class EnsembleOptions:
             "Finished runs on the same films and variant; RUN:SCORE names the score that is combined, else the first.",
             metavar="RUN[:SCORE]",
             argument=True,
+            complete="runs",
         ),
     ]
+    name: Name = None
     out: Annotated[Path | None, Flag("Run folder.  [default: runs/ensemble-<n>]")] = None
     cache: RunCache = None
     device: Device = "auto"
+
+    def folder(self) -> Path | None:
+        """Return the run folder that is asked for, or None for the next number."""
+        return named_or_out(self.name, self.out)
 
 
 @dataclass(frozen=True)
@@ -277,12 +343,29 @@ class ScoreOptions:
         Flag("Figures for each value of this column too, such as region or sex; repeatable.", metavar="COLUMN"),
     ] = ()
     by: By = None
-    aggregate: Annotated[str, Flag("How scores of films are combined for studies and patients: mean or max.")] = "mean"
+    aggregate: Annotated[
+        str | None, Flag("How scores of films are combined for studies and patients: mean or max.  [default: mean]")
+    ] = None
+    false_alarms: Annotated[
+        float | None, Flag("Flag p-values up to this: the share of normal films that are flagged.  [default: 0.05]")
+    ] = None
+    sensitivity: Annotated[
+        float | None, Flag("Flag from where this share of abnormal validation films is flagged.")
+    ] = None
+    threshold: Annotated[float | None, Flag("Flag from this value of the score.")] = None
+    fdr: Annotated[
+        float | None,
+        Flag("Flag the films of this list of which at most this share is expected to be normal (Benjamini-Hochberg)."),
+    ] = None
+    calibration: CalibrationName = None
     cache: RunCache = None
     out: Annotated[
         Path | None,
         Flag("Folder.  [default: RUN; RUN/<split> for other splits, RUN/new/<date>-<name> for new films]"),
     ] = None
+    pictures: Annotated[int, Flag("New films of which worklist.html has pictures, the highest-ranked ones.", min=0)] = (
+        500
+    )
     device: Device = "auto"
     workers: Workers = 0
 
@@ -299,6 +382,7 @@ class HeatmapOptions:
     space: Annotated[str, Flag("cache: the prepared film; film: the original one.")] = "cache"
     formats: Annotated[str, Flag("Comma list of png (overlay), tiff, npy (float32 values).")] = "png,tiff,npy"
     limit: Annotated[int | None, Flag("The highest-scored films only.", min=1)] = None
+    calibration: CalibrationName = None
     cache: RunCache = None
     source: Annotated[Path | None, Flag("Where the original films are now, if they have moved; for --space film.")] = (
         None
@@ -311,33 +395,111 @@ class HeatmapOptions:
 
 
 @dataclass(frozen=True)
+class CalibrateOptions:
+    """Calibrate a run on normal films of another place."""
+
+    run: RunFolder
+    normals: Annotated[
+        Sequence[Path],
+        Flag("Normal films of that place: folders, zips, manifests, films.", metavar="NORMALS", argument=True),
+    ]
+    name: Annotated[str | None, Flag("Name of the calibration.  [default: that of NORMALS]")] = None
+    refit: Annotated[
+        bool,
+        Flag("Also fit what scores compare with anew, on half of the patients and the training's normal films."),
+    ] = False
+    only_local: Annotated[bool, Flag("With --refit: on the films of that place alone.")] = False
+    where: Where = ()
+    replace: Annotated[bool, Flag("Replace a calibration of this name that is of other films.")] = False
+    cache: RunCache = None
+    device: Device = "auto"
+    workers: Workers = 0
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """Make a page."""
 
     path: Annotated[
         Path | None,
-        Flag("Run or bench folder.  [default: the newest in runs/]", metavar="RUN|BENCH", argument=True),
+        Flag(
+            "Run or bench folder.  [default: the newest in runs/]",
+            metavar="RUN|BENCH",
+            argument=True,
+            complete="runs",
+        ),
     ] = None
     cache: RunCache = None
     device: Device = "auto"
 
 
 @dataclass(frozen=True)
+class RunsOptions:
+    """List runs."""
+
+    folder: Annotated[
+        Path, Flag("Folder that holds the runs, such as runs/bench-1/cells.  [default: runs]", argument=True)
+    ] = Path("runs")
+    sort: Annotated[str, Flag("date (newest first), name, model, auc (highest first) or size.")] = "date"
+    json: Annotated[bool, Flag("Print everything that is known of each as JSON.")] = False
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Compare two runs."""
+
+    first: Annotated[
+        Path, Flag("Scored run, such as runs/cae-1.", metavar="RUN[:SCORE]", argument=True, complete="runs")
+    ]
+    second: Annotated[
+        Path, Flag("The run that it is compared with.", metavar="RUN[:SCORE]", argument=True, complete="runs")
+    ]
+    shared: Annotated[bool, Flag("Leave out test films that only one of the runs has.")] = False
+    json: Annotated[bool, Flag("Print the comparison as JSON.")] = False
+
+
+@dataclass(frozen=True)
+class RmOptions:
+    """Remove runs."""
+
+    runs: Annotated[
+        Sequence[Path],
+        Flag("Folders of runs, ensembles or benches.", metavar="RUN", argument=True, complete="runs"),
+    ]
+    yes: Annotated[bool, Flag("Remove them without asking.")] = False
+
+
+@dataclass(frozen=True)
 class ModelsOptions:
     """List the models."""
 
-    name: Annotated[str | None, Flag("Show all settings and presets of this model.", argument=True)] = None
+    name: Annotated[
+        str | None, Flag("Show all settings and presets of this model.", argument=True, complete="models")
+    ] = None
+    json: Annotated[bool, Flag("Print what each finds, costs and was measured to give as JSON.")] = False
     make: Annotated[bool, Flag("In a checkout: train the package's ssd and unet again, on built-in films.")] = False
     workers: Workers = 0
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Run the whole pipeline on built-in films."""
+    """Show a detector at work on built-in films."""
 
-    folder: Annotated[Path, Flag("Folder for films, cache and run.")] = Path("runs/demo")
+    folder: Annotated[Path, Flag("Folder for films, cache and runs.")] = Path("runs/demo")
     patients: Annotated[int, Flag("Patients to draw; fewer are faster.", min=8)] = 152
+    size: Annotated[int, Flag("Pixels a side of the prepared films; smaller is faster.", min=64, max=1024)] = 512
     workers: Workers = 0
+
+
+def named_or_out(name: str | None, out: Path | None) -> Path | None:
+    """Return the folder that --name or --out asks for, or None without either; both are refused."""
+    if name is None:
+        return out
+    if out is not None:
+        raise InputError("--name NAME is the folder runs/NAME, --out any folder; give one of them")
+    from anomaly.runs import named  # here, as `--help` needs none of what it imports
+
+    return named(name)
 
 
 def names_of(text: str | None) -> tuple[str, ...]:

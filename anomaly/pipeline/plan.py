@@ -25,7 +25,7 @@ from preprocessing import InputError
 from preprocessing.cache.reader import Cache, newest_cache
 from preprocessing.cache.schema import split_variant
 from preprocessing.where import LABELS
-from preprocessing.wording import counted
+from preprocessing.wording import counted, did_you_mean
 
 MEMORY_SHARE = 0.5
 """Of the memory that is free, what films may take; beyond that they are read as they are needed."""
@@ -48,7 +48,8 @@ def resolve(name: str, preset: str, settings: Sequence[str]) -> tuple[Settings, 
     if not model.presets:
         raise InputError(f"{name} is not trained but made of finished runs: `anomaly {name} RUN RUN`")
     if preset not in model.presets:
-        raise InputError(f"no preset {preset!r} of {name}; there are: {', '.join(sorted(model.presets))}")
+        hint = did_you_mean(preset, model.presets)
+        raise InputError(f"no preset {preset!r} of {name}; there are: {', '.join(sorted(model.presets))}{hint}")
     owners = settings_of(model)
     chosen: dict[str, Any] = dict(model.presets[preset])
     for text in settings:
@@ -56,7 +57,8 @@ def resolve(name: str, preset: str, settings: Sequence[str]) -> tuple[Settings, 
         if not equals:
             raise InputError(f"--set {text!r} is not key=value")
         if key not in owners:
-            raise InputError(f"no setting {key!r} of {name}; there are: {', '.join(sorted(owners))}")
+            hint = did_you_mean(key, owners)
+            raise InputError(f"no setting {key!r} of {name}; there are: {', '.join(sorted(owners))}{hint}")
         chosen[key] = value
     fields = TrainConfig.model_fields | model.Config.model_fields
     chosen |= {key: None for key, value in chosen.items() if value == "none" and fields[key].default is None}

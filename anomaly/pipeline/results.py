@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 from anomaly.console import silent
 from anomaly.evaluation.cohort import ScoredCohort
 from anomaly.evaluation.evaluation import Evaluation
-from anomaly.evaluation.figures import Metrics, Unit
+from anomaly.evaluation.figures import Metrics, Pooling, Unit
 from anomaly.evaluation.predict import predict
 from anomaly.formatting import command_line
 from anomaly.pipeline.gallery import MOST_WRONG, SHOWN, Layers
 from anomaly.pipeline.open_run import OpenRun
-from anomaly.pipeline.scoring import ScoringResult, cohort_of, score_selection
+from anomaly.pipeline.scoring import PValues, ScoringResult, cohort_of, score_selection
 from anomaly.pipeline.selection import Display, Selection, recorded_films
 from anomaly.reporting.charts.reliability import reliability_png
 from anomaly.reporting.context import ReportContext
 from anomaly.reporting.galleries import Shown, gallery_rows
 from anomaly.reporting.heatmap import blend, outlined
+from anomaly.reporting.model_card import render_model_card
 from anomaly.reporting.page import render_report, render_wrong
 from anomaly.runs import to_csv, to_json, write_atomic
 from preprocessing.where import LABELS
@@ -48,7 +49,8 @@ def write_results(result: ScoringResult, folder: Path) -> Written:
     """
     written: Written = []
     for unit, name in CSV_FILES.items():
-        columns = _csv_columns(result.scored, unit, result.main, result.threshold(unit))
+        columns = _csv_columns(result, unit)
+        columns["out_of_domain"] = _flags(result.out_of_domain(unit), len(result.groups(unit).ids))
         write_atomic(folder / name, to_csv(columns))
         written.append((folder / name, counted(len(result.groups(unit).ids), unit)))
     if result.evaluation is None:
@@ -64,17 +66,32 @@ def write_results(result: ScoringResult, folder: Path) -> Written:
     return written + _write_pages(context, folder)
 
 
-def _csv_columns(scored: ScoredCohort, unit: Unit, main: str, threshold: float) -> dict[str, Sequence[Any]]:
-    """Return the columns of a unit's file: whose it is, its scores, whether the main one flags it."""
-    groups, cohort = scored.groups[unit], scored.cohort
+def _csv_columns(result: ScoringResult, unit: Unit) -> dict[str, Sequence[Any]]:
+    """Return the columns of a unit's file: whose it is, its scores, whether the main one flags it, its p-value."""
+    groups, cohort = result.groups(unit), result.scored.cohort
     columns: dict[str, Sequence[Any]] = {unit: groups.ids.tolist()}
     if unit == "film":
         columns |= {"study": cohort.study.tolist(), "patient": cohort.patient.tolist()}
     columns |= {"label": [LABELS[int(label)] for label in groups.labels], "split": cohort.split[groups.first].tolist()}
     columns |= {name: values.tolist() for name, values in groups.scores.items()}
-    columns["flagged"] = (groups.scores[main] >= threshold).astype(int).tolist()
+    columns["flagged"] = (groups.scores[result.main] >= result.threshold(unit)).astype(int).tolist()
+    columns |= _p_value_columns(result.p_values(unit), len(groups.ids))
     columns["synthetic"] = [int(cohort.synthetic)] * len(groups.ids)
     return columns
+
+
+def _flags(flags: NDArray[np.bool_] | None, count: int) -> list[str]:
+    """Return flags as 0 and 1, empty where they are not known."""
+    return [""] * count if flags is None else flags.astype(int).astype(str).tolist()
+
+
+def _p_value_columns(p_values: PValues | None, count: int) -> dict[str, Sequence[Any]]:
+    """Return the p-values with their intervals, empty where there are none; q-values where they were asked for."""
+    empty = [""] * count
+    if p_values is None:
+        return {"p_value": empty, "p_low": empty, "p_high": empty}
+    columns = {"p_value": p_values.p.tolist(), "p_low": p_values.low.tolist(), "p_high": p_values.high.tolist()}
+    return columns | ({} if p_values.q is None else {"q_value": p_values.q.tolist()})
 
 
 def _replace(path: Path, content: bytes | str | None) -> bool:
@@ -89,20 +106,30 @@ def _replace(path: Path, content: bytes | str | None) -> bool:
 # --- the pages ------------------------------------------------------------------------------------------------------
 
 
-def write_page(run: OpenRun, cache_path: Path | None = None, *, display: Display = silent) -> Written:
+def write_page(
+    run: OpenRun,
+    cache_path: Path | None = None,
+    *,
+    by: str | None = None,
+    pooling: Pooling = "mean",
+    display: Display = silent,
+) -> Written:
     """Write report.html and wrong.html of a run's test films anew, and return them.
 
     Scores and figures that are there already stand, and only films of the galleries pass the model; films that were not
-    scored yet, or are no longer these, and those of an unfinished run are scored now. `cache_path` says where the cache
-    is, if not where it was.
+    scored yet, or are no longer these, or whose figures are of another main score, pooling or threshold, and those of
+    an unfinished run are scored now. `cache_path` says where the cache is, if not where it was; `by` and `pooling` are
+    those of `score_selection`.
     """
     selection = recorded_films(run.run, "test", cache_path)
     scores = _known_scores(run, selection)
-    if scores is None:
+    figures = None
+    if scores is not None:
+        figures = run.run.read("metrics.json", Metrics, command_line("anomaly", "score", run.run.path))
+    if scores is None or figures is None or not _as_chosen(figures, run, run.main_score(by), pooling):
         words = ["anomaly", "report", str(run.run.path), *(["--cache", str(cache_path)] if cache_path else [])]
-        result = score_selection(run, selection, command=shlex.join(words), display=display)
+        result = score_selection(run, selection, by=by, pooling=pooling, command=shlex.join(words), display=display)
         return write_results(result, run.run.path)
-    figures = run.run.read("metrics.json", Metrics, command_line("anomaly", "score", run.run.path))
     evaluation = Evaluation(ScoredCohort(cohort_of(selection), scores, figures.settings), figures)
     places = sorted({place for places in _galleries(evaluation) for place in places})
     layers = _layers_of(run, selection, places)
@@ -127,6 +154,14 @@ def _known_scores(run: OpenRun, selection: Selection) -> dict[str, NDArray[np.fl
     return dict(zip(head[first:last], values.T, strict=True))
 
 
+def _as_chosen(figures: Metrics, run: OpenRun, main: str, pooling: Pooling) -> bool:
+    """Whether figures are of the score, the pooling and the threshold that a run is now asked for."""
+    flagged = figures.film[figures.score].threshold
+    threshold = None if flagged is None else flagged.threshold
+    at_work = run.calibration.thresholds[pooling]["film"][main]
+    return figures.score == main and figures.settings.aggregate == pooling and threshold in (None, at_work)
+
+
 def _layers_of(run: OpenRun, selection: Selection, places: Sequence[int]) -> dict[int, Layers]:
     """Pass some films through the model and return what is shown of each, by place."""
     films = selection.films.subset(np.array(places, np.int64))
@@ -146,10 +181,12 @@ def _galleries(evaluation: Evaluation) -> tuple[list[int], list[int], list[int]]
 
 
 def _write_pages(context: ReportContext, folder: Path) -> Written:
-    """Write report.html, and wrong.html where films are ranked wrongly."""
+    """Write report.html and model_card.md, and wrong.html where films are ranked wrongly."""
     written: Written = []
     if _replace(folder / "wrong.html", render_wrong(context) if context.wrong else None):
         written.append((folder / "wrong.html", f"the most wrong films ({len(context.wrong)})"))
+    write_atomic(folder / "model_card.md", render_model_card(context))
+    written.append((folder / "model_card.md", "the model card, with what is left to fill in"))
     write_atomic(folder / "report.html", render_report(context))
     return [*written, (folder / "report.html", "the page to open")]
 
@@ -193,7 +230,7 @@ def _page_context(
         },
         versions=config.versions,
         history={name: [float(line[name]) for line in history] for name in (history[0] if history else {})},
-        rule=calibration.rule,
+        rule=calibration.chosen,
         map_scale=calibration.map_scale,
         map_unit=run.model.map_unit,
         highest=[shown[place] for place in highest],
@@ -201,7 +238,13 @@ def _page_context(
         lowest=[shown[place] for place in lowest],
         pictures={about: path.read_bytes() for about, path in pictures.items() if path.is_file()},
         failures=films.cache.failures,
-        notes=[*([run.note] if run.note else []), *figures.notes, *selection.notes, *run.run.warnings()],
+        notes=[
+            *(note for note in (run.note, run.remembered) if note),
+            *figures.notes,
+            *selection.notes,
+            *calibration.notes,
+            *run.run.warnings(),
+        ],
     )
 
 

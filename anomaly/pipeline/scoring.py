@@ -1,22 +1,27 @@
 """From a run and films to scores and figures, in one pass: what the verbs and the Python API both call."""
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.console import silent
 from anomaly.data.dataset import FilmSet
-from anomaly.evaluation.calibration import Calibration
+from anomaly.evaluation.calibration import Calibration, short
 from anomaly.evaluation.cohort import Cohort, Groups, ScoredCohort
+from anomaly.evaluation.conformal import benjamini_hochberg
 from anomaly.evaluation.evaluation import Evaluation, evaluate
 from anomaly.evaluation.figures import EvaluationSettings, LocalizationFigures, Metrics, Pooling, Unit
 from anomaly.evaluation.localization import LocalizationRanking
 from anomaly.evaluation.predict import PredictedFilms, ScoreColumns, predict
+from anomaly.evaluation.shift import FactColumns
 from anomaly.formatting import with_interval
-from anomaly.pipeline.gallery import GalleryCollector
+from anomaly.pipeline.film_reference import Likeness, likeness
+from anomaly.pipeline.gallery import Collector, GalleryCollector
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.selection import Display, Selection
 from preprocessing.wording import counted, patients_note
@@ -32,13 +37,23 @@ class UnitScore:
     scores: dict[str, float]  # every score, those of trivial detectors too
     score: float  # the one that flags
     flagged: bool  # whether it reaches the threshold
-    p_value: float | None = None  # of being a normal one; None where it was not calibrated
-    p_interval: tuple[float, float] | None = None  # 95 %, as far as the number of normal patients goes
+    p_value: float | None = None  # conformal: how often a normal one scores as high; None where it was not calibrated
+    p_interval: tuple[float, float] | None = None  # 95 %, of the share of normal ones that score as high
     q_value: float | None = None  # by Benjamini and Hochberg over all films scored together, where that was asked for
     map: NDArray[np.float32] | None = None  # (S, S) of a film, smoothed, where maps were asked for
+    out_of_domain: bool | None = None  # whether a film shows something else than the training's; None: not known
 
     def __repr__(self) -> str:
         return f"<{self.id}: {self.score:.6g}{', flagged' * self.flagged}>"
+
+
+class PValues(NamedTuple):
+    """Of N films, studies or patients."""
+
+    p: NDArray[np.float64]  # (N,) conformal
+    low: NDArray[np.float64]  # (N,) 95 % interval of the share of normal ones that score as high
+    high: NDArray[np.float64]  # (N,)
+    q: NDArray[np.float64] | None  # (N,) by Benjamini and Hochberg, where a false discovery rate was asked for
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,7 @@ class ScoringResult:
     evaluation: Evaluation | None  # None for new films, and where the model was trained on some of the films
     gallery: GalleryCollector
     maps: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # by place, where they were asked for
+    likeness: Likeness = field(default_factory=Likeness)  # whether the films are like those of the training
 
     @property
     def calibration(self) -> Calibration:
@@ -84,11 +100,31 @@ class ScoringResult:
         return list(self.selection.failures)
 
     @property
+    def shift(self) -> list[str]:
+        """In what new films are unlike those of the training or the calibration, a sentence each."""
+        return self.likeness.sentences
+
+    def out_of_domain(self, unit: Unit) -> NDArray[np.bool_] | None:
+        """Return which films show something else than those of the training; studies and patients that have one."""
+        outside = self.likeness.outside
+        if outside is None or unit == "film":
+            return outside
+        ids = self.scored.cohort.study if unit == "study" else self.scored.cohort.patient
+        return np.isin(self.groups(unit).ids, np.unique(ids[outside]))
+
+    @property
     def notes(self) -> list[str]:
         """What a reader of the scores should know: patients not known, films of the training among them, ..."""
         cohort = self.scored.cohort
         note = patients_note(cohort.unknown_patients, len(cohort.film))
-        return [*([note] if note else []), *self.selection.notes]
+        remembered = self.run.remembered
+        return [
+            *([note] if note else []),
+            *self.selection.notes,
+            *self.shift,
+            *([remembered] if remembered else []),
+            *self.calibration_notes,
+        ]
 
     def __len__(self) -> int:
         return len(self.scored.cohort.film)
@@ -116,8 +152,41 @@ class ScoringResult:
         """Return from where a film, study or patient is flagged."""
         return self.calibration.thresholds[self.scored.settings.aggregate][unit][self.main]
 
+    def p_values(self, unit: Unit) -> "PValues | None":
+        """Return the p-values of the main score; None where the run keeps no scores of normal films."""
+        reference = self.calibration.reference(self.scored.settings.aggregate, unit, self.main)
+        if reference is None:
+            return None
+        scores = self.groups(unit).scores[self.main]
+        p, (low, high) = reference.p_values(scores), reference.intervals(scores).T
+        return PValues(p, low, high, benjamini_hochberg(p) if self.calibration.rule == "false discoveries" else None)
+
+    def flagging(self, unit: Unit) -> str:
+        """Say how films, studies or patients are flagged, and how many normal ones that is expected to be."""
+        return self.calibration.sentence(self.scored.settings.aggregate, unit, self.main)
+
+    @property
+    def calibration_notes(self) -> list[str]:
+        """What p-values and thresholds rest on, where that is little, and for which films they don't hold."""
+        notes = self.calibration.notes
+        if self.calibration.normals is None:
+            return notes
+        seen = [name for name in ("train", "val") if (self.scored.cohort.split == name).any()]
+        if seen:
+            notes.append(f"p-values don't hold for films of {' and '.join(seen)}: the run was made with them")
+        if self.calibration.rule == "false discoveries" and self.calibration.value:
+            smallest = 1 / (self.calibration.patients + 1)
+            least = math.ceil(round(len(self) * smallest / self.calibration.value, 9))
+            if least > 1:
+                notes.append(
+                    f"q <= {short(self.calibration.value)} takes at least {least} of {counted(len(self), 'film')} that "
+                    f"score above all {self.calibration.patients} normal patients: more normals would take fewer"
+                )
+        return notes
+
     def _units(self, unit: Unit) -> Iterator[UnitScore]:
-        groups, threshold = self.groups(unit), self.threshold(unit)
+        groups, threshold, p_values = self.groups(unit), self.threshold(unit), self.p_values(unit)
+        outside = self.out_of_domain(unit)
         for i, name in enumerate(groups.ids):
             scores = {score: float(values[i]) for score, values in groups.scores.items()}
             main = scores[self.main]
@@ -128,7 +197,11 @@ class ScoringResult:
                 scores,
                 main,
                 main >= threshold,
+                None if p_values is None else float(p_values.p[i]),
+                None if p_values is None else (float(p_values.low[i]), float(p_values.high[i])),
+                None if p_values is None or p_values.q is None else float(p_values.q[i]),
                 map=self.maps.get(i) if unit == "film" else None,
+                out_of_domain=None if outside is None else bool(outside[i]),
             )
 
 
@@ -158,31 +231,35 @@ def score_selection(
     by_column: Sequence[str] = (),
     command: str = "",
     display: Display = silent,
-    keep_maps: bool = False,
+    collect: Sequence[Collector] = (),
+    fdr: float | None = None,
 ) -> ScoringResult:
     """Score films, and compute every figure that their labels allow; each film passes the model once.
 
     by  the score that flags, ranks and is reported first; None: the model's first.    pooling  films -> study, patient.
     by_column  columns of the films, such as region or sex, by whose values figures are wanted too.
-    command  what was typed, for the record.    keep_maps  whether the result has every film's map.
+    command  what was typed, for the record.    collect  what else is kept of the pass, such as the maps of some films.
+    fdr  the false discovery rate at which films of these, taken together, are flagged, instead of by the run's
+    thresholds.
     """
     main, films = run.main_score(by), selection.films
     cohort = cohort_of(selection, by_column)
-    columns, gallery = ScoreColumns(films), GalleryCollector(main)
+    columns, facts, gallery = ScoreColumns(films), FactColumns(films), GalleryCollector(main)
     pointing = _Pointing(films, cohort) if _measurable(selection) and run.calibration.map_scale is not None else None
-    kept: dict[int, NDArray[np.float32]] = {}
     with display("scoring", len(films), "films") as advance:
         for predicted in predict(run.model, films, run.device, maps=run.calibration.map_scale is not None):
             columns.add(predicted)
+            facts.add(predicted.places, predicted.films)
             gallery.add(predicted)
-            if predicted.maps is not None:
-                if keep_maps:
-                    kept |= {predicted.places.start + i: predicted.smoothed_map(i) for i in range(len(predicted.films))}
-                if pointing is not None:
-                    pointing.add(predicted)
+            if predicted.maps is not None and pointing is not None:
+                pointing.add(predicted)
+            for collector in collect:
+                collector.add(predicted)
             advance(len(predicted.films))
     settings = EvaluationSettings(aggregate=pooling)
     scored = ScoredCohort(cohort, columns.finish(), settings)
+    if fdr is not None:
+        run = replace(run, calibration=run.calibration.discovering(fdr, scored))
     evaluation = None
     if _measurable(selection):
         calibration = run.calibration
@@ -191,12 +268,14 @@ def score_selection(
             scored,
             main=main,
             thresholds=calibration.thresholds[pooling],
+            chosen=None if calibration.youden is None else calibration.youden[pooling],
             localization=None if pointing is None else pointing.figures(settings),
             chosen_on=calibration.films if supervised else None,
             run=str(run.run.path),
             command=command,
         )
-    return ScoringResult(run, selection, scored, main, evaluation, gallery, kept)
+    like = likeness(run, films, facts.finish(), scored.scores[main], main, new=selection.name == "new")
+    return ScoringResult(run, selection, scored, main, evaluation, gallery, likeness=like)
 
 
 class _Pointing:
@@ -235,9 +314,9 @@ class _Pointing:
 
 
 def _measurable(selection: Selection) -> bool:
-    """Whether figures can be computed: of films that the model has not seen, new ones if both labels are known."""
+    """Whether figures can be computed: of films that the model has not seen, new ones if any label is known."""
     if selection.name == "new":
-        return {0, 1} <= set(selection.films.label.tolist())
+        return bool((selection.films.label >= 0).any())
     return "train" not in set(selection.split)
 
 

@@ -24,12 +24,22 @@ from preprocessing.build import BuildOptions, build, made_digest
 from preprocessing.cache.reader import Cache
 from preprocessing.recipe import Nets, Recipe
 from preprocessing.sources import Source
-from preprocessing.wording import counted
+from preprocessing.sources.paths import safe_name
+from preprocessing.wording import counted, did_you_mean
 
 FEW = 16
 """Up to this many new films are prepared in this process: starting others would take longer."""
 Display = Callable[[str, int, str], AbstractContextManager[Advance]]
 """(what is done, how many, of which unit) -> what is told of progress: `console.progress`, or `console.silent`."""
+
+
+class NewFilms(Record):
+    """films.json: which new films a folder of results is of."""
+
+    source: str
+    """Where they were."""
+    films: int
+    listing_hash: str
 
 
 @dataclass(frozen=True)
@@ -39,14 +49,16 @@ class Selection:
     films: FilmSet
     split: NDArray[Any]  # (n,) of each film; "new" for new ones
     name: str  # a split, "all" or "new"
-    source: Source | None = None  # of new films
+    source: Source | None = None  # of new films, unless they are a cache's
+    identity: NewFilms | None = None  # of new films
     failures: Sequence[tuple[str, str]] = ()  # path and reason of new films that can't be read
     notes: Sequence[str] = ()  # what a reader of the results should know, a sentence each
 
     def folder(self, run: Run) -> Path:
         """Return where results go by default: those of the test split in the run itself, new films in their own."""
-        if self.source is not None:
-            return new_folder(run.path / self.name, self.source)
+        if self.identity is not None:
+            name = self.films.cache.path.stem if self.source is None else self.source.name
+            return new_folder(run.path / self.name, self.identity, safe_name(name))
         return run.path if self.name == "test" else run.path / self.name
 
 
@@ -57,7 +69,9 @@ def recorded_films(run: Run, split: str | None, cache_path: Path | None, where: 
     """
     name = split or "test"
     if name not in (*SPLITS, "all"):
-        raise InputError(f"no split {name!r}; there are: all, {', '.join(SPLITS)}")
+        raise InputError(
+            f"no split {name!r}; there are: all, {', '.join(SPLITS)}{did_you_mean(name, ('all', *SPLITS))}"
+        )
     films, splits = run_films(run, name, cache_path, where)
     return Selection(films, splits, name)
 
@@ -87,53 +101,43 @@ def new_films(run: Run, source: Source, *, workers: int = 0, display: Display = 
         cache = Cache(report.path)
         films = FilmSet(cache, config.variant, np.arange(len(cache)), config.size)
         split = np.full(len(cache), "new", dtype=object)
-        yield Selection(films, split, "new", source, report.failures, _notes(run, source, cache))
+        identity = NewFilms(source=str(source.root), films=len(source.records), listing_hash=source.listing_hash())
+        notes = [*source.notes, *trained_on(run, cache, films.rows)]
+        yield Selection(films, split, "new", source, identity, report.failures, notes)
 
 
-def _notes(run: Run, source: Source, cache: Cache) -> list[str]:
-    """Say what a reader of new films' scores should know: of their source, and of those that are no new films."""
-    return [*source.notes, *_trained_on(run, cache)]
+def trained_on(run: Run, cache: Cache, rows: NDArray[np.int64]) -> list[str]:
+    """Say how many new films are films that the run was trained on, byte for byte, if its cache is still there.
 
-
-def _trained_on(run: Run, cache: Cache) -> list[str]:
-    """Say how many new films are films that the run was trained on, byte for byte, if its cache is still there."""
+    rows  (n,) of the cache: the new films. Empty where there are none.
+    """
     try:
         known, split = run_cache_and_split(run)
     except InputError:
         return []
     seen = set(known.index["sha256"][split == "train"])
-    rows = [row for row, digest in enumerate(cache.index["sha256"]) if digest in seen]
-    if not rows:
+    again = [row for row in rows if cache.index["sha256"][row] in seen]
+    if not again:
         return []
-    first = cache.index["path"][rows[0]]
-    verb = "is" if len(rows) == 1 else "are"
+    first = cache.index["path"][again[0]]
+    verb = "is" if len(again) == 1 else "are"
     return [
-        f"{len(rows)} of {counted(len(cache), 'film')} {verb} among those that {run.path} was trained on (the first: "
+        f"{len(again)} of {counted(len(rows), 'film')} {verb} among those that {run.path} was trained on (the first: "
         f"{first}): figures that count them are optimistic"
     ]
 
 
-class NewFilms(Record):
-    """films.json: which new films a folder of results is of."""
-
-    source: str
-    """Where they were."""
-    films: int
-    listing_hash: str
-
-
-def new_folder(parent: Path, source: Source) -> Path:
+def new_folder(parent: Path, record: NewFilms, name: str) -> Path:
     """Return the folder for results of new films, `<date>-<name>`, made if there is none.
 
     The same films get the folder that they had, on whatever day; other films never do: theirs has a number where date
     and name are the same.
     """
-    record = NewFilms(source=str(source.root), films=len(source.records), listing_hash=source.listing_hash())
     for file in sorted(parent.glob("*/films.json"), reverse=True):
         with suppress(OSError, ValidationError):
             if NewFilms.model_validate_json(file.read_bytes()).listing_hash == record.listing_hash:
                 return file.parent
-    name = f"{datetime.now().astimezone():%Y-%m-%d}-{source.name}"
+    name = f"{datetime.now().astimezone():%Y-%m-%d}-{name}"
     folder = next(
         folder
         for number in itertools.count(1)

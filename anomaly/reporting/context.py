@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from anomaly.evaluation.evaluation import Evaluation
 from anomaly.evaluation.figures import Metrics
@@ -26,7 +26,7 @@ class ReportContext:
     origin: Mapping[str, str] = field(default_factory=dict)  # how it was made: commands, precision, date
     versions: Mapping[str, str] = field(default_factory=dict)
     history: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # column -> rows; None, nan: no value
-    rule: Literal["quantile", "youden"] = "quantile"  # how thresholds were chosen
+    rule: str = "chosen on validation normals"  # how thresholds were chosen, after the words "the threshold"
     map_scale: float | None = None  # from `heatmap_scale.map_scale`
     map_unit: str = "squared error"
     highest: Sequence[Shown] = ()

@@ -237,3 +237,14 @@ def png(picture: Picture) -> bytes:
         ".png", picture[..., ::-1] if picture.ndim == 3 else picture, [cv2.IMWRITE_PNG_COMPRESSION, 4]
     )
     return bytes(data.tobytes())
+
+
+def jpeg(picture: Picture, quality: int = 85) -> bytes:
+    """A picture, (H, W, 3) RGB or (H, W) grey uint8, as the bytes of a JPEG file; quality 0 to 100."""
+    import cv2
+
+    if picture.dtype != np.uint8:
+        raise ValueError(f"picture {picture.dtype}: must be uint8")
+    rows = picture[..., ::-1] if picture.ndim == 3 else picture
+    _, data = cv2.imencode(".jpg", rows, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return bytes(data.tobytes())

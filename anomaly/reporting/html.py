@@ -1,9 +1,9 @@
 """HTML pages from templates: what every page of a run or a bench has in common.
 
-A page is a single HTML file. Images are embedded as base64 PNG and charts as SVG; it loads nothing, and runs one script
-of its own, which its content security policy names by hash and which only moves sliders. Every text from files is
-escaped. Pages are readable in light and dark mode, on a phone and on paper, and everything on them can be reached by
-keyboard.
+A page is a single HTML file. Images are embedded as base64 PNG and charts as SVG; it loads nothing (the worklist alone
+loads its pictures, from the folder beside it), and runs one script of its own, which its content security policy names
+by hash. Every text from files is escaped. Pages are readable in light and dark mode, on a phone and on paper, and
+everything on them can be reached by keyboard.
 """
 
 import base64

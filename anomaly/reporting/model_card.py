@@ -1,6 +1,11 @@
 """Model cards: what a detector, or the detectors of a bench, are for and not for, their data and their limits."""
 
+import html
+import re
+from collections.abc import Iterable, Sequence
+
 from anomaly.evaluation.comparison import Table
+from anomaly.reporting.checklists import SUBGROUP_HEAD, Item, Subgroup, gmlp, reporting_items, subgroups
 from anomaly.reporting.context import ReportContext
 from preprocessing.wording import counted
 
@@ -34,6 +39,57 @@ def model_card(context: ReportContext) -> dict[str, list[str]]:
         "Data": _data(context),
         "Limits": _limits(context),
     }
+
+
+def checklists(context: ReportContext) -> dict[str, list[Item]]:
+    """What reporting guidelines ask, as far as the run knows it: title -> items."""
+    return {
+        "Good machine learning practice (FDA, Health Canada, MHRA)": gmlp(context),
+        "Reporting checklist (STARD-AI, CLAIM 2024)": reporting_items(context),
+    }
+
+
+def filled(items: list[Item]) -> str:
+    """Say how much of a list the run knows.
+
+    >>> filled([Item("a", "known."), Item("b", "")])
+    '1 of 2 answered by the run; the others say what to fill in'
+    """
+    return f"{sum(item.whole for item in items)} of {len(items)} answered by the run; the others say what to fill in"
+
+
+def render_model_card(context: ReportContext) -> str:
+    """The model card as Markdown, for model_card.md: card, subgroups, check lists. Text from files is escaped."""
+    lines = [f"# Model card: {_escaped(context.title)}"]
+    for title, sentences in model_card(context).items():
+        lines += ["", f"## {title}", "", *(f"- {_escaped(sentence)}" for sentence in sentences)]
+    groups = subgroups(context.figures)
+    if groups:
+        lines += [
+            "",
+            f"## Subgroups ({_escaped(context.score)})",
+            "",
+            *_table(SUBGROUP_HEAD, map(Subgroup.cells, groups)),
+        ]
+    for title, items in checklists(context).items():
+        answers = ([item.topic, str(item)] for item in items)
+        lines += ["", f"## {title}", "", f"{filled(items)}.", "", *_table(("item", "answer"), answers)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table whose columns are not padded, as answers are sentences."""
+    rule = " | ".join(":---" for _ in head)
+    return [f"| {' | '.join(head)} |", f"| {rule} |", *(f"| {' | '.join(map(_escaped, row))} |" for row in rows)]
+
+
+def _escaped(text: str) -> str:
+    r"""Text from anywhere as it stands in a line of Markdown: no tag, link, emphasis or cell begins in it.
+
+    >>> print(_escaped("<b> a_b | [x](y)"))
+    &lt;b&gt; a\_b \| \[x\](y)
+    """
+    return re.sub(r"([\\*_\[\]|#!])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def _data(context: ReportContext) -> list[str]:

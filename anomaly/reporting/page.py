@@ -11,19 +11,16 @@ from anomaly.reporting.charts.histogram import score_histograms
 from anomaly.reporting.charts.learning import learning_curves
 from anomaly.reporting.charts.reliability import reliability_diagrams
 from anomaly.reporting.charts.roc import roc_charts
+from anomaly.reporting.checklists import SUBGROUP_HEAD, subgroups
 from anomaly.reporting.context import ReportContext
 from anomaly.reporting.galleries import heat_bar, layer_names, numbered_galleries
 from anomaly.reporting.html import compact, flat, png_address, render
-from anomaly.reporting.model_card import model_card
+from anomaly.reporting.model_card import checklists, filled, model_card
 from anomaly.reporting.text import no_localization
 from preprocessing.wording import counted
 
 _PANELS = 12  # learning curves at most; the run's history.csv has the others
 _FIRST = 6  # of the most wrong films, how many the report itself shows
-_RULES = {
-    "quantile": "chosen on validation normals",
-    "youden": "chosen on labelled validation films (Youden's index)",
-}
 
 
 def render_report(context: ReportContext) -> str:
@@ -45,6 +42,7 @@ def render_report(context: ReportContext) -> str:
         "films": "Films" if any(galleries.values()) else "",
         "localization": "Localization" if figures.localization else "",
         "figures": "Figures",
+        "threshold": "Threshold" if figures.operating else "",
         "classifier": "As a classifier" if classes else "",
         "kinds": "By kind" if figures.kinds else "",
         "columns": "By column" if figures.columns else "",
@@ -65,7 +63,6 @@ def render_report(context: ReportContext) -> str:
         roc=roc_charts(evaluation),
         histograms=score_histograms(evaluation),
         localization=_localization(figures),
-        threshold_rule=_RULES[context.rule],
         classes={unit: _by_threshold(classifier) for unit, classifier in classes.items()},
         reliabilities=reliabilities,
         reliability=reliability_diagrams(reliabilities),
@@ -74,6 +71,8 @@ def render_report(context: ReportContext) -> str:
         bar=heat_bar(context.map_scale, context.map_unit),
         pictures={words: png_address(picture) for words, picture in context.pictures.items()},
         card=model_card(context),
+        subgroups=[SUBGROUP_HEAD, *(group.cells() for group in subgroups(figures))] if subgroups(figures) else [],
+        checklists={title: (filled(items), items) for title, items in checklists(context).items()},
     )
 
 

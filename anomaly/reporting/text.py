@@ -12,13 +12,14 @@ from anomaly.evaluation.figures import (
     ScoreFigures,
 )
 from anomaly.formatting import markdown, number, with_interval
+from anomaly.reporting.operating import operating_lines
 from preprocessing.wording import counted
 
 
 def summary(figures: Metrics) -> list[str]:
     """Every figure: a table each by film, study and patient, then by kind, of pixels, and as a classifier."""
     if all(row.roc_auc is None for row in figures.film.values()):
-        return ["no figures: they need normal and abnormal films with known labels"]
+        return ["no ROC-AUC: it needs normal and abnormal films with known labels", *operating_lines(figures)]
     films = f"{'SYNTHETIC films, ' if figures.synthetic else ''}split {figures.split}"
     lines = list(figures.notes)
     for unit, scores in figures.units.items():
@@ -30,6 +31,8 @@ def summary(figures: Metrics) -> list[str]:
     for column, values in figures.columns.items():
         heading = f"{figures.score} by {column} ({films}; the films of each value alone)"
         lines += ["", heading, *value_table(column, values, (figures.score, *figures.settings.trivial))]
+    if figures.operating:
+        lines += ["", *operating_lines(figures)]
     if figures.localization:
         lines += ["", *localization_lines(figures.localization, films)]
     for unit, classifier in (figures.classes or {}).items():
@@ -159,8 +162,18 @@ def report_table(figures: ClassificationFigures) -> list[str]:
     return [*report, "", *matrix]
 
 
-def flag_table(films: Sequence[str], values: Sequence[float], score: str, threshold: float) -> list[str]:
-    """Lines of a Markdown table: a row a film, the highest score first, and whether it is flagged."""
+def flag_table(
+    films: Sequence[str], values: Sequence[float], score: str, threshold: float, p_values: Sequence[float | None]
+) -> list[str]:
+    """Lines of a Markdown table: a row a film, the highest score first, its p-value, and whether it is flagged."""
     order = sorted(range(len(films)), key=lambda row: -values[row])
-    rows = [(films[row], f"{values[row]:.6g}", "flagged" if values[row] >= threshold else "") for row in order]
-    return markdown(["film", score, f"at {threshold:.6g}"], rows)
+    rows = [
+        (
+            films[row],
+            f"{values[row]:.6g}",
+            number(p_values[row]),
+            "flagged" if values[row] >= threshold else "",
+        )
+        for row in order
+    ]
+    return markdown(["film", score, "p", f"at {threshold:.6g}"], rows)

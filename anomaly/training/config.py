@@ -108,6 +108,7 @@ class State:
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     warnings: list[dict[str, Any]] = field(default_factory=list)  # text, first and last epoch of each
+    stopped: int | None = None  # the epoch after which it was stopped, by hand or at a deadline
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,15 @@ paper's code did.
 
 Training goes in `stages`, one unasked: in each either everything moves or one part of the model, the others frozen.
 A stage ends like a training, after `epochs` or by `patience`; the next begins with the kept weights and new optimizers.
+
+A training that goes on from the weights of another run measures these first: they are a checkpoint like any other, of
+epoch 0. One that is stopped, by hand or at a deadline, ends between two batches, with the checkpoint that it has kept.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +26,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from anomaly.data.batch import Batch, as_batch
@@ -33,37 +36,18 @@ from anomaly.data.loader import TrainingBatches
 from anomaly.distributed import SINGLE_PROCESS, World
 from anomaly.models.base import Model, Step
 from anomaly.runs import Run, checkpoint_state, to_csv
+from anomaly.training.compiling import COMPILED, compilable
 from anomaly.training.config import EpochReport, Precision, State, TrainConfig
 from anomaly.training.replay import Replay
 from preprocessing import InputError
 
+NO_BETTER = "no epoch lowered the validation loss of the weights that it began with"
+"""How the warning begins that the weights of a training are those it began with."""
 AFTER_DIVERGING = "what earlier epochs gave is kept; train again with a lower --set learning_rate=, or --set clip=1"
 
 
-def _compilable(players: Mapping[str, Sequence[nn.Module]]) -> Iterator[nn.Module]:
-    """Give the outermost sequences of layers of all players, once each; where there are none, the players' own modules.
-
-    Compiled is what happens at a module's call, and not all networks are called as a whole.
-    """
-    seen: set[nn.Module] = set()
-    for modules in players.values():
-        for module in modules:
-            for part in list(_sequences(module)) or [module]:
-                if part not in seen:
-                    seen.add(part)
-                    yield part
-
-
-def _sequences(module: nn.Module) -> Iterator[nn.Module]:
-    if isinstance(module, nn.Sequential):
-        yield module
-        return
-    for child in module.children():
-        yield from _sequences(child)
-
-
-COMPILED = 256
-"""Compiled forms of all networks of a model together: a form for each shape of batch, and for scoring."""
+class _StoppedByHand(Exception):
+    """Ends an epoch between two of its batches."""
 
 
 class Trainer:
@@ -111,13 +95,22 @@ class Trainer:
         if config.compile:
             # All share one cache of what was compiled, which by default holds eight.
             torch._dynamo.config.recompile_limit = COMPILED
-            for module in _compilable(model.players()):
+            for module in compilable(model.players()):
                 module.compile()
         self.optimizers = self._optimizers()
         replayed = config.cuda_graph and model.replayable and device.type == "cuda" and world.size == 1
         self.replay = Replay(device) if replayed and not config.compile else None
         self.state = State()
         self.best_weights: dict[str, Tensor] = {}
+        self._should_stop: Callable[[State], bool] = lambda state: False
+
+    def keep_start(self) -> None:
+        """Take the weights as they stand for the checkpoint to beat, of epoch 0."""
+        self.state.best = self._validate()["validation"]
+        self._keep()
+
+    def _keep(self) -> None:
+        self.best_weights = {name: t.detach().cpu().clone() for name, t in self.model.state_dict().items()}
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         config = self.config
@@ -146,13 +139,22 @@ class Trainer:
         folder: Run,
         on_epoch: Callable[[EpochReport], None],
         on_checkpoint: Callable[[], None] = lambda: None,
+        should_stop: Callable[[State], bool] = lambda state: False,
         *,
         checkpoint_seconds: float = 20.0,
     ) -> dict[str, Tensor]:
-        """Train to the end and return the chosen weights; a checkpoint every `checkpoint_seconds`."""
-        saved = -math.inf
+        """Train to the end and return the chosen weights; a checkpoint every `checkpoint_seconds`.
+
+        should_stop  asked before every batch whether to end here, with what is kept of the epochs done; one at least
+        is. The epoch that is under way is lost.
+        """
+        saved, self._should_stop = -math.inf, should_stop
         while not self._done():
-            figures = self.train_epoch(self.state.epoch + 1)
+            try:
+                figures = self.train_epoch(self.state.epoch + 1)
+            except _StoppedByHand:
+                self._stop(folder)
+                break
             self._remember(figures)
             new = self._warn(figures)
             if self._stage_over():
@@ -166,7 +168,22 @@ class Trainer:
             left = pace * (state.before + epochs * (len(self.config.order) - state.stage) - state.epoch)
             if self.world.first:
                 on_epoch(EpochReport(state.epoch, self.config.most_epochs, figures, state.best_epoch, left, new))
+        if self.config.keep == "best" and self.state.best_epoch == 0:
+            text = f"{NO_BETTER} ({self.state.best:.5g}): they are kept as they were"
+            self.state.warnings.append({"text": text, "first": 1, "last": self.state.epoch})
         return self.best_weights
+
+    def _stop(self, folder: Run) -> None:
+        """End the training after the last whole epoch, so that resuming finds nothing left to train."""
+        state = self.state
+        text = f"stopped by hand or at a deadline; at most {self.config.most_epochs} epochs were planned"
+        state.warnings.append({"text": text, "first": state.epoch, "last": state.epoch})
+        state.stopped, state.stage = state.epoch, len(self.config.order)
+        self.save(folder)
+
+    def _check_stop(self) -> None:
+        if self._should_stop(self.state):
+            raise _StoppedByHand
 
     def _done(self) -> bool:
         return self.state.stage == len(self.config.order)
@@ -198,6 +215,7 @@ class Trainer:
         self._set_rates(number)
         terms: dict[str, list[Tensor]] = {}
         for batch in self.batches.epoch(number):
+            self._check_stop()
             for step in self.steps(corrupt(batch, self.config)):
                 named = {f"{step.player}.{name}": term for name, term in step.terms.items()}
                 for name, term in (named | step.watch).items():
@@ -271,6 +289,7 @@ class Trainer:
         self.model.eval()
         seen: dict[str, list[Tensor]] = {}
         for start in range(0, len(self.samples), self.config.batch_size):
+            self._check_stop()
             rows = np.concatenate(self.samples[start : start + self.config.batch_size])
             batch = as_batch(self.validation.part(rows), self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
@@ -288,7 +307,7 @@ class Trainer:
         if improved:
             state.best, state.best_epoch = figures["validation"], state.epoch
         if improved or self.config.keep == "last":
-            self.best_weights = {name: t.detach().cpu().clone() for name, t in self.model.state_dict().items()}
+            self._keep()
 
     def _warn(self, figures: dict[str, float]) -> list[str]:
         """Note what is wrong with the epoch; returns what was not wrong before."""
@@ -320,6 +339,7 @@ class Trainer:
             "best_epoch": self.state.best_epoch,
             "history": self.state.history,
             "warnings": self.state.warnings,
+            "stopped": self.state.stopped,
         }
         flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
         folder.write("checkpoint.safetensors", save(flat, metadata={"state": json.dumps(state)}))

@@ -20,14 +20,17 @@ BEST = "best/"
 """What the names of the best weights so far begin with, in a checkpoint."""
 
 
-def load_weights(run: Run, kind: type[M], device: torch.device) -> M:
-    """Return the trained model of a finished run, of its class, on `device` and in evaluation mode."""
+def load_weights(run: Run, kind: type[M], device: torch.device, refitted: Path | None = None) -> M:
+    """Return the trained model of a finished run, of its class, on `device` and in evaluation mode.
+
+    refitted  a .safetensors file of tensors in place of those of the run: a reference fitted to other films.
+    """
     if not run.finished:
         raise InputError(f"{run.path} is unfinished; {resume_command(run)} resumes it")
     path = run.path / "weights.safetensors"
     if not path.is_file():
         raise InputError(f"{path} is gone; train again with another --out")
-    return _loaded(run, kind, device, path, prefix="")
+    return _loaded(run, kind, device, path, prefix="", refitted=refitted)
 
 
 def load_best_checkpoint(run: Run, kind: type[M], device: torch.device) -> tuple[M, int, int]:
@@ -44,12 +47,23 @@ def load_best_checkpoint(run: Run, kind: type[M], device: torch.device) -> tuple
 
 def resume_command(run: Run) -> str:
     """Return the command, in backquotes, that resumes an unfinished run."""
-    return f"`{command_line('anomaly', 'train', run.config.model, '--out', run.path, '--resume')}`"
+    begun, words = run.config.begun_with, ["anomaly", "train", run.config.model]
+    if begun is not None:
+        films = ["--more-films", begun.more_films] if begun.more_films else []
+        epochs = ["--more-epochs", run.config.settings.training["epochs"], "--seed", run.config.seed]
+        words = ["anomaly", "train", begun.run, *films, *map(str, epochs)]
+    return f"`{command_line(*words, '--out', run.path, '--resume')}`"
 
 
-def _loaded(run: Run, kind: type[M], device: torch.device, path: Path, *, prefix: str) -> M:
+def _loaded(
+    run: Run, kind: type[M], device: torch.device, path: Path, *, prefix: str, refitted: Path | None = None
+) -> M:
     try:
-        return build(kind, run.config.settings.model, run.config.size, _tensors(path, prefix), device)
+        tensors = _tensors(path, prefix)
+        if refitted is not None:
+            path = refitted  # what an error is of
+            tensors |= load_file(refitted)
+        return build(kind, run.config.settings.model, run.config.size, tensors, device)
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(

@@ -25,6 +25,7 @@ from preprocessing.cache.schema import (
     truth_stage,
 )
 from preprocessing.where import INDEXED, chosen, label_names
+from preprocessing.wording import did_you_mean
 
 MAGIC = b"\x89HDF\r\n\x1a\n"  # the first bytes of every HDF5 file
 
@@ -114,7 +115,9 @@ class Cache:
         """What is known of every film under a name, of the index or of `columns`, (N,); InputError lists the names."""
         known = self.known | self.columns
         if name not in known:
-            raise InputError(f"{self.path}: no column {name!r}; there are: {', '.join(known)}")
+            raise InputError(
+                f"{self.path}: no column {name!r}; there are: {', '.join(known)}{did_you_mean(name, known)}"
+            )
         return np.asarray(known[name], dtype=object)
 
     def where(self, conditions: Sequence[str]) -> NDArray[np.bool_]:
@@ -242,9 +245,9 @@ class Cache:
 
     def _check(self, variant: str) -> None:
         if variant not in self.variants:
-            wanted = ",".join((*self.variants, variant))
+            wanted, hint = ",".join((*self.variants, variant)), did_you_mean(variant, self.variants)
             raise InputError(
-                f"{self.path}: no variant {variant!r}; there are: {', '.join(self.variants)}; "
+                f"{self.path}: no variant {variant!r}; there are: {', '.join(self.variants)}{hint}; "
                 f"run `anomaly preprocess SOURCE --variants {wanted}`"
             )
 
@@ -326,5 +329,6 @@ def _command(file: Any) -> str:
 
 
 def _remake(file: Any) -> str:
-    """The command that puts a new cache in the place of this one."""
-    return f"{_command(file)} --force"
+    """The command that puts a new cache in the place of this one; a joined one is replaced unasked if it is damaged."""
+    command = _command(file)
+    return f"{command} --force" if command.startswith("anomaly preprocess") else command

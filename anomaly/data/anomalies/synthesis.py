@@ -6,11 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from anomaly.data.anomalies.diffuse import DIFFUSE
 from anomaly.data.anomalies.draws import Draws
 from anomaly.data.anomalies.families import FAMILIES
 from anomaly.data.anomalies.site import Site
 from anomaly.nn.filters import gaussian_blur
 
+ALL = {**FAMILIES, **DIFFUSE}
+"""Families by name: those that models are trained on, and the diffuse ones."""
 VISIBLE = 0.014
 """Least smoothed absolute change of the level that counts as damage: fainter ones can't be told from grain."""
 SMOOTHING = 1.5
@@ -73,7 +76,7 @@ def synthesize(
                 rows, donor = (places.to(film.device, non_blocking=True) for places in (chosen, donor))
                 draws = Draws(len(chosen), film.device, generator)
                 site = Site(film[rows], mask[rows], film[donor], mask[donor], unit, draws)
-                changed, visible = _seen(site, FAMILIES[name](site))
+                changed, visible = _seen(site, ALL[name](site))
                 film = film.index_copy(0, rows, changed)
                 area = visible.sum(dim=(1, 2, 3), keepdim=True)
                 heavier = torch.maximum(weight[rows], instance_weight(area, unit))

@@ -1,0 +1,162 @@
+"""results.json: scored new films as a program reads them.
+
+    format          1; another number is another meaning of what follows
+    made            when, local time with its offset, ISO 8601
+    run, model      the run folder and the name of its model
+    source          where the films were
+    score           the name of the score that ranks and flags
+    aggregate       how films make a study or patient: mean or max
+    thresholds      film, study, patient -> the value from which one is flagged
+    synthetic       the films, or those of the training, were drawn by this program
+    notes           what a reader has to know, a sentence each
+    films           by falling score, each with
+        rank        from 1
+        film        its name in scores.csv: the path in its source, with #1 and #2 where it shows two hands
+        study, patient, patient_known   False: the study or the film stands in for the patient
+        label       normal, abnormal, unknown
+        score       the one that ranks; `scores` has all by name, those of trivial detectors too
+        flagged     whether it reaches the threshold
+        p_value, p_interval, q_value   null where the run has none
+        columns     what the source says of it beyond that: region, site, sex, ...
+        pictures    thumbnail, film, heatmap, reconstruction -> file, relative to results.json; {} without pictures
+    studies, patients   in the order of scores.csv: id, label, films (how many), score, scores, flagged, p_value, ...
+    failures        films that can't be read: path, reason
+
+Keys may be added without another format; none is taken away.
+"""
+
+from datetime import datetime
+from typing import Any, Literal
+
+import numpy as np
+
+from anomaly.evaluation.figures import Interval, Pooling, Unit
+from anomaly.pipeline.pictures import Drawn
+from anomaly.pipeline.scoring import ScoringResult, UnitScore
+from anomaly.runs import Record
+from preprocessing.where import LABELS
+
+FORMAT = 1
+
+
+class UnitRecord(Record):
+    """What results.json says of a study or patient."""
+
+    id: str
+    label: Literal["normal", "abnormal", "unknown"]
+    films: int
+    score: float
+    scores: dict[str, float]
+    flagged: bool
+    p_value: float | None
+    p_interval: Interval | None
+    q_value: float | None
+
+
+class FilmRecord(Record):
+    """What results.json says of a film."""
+
+    rank: int
+    film: str
+    study: str
+    patient: str
+    patient_known: bool
+    label: Literal["normal", "abnormal", "unknown"]
+    score: float
+    scores: dict[str, float]
+    flagged: bool
+    p_value: float | None
+    p_interval: Interval | None
+    q_value: float | None
+    columns: dict[str, str]
+    pictures: dict[str, str]
+
+
+class FailureRecord(Record):
+    """A film that can't be read."""
+
+    path: str
+    reason: str
+
+
+class ResultsRecord(Record):
+    """results.json; the module's docstring says what each key means."""
+
+    format: int = FORMAT
+    made: str
+    run: str
+    model: str
+    source: str
+    score: str
+    aggregate: Pooling
+    thresholds: dict[Unit, float]
+    synthetic: bool
+    notes: list[str]
+    films: list[FilmRecord]
+    studies: list[UnitRecord]
+    patients: list[UnitRecord]
+    failures: list[FailureRecord]
+
+
+def results_record(result: ScoringResult, drawn: Drawn) -> ResultsRecord:
+    """Return what results.json says of scored films and the pictures of some of them."""
+    run, selection = result.run.run, result.selection
+    identity = selection.identity
+    return ResultsRecord(
+        made=datetime.now().astimezone().isoformat(timespec="seconds"),
+        run=str(run.path),
+        model=run.config.model,
+        source=identity.source if identity else selection.films.cache.source_path,
+        score=result.main,
+        aggregate=result.scored.settings.aggregate,
+        thresholds={unit: result.threshold(unit) for unit in ("film", "study", "patient")},
+        synthetic=result.scored.cohort.synthetic or run.config.cache.synthetic,
+        notes=[*result.notes, *drawn.notes],
+        films=_films(result, drawn),
+        studies=[_unit(unit) for unit in result.studies],
+        patients=[_unit(unit) for unit in result.patients],
+        failures=[FailureRecord(path=path, reason=reason) for path, reason in result.failures],
+    )
+
+
+def ranking(result: ScoringResult) -> list[int]:
+    """Return the places of films by falling score, the first ones of equal score first."""
+    return [int(place) for place in np.argsort(-result.scored.scores[result.main], kind="stable")]
+
+
+def _films(result: ScoringResult, drawn: Drawn) -> list[FilmRecord]:
+    films, cohort = result.selection.films, result.scored.cohort
+    known = films.column("patient_known")
+    columns = {name: values[films.rows] for name, values in films.cache.columns.items()}
+    records = []
+    for rank, place in enumerate(ranking(result), 1):
+        film, pictures = result.films[place], drawn.by_place.get(place)
+        records.append(
+            FilmRecord(
+                rank=rank,
+                film=film.id,
+                study=str(cohort.study[place]),
+                patient=str(cohort.patient[place]),
+                patient_known=bool(known[place]),
+                columns={name: str(values[place]) for name, values in columns.items() if values[place]},
+                pictures={} if pictures is None else {"thumbnail": pictures.thumbnail, **pictures.layers},
+                **_scores(film),
+            )
+        )
+    return records
+
+
+def _unit(unit: UnitScore) -> UnitRecord:
+    return UnitRecord(id=unit.id, films=unit.films, **_scores(unit))
+
+
+def _scores(unit: UnitScore) -> dict[str, Any]:
+    return {
+        "label": LABELS[unit.label],
+        "score": unit.score,
+        "scores": unit.scores,
+        "flagged": unit.flagged,
+        "p_value": unit.p_value,
+        "p_interval": unit.p_interval,
+        "q_value": unit.q_value,
+    }

@@ -1,0 +1,99 @@
+"""The worklist of new films: its pictures, worklist.html, and results.json for programs."""
+
+from pathlib import Path
+
+from anomaly.console import silent
+from anomaly.evaluation.conformal import more_abnormal_than
+from anomaly.formatting import number
+from anomaly.pipeline.other_cache import cache_source
+from anomaly.pipeline.pictures import FOLDER, PictureCollector, draw_pictures
+from anomaly.pipeline.results_record import FilmRecord, ResultsRecord, UnitRecord, results_record
+from anomaly.pipeline.scoring import ScoringResult
+from anomaly.pipeline.selection import Display
+from anomaly.reporting.worklist import ListedFilm, WorklistContext, render_worklist
+from anomaly.runs import to_json, write_atomic
+from preprocessing.where import LABELS
+from preprocessing.wording import counted
+
+Written = list[tuple[Path, str]]
+"""Files, and in words what is in each."""
+
+
+def write_worklist(
+    result: ScoringResult, pictures: PictureCollector, folder: Path, *, display: Display = silent
+) -> Written:
+    """Write worklist.html, its pictures and results.json of new films into a folder, and return them.
+
+    pictures  what the pass kept of the films that get any.
+    """
+    films = result.selection.films
+    originals = result.selection.source or cache_source(films.cache)
+    drawn = draw_pictures(pictures, films, originals, folder, display=display)
+    record = results_record(result, drawn)
+    write_atomic(folder / "results.json", to_json(record.model_dump(mode="json")))
+    write_atomic(folder / "worklist.html", render_worklist(_context(result, record, folder)))
+    shown = "" if len(drawn.by_place) == len(result) else f", with pictures of the {len(drawn.by_place)} highest"
+    return [
+        (folder / "results.json", "all of it, for programs"),
+        (folder / "worklist.html", f"{counted(len(result), 'film')} by falling score{shown}: the page to go through"),
+    ]
+
+
+def _context(result: ScoringResult, record: ResultsRecord, folder: Path) -> WorklistContext:
+    run, selection = result.run, result.selection
+    pictured = sum(bool(film.pictures) for film in record.films)
+    patients = {unit.id: unit for unit in record.patients}
+    studies = {unit.id: unit for unit in record.studies}
+    return WorklistContext(
+        title=f"Worklist: {folder.name}",
+        id=selection.identity.listing_hash if selection.identity else selection.films.cache.content_hash,
+        subtitle=f"{record.source}, scored by {record.model} of {record.run} on {record.made[:16].replace('T', ' ')}",
+        score=record.score,
+        threshold=record.thresholds["film"],
+        films=[_listed(film, patients[film.patient], studies[film.study], result) for film in record.films],
+        counts=_counts(record, pictured),
+        notes=[*([run.note] if run.note else []), *record.notes],
+        synthetic=record.synthetic,
+        folder=FOLDER,
+        map_scale=run.calibration.map_scale,
+        map_unit=run.model.map_unit,
+        failures=result.failures,
+    )
+
+
+def _counts(record: ResultsRecord, pictured: int) -> dict[str, str]:
+    """Return what the head of the page counts."""
+    flagged = {
+        "film": sum(film.flagged for film in record.films),
+        "study": sum(study.flagged for study in record.studies),
+        "patient": sum(patient.flagged for patient in record.patients),
+    }
+    totals = {"film": len(record.films), "study": len(record.studies), "patient": len(record.patients)}
+    counts = {
+        "flagged": ", ".join(f"{count} of {counted(totals[unit], unit)}" for unit, count in flagged.items()),
+        "score": f"{record.score}; a film is flagged from {record.thresholds['film']:.6g}",
+    }
+    if pictured < len(record.films):
+        counts["pictures"] = f"of the {counted(pictured, 'highest-ranked film')} alone; --pictures N makes more"
+    return counts
+
+
+def _listed(film: FilmRecord, patient: UnitRecord, study: UnitRecord, result: ScoringResult) -> ListedFilm:
+    whose = []
+    if film.patient_known:
+        whose.append(f"patient {film.patient}{_standing(patient)}")
+    if film.study not in (film.film, film.patient):
+        whose.append(f"study {film.study}{_standing(study)}")
+    labels = {name: label for label, name in LABELS.items()}
+    said = ""
+    if film.p_value is not None and film.p_interval is not None:
+        said = more_abnormal_than(film.p_value, film.p_interval, result.calibration.patients)
+        said += "" if film.q_value is None else f", q {number(film.q_value)}"
+    return ListedFilm(film.rank, film.film, film.score, film.flagged, labels[film.label], said, whose, film.pictures)
+
+
+def _standing(unit: UnitRecord) -> str:
+    """Return how a study or patient of several films stands, in brackets; "" of a single film, which says it itself."""
+    if unit.films == 1:
+        return ""
+    return f" ({counted(unit.films, 'film')}{', flagged' * unit.flagged})"
