@@ -9,8 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from sklearn.metrics import average_precision_score
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from anomaly.data.anomalies.draws import Draws
 from anomaly.data.anomalies.families import FAMILIES
@@ -23,6 +25,7 @@ from anomaly.data.loader import TrainingBatches
 from anomaly.localization.unet import UNet, UNetConfig
 from anomaly.models import ZOO, find_model
 from anomaly.models.synthetic import Synthetic, SyntheticConfig
+from anomaly.nn.efficientnet_lite import LiteEncoder
 from anomaly.nn.filters import gaussian_blur
 from anomaly.nn.losses import average_precision
 from anomaly.pipeline.plan import Plan, prepare
@@ -326,7 +329,7 @@ def test_average_precision_is_scikit_learns(seed: int, share: float) -> None:
         )
 
 
-def test_the_map_is_calibrated_to_place_and_grows_with_the_logit(some: Films) -> None:
+def test_the_map_is_what_logits_lie_above_those_of_normal_films(some: Films) -> None:
     torch.manual_seed(0)
     model = fitted(Synthetic(NARROW, SIDE), some)
     batch = as_batch(some, CPU)
@@ -334,31 +337,43 @@ def test_the_map_is_calibrated_to_place_and_grows_with_the_logit(some: Films) ->
         logits = model(batch.film)
         drawn = model.predict(batch, maps=True).map
         assert drawn is not None
-        model.normals.mean += 1
+        least, most = model.normals.expected.min(), model.normals.expected.max()
+        assert (drawn <= softplus(logits - least) + 1e-5).all() and (drawn[~batch.mask] == 0).all()
+        assert (drawn >= softplus(logits - most) - 1e-5)[batch.mask].all()
+        model.normals.expected += 1
         lower = model.predict(batch, maps=True).map
-    assert lower is not None and (lower <= drawn).all() and (lower < drawn)[batch.mask].all()
-    assert (model.normals.deviation > 0).all() and model.normals.mean.shape == (1, 1, SIDE, SIDE)
-    place = batch.mask[0] & batch.mask[1]
-    higher = (logits[0] > logits[1]) & place
-    assert (drawn[0] > drawn[1])[higher].all() and higher.any()
+    assert lower is not None and (lower < drawn)[batch.mask].all()
 
 
-def test_normal_films_calibrate_to_mean_0_and_deviation_1(some: Films) -> None:
-    """Of logits that are noise of another level and spread in each half of the film, away from their border."""
-    model = fitted(Synthetic(NARROW, SIDE), some)
-    count = 60
-    half = (torch.arange(SIDE) < SIDE // 2).float()
-    level, spread = 3 * half - 1, 1 + 2 * half
-    noise = torch.randn(count, 1, SIDE, SIDE, generator=seeded(0)) * spread + level
-    there = torch.ones(1, 1, SIDE, SIDE) * count
-    model._calibrate(noise.sum(dim=0, keepdim=True), noise.square().sum(dim=0, keepdim=True), there)
-    for columns in (slice(0, 20), slice(44, 64)):
-        torch.testing.assert_close(
-            model.normals.mean[..., columns], level[columns].expand(1, 1, SIDE, 20), atol=0.25, rtol=0
-        )
-        torch.testing.assert_close(
-            model.normals.deviation[..., columns], spread[columns].expand(1, 1, SIDE, 20), atol=0.25, rtol=0
-        )
+def test_each_kind_is_calibrated_to_the_mean_logit_of_its_normal_cells() -> None:
+    """Of two kinds of cells that are told apart by their features, and have logits of another level each."""
+    model = Synthetic(SyntheticConfig(weights="none", width=4, levels=4, components=2, axes=2), SIDE)
+    features = torch.cat([torch.randn(400, 12, generator=seeded(0)), 20 + torch.randn(600, 12, generator=seeded(1))])
+    logits = torch.cat([torch.full((400,), -3.0), torch.full((600,), 5.0)])
+    model._fit_mixture([features], logits)
+    kinds = model.normals.kinds(model.normals.whitening(features))
+    torch.testing.assert_close(model.normals.expected[kinds], logits)
+
+
+def test_the_way_down_begins_as_the_published_network(tmp_path: Path) -> None:
+    encoder = LiteEncoder("lite0")
+    published: dict[str, Tensor] = {}
+    names = encoder.network._published_names()
+    for layer, (weight, name) in zip(encoder.network.convolutions(), names, strict=True):
+        published[f"{weight}.weight"] = torch.randn(layer.weight.shape)
+        published |= {
+            f"{name}.{key}": torch.rand(layer.out_channels) for key in ("weight", "bias", "running_mean", "running_var")
+        }
+    save_file(published, tmp_path / "lite0.safetensors")
+    model = Synthetic(SyntheticConfig(), SIDE)
+    model.load_pretrained(tmp_path / "lite0.safetensors")
+    assert torch.equal(model.down.network.stem[0].weight, published["_conv_stem.weight"])  # type: ignore[union-attr, index]
+    assert {id(p) for p in model.down.parameters()} <= {
+        id(p) for m in model.players()["segmenter"] for p in m.parameters()
+    }
+    assert model(torch.rand(2, 1, SIDE, SIDE)).shape == (2, 1, SIDE, SIDE)
+    assert Synthetic.check_size(SyntheticConfig(), 48) == "needs a film side that is a multiple of 32"
+    assert Synthetic.weights_file(SyntheticConfig(weights="none")) is None
 
 
 @pytest.mark.parametrize("width", [4, 16])

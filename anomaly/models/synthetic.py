@@ -28,20 +28,16 @@ from anomaly.nn.atypicality import Atypicality, cells
 from anomaly.nn.blocks import convolution
 from anomaly.nn.efficientnet_lite import LiteEncoder
 from anomaly.nn.filters import local_mean
+from anomaly.nn.fitted import Fitted
 from anomaly.nn.losses import average_precision, masked_mean, soft_dice, topk_mean
-from anomaly.nn.mixture import GaussianMixture, k_means
+from anomaly.nn.mixture import LEAST_OF_KIND, GaussianMixture, k_means, nearest_means
 from anomaly.nn.unet import decode, encode
 from anomaly.nn.whitening import Whitening
 
 ENTROPY, DICE = 10.0, 0.3
 """Weights of the cross-entropy, which is small because damage is rare, and of the Dice loss."""
-WINDOW = 0.045
-"""Standard deviation of the window over which the normals' logits are averaged, as a share of the film's side: hands
-aren't registered."""
 PEAK = 5 / 512
 """That of the window of `peak`."""
-LEAST_DEVIATION = 0.25
-"""Least standard deviation of the logit at a place, so that where all normal films are alike no rounding counts."""
 SEED = 17
 """Of the anomalies of validation, to which each batch adds the area of its masks, and of the mixture's first means."""
 CELL = 8
@@ -68,33 +64,38 @@ class SyntheticConfig(Settings):
     """Family of anomalies that the network isn't trained on and the checkpoint is chosen by; none trains on all and
     chooses by all."""
     components: int = Field(default=200, ge=1, le=10_000)
-    """Gaussians of the mixture that describes the encoder's features, at most: each needs four cells on average."""
+    """Gaussians of the mixture that describes the encoder's features, and so the kinds of structure that are told
+    apart, at most: each needs four cells on average."""
     axes: int = Field(default=64, ge=1, le=1024)
     """Principal components kept of those features, at most."""
     shrinkage: float = Field(default=0.4, gt=0, le=1)
     """Share of the covariance of all cells in that of each Gaussian."""
 
 
-class _Normals(nn.Module):
+class _Normals(Fitted):
     """What is kept of the logits and the encoder's features of normal films."""
 
-    mean: Tensor  # (1, 1, S, S) of the logits in a window about each pixel
-    deviation: Tensor  # (1, 1, S, S) and their standard deviation
+    expected: Tensor  # (K,) mean logit of the cells of each kind, the component of the mixture with the nearest mean
 
-    def __init__(self, config: SyntheticConfig, size: int) -> None:
+    fitted: ClassVar = ("expected",)
+
+    def __init__(self, config: SyntheticConfig) -> None:
         super().__init__()
         self.atypicality = Atypicality()
         self.whitening = Whitening(config.axes, equal_spread=True)
         self.mixture = GaussianMixture()
-        self.register_buffer("mean", torch.zeros(1, 1, size, size))
-        self.register_buffer("deviation", torch.ones(1, 1, size, size))
+
+    def kinds(self, cells: Tensor) -> Tensor:
+        """Return the kind of each cell, of its whitened features: (M, A) -> (M,)."""
+        return nearest_means(cells, self.mixture.means, 1)[:, 0]
 
 
 class Synthetic(Detector):
     """A U-Net with batch normalization: film (N, 1, S, S) -> logits of being damaged (N, 1, S, S).
 
-    The map is the softplus of the calibrated logit: its distance from the mean of normal films at the same place, in
-    their standard deviations, smoothly cut at zero. Scores, none of them chosen by labels:
+    The map is the softplus of the calibrated logit: what it lies above its mean over cells of 8 x 8 pixels of normal
+    films that show the same kind of structure, smoothly cut at zero. Fingertips, joints and overlapping bones of normal
+    films have higher logits than a shaft; without this they rank above damage. Scores, none of them chosen by labels:
 
     `peak`         the largest locally averaged value of the map
     `top01`        mean of the largest .1 % of the map's values under the mask
@@ -111,9 +112,17 @@ class Synthetic(Detector):
         "standard": {
             "epochs": 40,
             "batch_size": 16,
-            "crop": 128,
-            "crops_per_film": 2,
-            "learning_rate": 2e-3,
+            "crop": 192,
+            "learning_rate": 4e-4,
+            "schedule": "cosine",
+            "augmentation": "advanced",
+            "patience": 0,
+        },
+        # Films as they are, for a GPU: the deepest levels see the whole limb.
+        "whole": {
+            "epochs": 60,
+            "batch_size": 32,
+            "learning_rate": 4e-4,
             "schedule": "cosine",
             "augmentation": "advanced",
             "patience": 0,
@@ -124,7 +133,7 @@ class Synthetic(Detector):
             "batch_size": 32,
             "crop": 64,
             "crops_per_film": 4,
-            "learning_rate": 2e-3,
+            "learning_rate": 1e-3,
             "schedule": "cosine",
             "augmentation": "flips",
             "patience": 0,
@@ -141,7 +150,7 @@ class Synthetic(Detector):
     low_precision = True
     takes_crops = True
     score_names = ("peak", "top01", "top1", "mean", "atypicality", "mixture", "mixture_top1")
-    map_unit = "softplus of standard deviations of the logit"
+    map_unit = "softplus of the logit above normal ones"
 
     def __init__(self, config: SyntheticConfig, size: int) -> None:
         """Build the network for films of `size` x `size` pixels; its weights do not depend on the size."""
@@ -161,7 +170,7 @@ class Synthetic(Detector):
         self.up = nn.ModuleList(_level(i + skip, o) for (i, o), skip in zip(pairwise(deep), skips, strict=True))
         self.last = nn.Conv2d(raised[-1], 1, 1)
         nn.init.constant_(self.last.bias, -2.0)  # type: ignore[arg-type]  # damage is rare
-        self.normals = _Normals(config, size)
+        self.normals = _Normals(config)
 
     @classmethod
     def check_size(cls, config: SyntheticConfig, size: int) -> str | None:
@@ -238,10 +247,12 @@ class Synthetic(Detector):
     def predict(self, batch: Batch, *, maps: bool = False) -> Prediction:
         """Return the scores named above; the map is that of the calibrated logit."""
         logits, features = self._pass(batch.film)
-        calibrated = softplus((logits - self.normals.mean) / self.normals.deviation) * batch.mask
-        cells_of_films = zip(features, _inside(batch.mask), strict=True)
         # One by one: the rounding of a matrix product depends on the rest of its batch.
-        unusual = [self.normals.mixture(self.normals.whitening(film[inside])) for film, inside in cells_of_films]
+        whitened = [self.normals.whitening(film) for film in features]
+        expected = torch.stack([self.normals.expected[self.normals.kinds(cells)] for cells in whitened])
+        calibrated = softplus(logits - self._enlarged(expected)) * batch.mask
+        inside = _inside(batch.mask)
+        unusual = [self.normals.mixture(cells[own]) for cells, own in zip(whitened, inside, strict=True)]
         scores = {
             "peak": local_mean(calibrated, batch.mask, self.size * PEAK).amax(dim=(1, 2, 3)),
             "top01": topk_mean(calibrated, batch.mask, 0.001),
@@ -252,6 +263,12 @@ class Synthetic(Detector):
             "mixture_top1": torch.stack([_top1(values) for values in unusual]),
         }
         return Prediction(scores, calibrated if maps else None)
+
+    def _enlarged(self, values: Tensor) -> Tensor:
+        """Return what cells have on their pixels: (N, M) -> (N, 1, S, S)."""
+        side = self.size // CELL
+        maps = values.reshape(-1, 1, side, side)
+        return interpolate(maps, scale_factor=float(CELL), mode="bilinear", align_corners=False)
 
     def _pass(self, film: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (N, 1, S, S), and the features of cells of 8 x 8 pixels: those of levels 2 to 4 (N, M, C)."""
@@ -267,44 +284,38 @@ class Synthetic(Detector):
     def fit_reference(self, normals: Batches) -> None:
         """Keep what the normals' logits and features look like, in one pass.
 
-        Of the logits mean and standard deviation about each pixel, and their maps on 14 x 14 cells; of the features the
-        mixture, fitted to KEPT cells that are taken evenly from all films.
+        Of the logits their maps on 14 x 14 cells, and their mean over cells of each kind; of the features the mixture.
+        Both are fitted to KEPT cells that are taken evenly from all films.
         """
         patterns: list[Tensor] = []
         kept: list[Tensor] = []
-        total, squares, seen = (torch.zeros_like(self.normals.mean) for _ in range(3))
+        means: list[Tensor] = []
         step = math.ceil(normals.films * (self.size // CELL) ** 2 / KEPT)
         for batch in normals:
             logits, features = self._pass(batch.film)
             patterns.append(cells(logits, batch.mask).cpu())
-            for film, inside in zip(features, _inside(batch.mask), strict=True):
-                kept.append(film[inside][len(kept) % step :: step])  # each film begins with another cell
-            total += (logits * batch.mask).sum(dim=0, keepdim=True)
-            squares += (logits.square() * batch.mask).sum(dim=0, keepdim=True)
-            seen += batch.mask.sum(dim=0, keepdim=True)
+            of_cells = avg_pool2d(logits, CELL).flatten(1)
+            for film, mean, inside in zip(features, of_cells, _inside(batch.mask), strict=True):
+                start = len(kept) % step  # each film begins with another cell
+                kept.append(film[inside][start::step])
+                means.append(mean[inside][start::step])
         self.normals.atypicality.fit(torch.cat(patterns))
-        self._calibrate(total, squares, seen)
-        self._fit_mixture(kept)
+        self._fit_mixture(kept, torch.cat(means))
 
-    def _calibrate(self, total: Tensor, squares: Tensor, seen: Tensor) -> None:
-        """Take the sums of the logits and of their squares, and the number of films, at each pixel: (1, 1, S, S)."""
-        there, count = seen > 0, seen.sum().clamp(min=1)
-        # Windows weigh each place by the films that were seen there, as all pixels of all films count alike.
-        weight = local_mean(seen, there, self.size * WINDOW).clamp(min=1e-6)
-        mean, square = (local_mean(x, there, self.size * WINDOW) / weight for x in (total, squares))
-        # A pixel that lies under no normal film's mask counts as the average one.
-        mean = torch.where(there, mean, total.sum() / count)
-        square = torch.where(there, square, squares.sum() / count)
-        self.normals.mean = mean
-        self.normals.deviation = (square - mean.square()).clamp(min=LEAST_DEVIATION**2).sqrt()
-
-    def _fit_mixture(self, kept: list[Tensor]) -> None:
-        """Fit axes and mixture to the features of cells of normal films, (M, C) each."""
+    def _fit_mixture(self, kept: list[Tensor], logits: Tensor) -> None:
+        """Fit axes and mixture to the features of cells of normal films, (M, C) each, and each kind to their logits."""
         self.normals.whitening.fit(kept)
         sample = self.normals.whitening(torch.cat(kept))
         count = max(1, min(self.config.components, len(sample) // LEAST_CELLS))
         means = k_means(sample, count, torch.Generator().manual_seed(SEED))
         self.normals.mixture.fit(means, [sample], self.config.shrinkage)
+        total = torch.zeros(2, len(self.normals.mixture.means), dtype=torch.float64, device=logits.device)
+        ones = torch.ones_like(logits)
+        total.index_add_(1, self.normals.kinds(sample), torch.stack([ones, logits]).double())
+        number, own = total
+        # A kind of few cells counts as the average one.
+        usual = own.sum() / number.sum()
+        self.normals.expected = torch.where(number >= LEAST_OF_KIND, own / number.clamp(min=1), usual).float()
 
 
 def _level(channels: int, features: int) -> nn.Sequential:

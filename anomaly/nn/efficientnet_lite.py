@@ -156,9 +156,7 @@ class EfficientNetLite(nn.Module):
         own = {id(layer): name for name, layer in self.named_modules()}
         norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
         tensors: dict[str, Tensor] = {}
-        for index, (layer, (weight, norm)) in enumerate(
-            zip(self.convolutions(), self._published_names(), strict=True)
-        ):
+        for index, (layer, (weight, norm)) in enumerate(zip(self.convolutions(), self._published_names(), strict=True)):
             name = own[id(layer)]
             if norms:
                 parts = ("weight", "bias", "running_mean", "running_var")
