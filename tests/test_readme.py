@@ -35,6 +35,10 @@ PLACEHOLDERS = {
     "FILMS": "films",  # a MURA tree: 16 built-in patients at 64 px
     "XR_HAND": "films/XR_HAND",
     "NEW": "new.png",  # one film
+    "TODAY": "new.png",
+    "today/": "new.png",
+    "normals/": "films",
+    "NORMALS": "films",
     "RUN": "runs/cae-1",
     "BENCH": "runs/bench-1",
     "CACHE": "the newest file of cache/",
@@ -56,7 +60,6 @@ APPENDED = {
     "anomaly tune cae --study mine --storage postgresql://host/studies": f"{BRIEF} --trials 1",
     "anomaly bench --table": f"{GRID} --models cae,contrast_density",  # else 42 trainings on 300 films of 512 px
     "anomaly bench --cluster tcp://host:8786": f"{GRID} --models contrast_density",
-    "anomaly bench XR_HAND --preset paper --dry-run": "--size 64 --set size=64 --set batch_size=4 --models cae",
 }
 """Command -> what is typed after it, so that seconds do where the document's takes minutes."""
 
@@ -71,6 +74,7 @@ INSTEAD = {
 """Command -> what is run in its place."""
 
 BEFORE = {
+    "anomaly calibrate runs/feature_mixture-1 normals/ --name clinic": [f"anomaly train feature_mixture {BRIEF}"],
     "anomaly score runs/feature_mixture-1 NEW": [f"anomaly train feature_mixture {BRIEF}"],
     "anomaly report BENCH": [f"anomaly bench {GRID} --models contrast_density"],
     "anomaly ensemble runs/cae-1 runs/cae-2": [f"anomaly train cae {BRIEF} --seed 1"],
@@ -88,11 +92,23 @@ AFTER = {
 """Command -> what the paragraph says in words can be done then."""
 
 LEFT_OUT = {
+    "anomaly auto FILMS --minutes 30": "the same",
+    "anomaly auto FILMS": "takes half an hour; tests/test_auto.py runs it",
+    "anomaly auto FILMS --minutes 120": "takes two hours; tests/test_auto.py goes on with a search",
+    "anomaly score runs/cae-1 cache/theirs.h5 --where site=b": "needs another cache; tests/test_external.py runs it",
+    "anomaly score runs/cae-1 THEIRS.csv --by-column site --by-column sex": "the same, and a manifest",
+    "anomaly runs runs/bench-1/cells": "needs a bench; tests/test_run_list.py runs it",
+    "anomaly compare runs/cae-1 runs/vae-1": "needs two scored runs; tests/test_run_list.py runs it",
+    "anomaly compare runs/cae-1 runs/cae-2 --shared": "the same",
+    "anomaly rm runs/cae-1 runs/bench-1": "asks; tests/test_run_list.py answers",
+    "anomaly train runs/cae-1 --more-films cache/may.h5 --name with-may": (
+        "needs another cache; tests/test_continuation.py runs it"
+    ),
+    "anomaly --install-completion": "writes into the shell's own files",
     "make models": "runs `anomaly models --make`",
     "anomaly models --make": "takes half an hour, and puts its nets in the place of the package's",
     "pip install -e '.[features]'": "installs packages",
     "pip install '.[features]'": "installs packages",
-    "pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu": "installs packages",
     'python -m benchmarks.features CACHE --set "blocks=4,10" --set components=400': (
         "needs more films than there are here; tests/test_features_benchmark.py runs it"
     ),
