@@ -14,9 +14,10 @@ from scipy.stats import binomtest
 
 import anomaly
 from anomaly.evaluation.cohort import Cohort, ScoredCohort
+from anomaly.evaluation.conformal import binomial_interval
 from anomaly.evaluation.evaluation import evaluate
 from anomaly.evaluation.figures import EvaluationSettings, Rate
-from anomaly.evaluation.operating import clopper_pearson, operating_figures, rate
+from anomaly.evaluation.operating import operating_figures, rate
 from anomaly.reporting.external import external_lines
 from anomaly.reporting.text import summary
 from anomaly.runs import Run, read_csv
@@ -56,7 +57,7 @@ def test_an_interval_holds_its_share_and_no_more_units_than_there_are(units: lis
     assert one.value is not None and one.interval is not None
     low, high = one.interval
     assert 0 <= low <= one.value + 1e-12 and one.value <= high + 1e-12 <= 1 + 1e-9
-    exact = clopper_pearson(one.count, one.n)
+    exact = binomial_interval([one.count], one.n)[0]
     assert high - low >= exact[1] - exact[0] - 1e-9  # units of one patient never tell more than as many patients
 
 
@@ -69,7 +70,7 @@ def test_films_that_are_copies_tell_no_more_than_their_patients(films: int) -> N
     width, wide = (limits[1] - limits[0] for limits in (alone.interval, copies.interval))
     assert width <= wide <= 1.1 * width
     none = rate(np.zeros(40 * films, bool), np.ones(40 * films, bool), np.arange(40).repeat(films))
-    assert none.interval == pytest.approx(clopper_pearson(0, 40))
+    assert none.interval == pytest.approx(tuple(binomial_interval([0], 40)[0]))
 
 
 @pytest.mark.parametrize(("patients", "share", "within"), [(30, 0.1, 0.5), (60, 0.05, 0.8), (60, 0.4, 0.0)])

@@ -109,10 +109,10 @@ class Reference:
         return float(self.weight_from([threshold])[0]) / self.patients, float(low), float(high)
 
 
-def binomial_interval(hits: ArrayLike, n: int, level: float = LEVEL) -> NDArray[np.float64]:
+def binomial_interval(hits: ArrayLike, n: float, level: float = LEVEL) -> NDArray[np.float64]:
     """Return the exact interval of a share from `hits` of n, (N,) -> (N, 2) (Clopper and Pearson 1934).
 
-    hits may be fractional: the quantiles of the beta distribution are those in between.
+    hits and n may be fractional, as of an effective sample: the quantiles of the beta distribution lie in between.
 
     >>> binomial_interval([0, 7], 412).round(4).tolist()
     [[0.0, 0.0089], [0.0069, 0.0347]]

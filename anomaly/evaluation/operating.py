@@ -19,24 +19,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from anomaly.evaluation.cohort import ScoredCohort
-from anomaly.evaluation.figures import UNITS, Interval, OperatingFigures, OperatingPoints, Rate, Unit
+from anomaly.evaluation.conformal import binomial_interval
+from anomaly.evaluation.figures import UNITS, OperatingFigures, OperatingPoints, Rate, Unit
 
 Bools = NDArray[np.bool_]
-
-
-def clopper_pearson(hits: float, n: float, level: float = 0.95) -> Interval:
-    """Return the exact binomial interval of `hits` among `n`, which need not be whole numbers (an effective sample).
-
-    >>> low, high = clopper_pearson(0, 20)
-    >>> low, round(high, 3)
-    (0.0, 0.168)
-    """
-    from scipy.special import betaincinv
-
-    tail = (1 - level) / 2
-    low = 0.0 if hits <= 0 else float(betaincinv(hits, n - hits + 1, tail))
-    high = 1.0 if hits >= n else float(betaincinv(hits + 1, n - hits, 1 - tail))
-    return low, high
 
 
 def rate(part: Bools, whole: Bools, patients: ArrayLike, *, level: float = 0.95) -> Rate:
@@ -56,8 +42,8 @@ def rate(part: Bools, whole: Bools, patients: ArrayLike, *, level: float = 0.95)
         return Rate(value=None, interval=None, count=0, n=0, n_patients=0)
     value = total / n
     effective = float(n) if count == n else _effective(hits, whose, count, level)
-    limits = clopper_pearson(value * effective, effective, level)
-    return Rate(value=value, interval=limits, count=total, n=n, n_patients=count)
+    low, high = binomial_interval([value * effective], effective, level)[0].tolist()
+    return Rate(value=value, interval=(low, high), count=total, n=n, n_patients=count)
 
 
 def _effective(hits: NDArray[np.float64], whose: NDArray[np.int64], count: int, level: float) -> float:

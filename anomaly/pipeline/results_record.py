@@ -3,6 +3,7 @@
     format          1; another number is another meaning of what follows
     made            when, local time with its offset, ISO 8601
     run, model      the run folder and the name of its model
+    calibration     the name of the calibration that thresholds and p-values are of; null: the run's own
     source          where the films were
     score           the name of the score that ranks and flags
     aggregate       how films make a study or patient: mean or max
@@ -17,6 +18,7 @@
         score       the one that ranks; `scores` has all by name, those of trivial detectors too
         flagged     whether it reaches the threshold
         p_value, p_interval, q_value   null where the run has none
+        out_of_domain   whether it shows something else than the films of the training; null: not known
         columns     what the source says of it beyond that: region, site, sex, ...
         pictures    thumbnail, film, heatmap, reconstruction -> file, relative to results.json; {} without pictures
     studies, patients   in the order of scores.csv: id, label, films (how many), score, scores, flagged, p_value, ...
@@ -51,6 +53,7 @@ class UnitRecord(Record):
     p_value: float | None
     p_interval: Interval | None
     q_value: float | None
+    out_of_domain: bool | None = None
 
 
 class FilmRecord(Record):
@@ -68,6 +71,7 @@ class FilmRecord(Record):
     p_value: float | None
     p_interval: Interval | None
     q_value: float | None
+    out_of_domain: bool | None = None
     columns: dict[str, str]
     pictures: dict[str, str]
 
@@ -86,6 +90,7 @@ class ResultsRecord(Record):
     made: str
     run: str
     model: str
+    calibration: str | None = None
     source: str
     score: str
     aggregate: Pooling
@@ -106,6 +111,7 @@ def results_record(result: ScoringResult, drawn: Drawn) -> ResultsRecord:
         made=datetime.now().astimezone().isoformat(timespec="seconds"),
         run=str(run.path),
         model=run.config.model,
+        calibration=result.run.calibration_name,
         source=identity.source if identity else selection.films.cache.source_path,
         score=result.main,
         aggregate=result.scored.settings.aggregate,
@@ -159,4 +165,5 @@ def _scores(unit: UnitScore) -> dict[str, Any]:
         "p_value": unit.p_value,
         "p_interval": unit.p_interval,
         "q_value": unit.q_value,
+        "out_of_domain": unit.out_of_domain,
     }

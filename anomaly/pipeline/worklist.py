@@ -89,6 +89,10 @@ def _listed(film: FilmRecord, patient: UnitRecord, study: UnitRecord, result: Sc
     if film.p_value is not None and film.p_interval is not None:
         said = more_abnormal_than(film.p_value, film.p_interval, result.calibration.patients)
         said += "" if film.q_value is None else f", q {number(film.q_value)}"
+    if film.out_of_domain:
+        said += (
+            f"{'; ' if said else ''}unlike the films of the training (another body part?), so this means nothing"
+        )
     return ListedFilm(film.rank, film.film, film.score, film.flagged, labels[film.label], said, whose, film.pictures)
 
 
