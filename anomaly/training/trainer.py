@@ -182,7 +182,7 @@ class Trainer:
         self.save(folder)
 
     def _check_stop(self) -> None:
-        if self._should_stop(self.state):
+        if self.best_weights and self._should_stop(self.state):
             raise _StoppedByHand
 
     def _done(self) -> bool:
