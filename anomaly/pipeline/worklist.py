@@ -90,9 +90,7 @@ def _listed(film: FilmRecord, patient: UnitRecord, study: UnitRecord, result: Sc
         said = more_abnormal_than(film.p_value, film.p_interval, result.calibration.patients)
         said += "" if film.q_value is None else f", q {number(film.q_value)}"
     if film.out_of_domain:
-        said += (
-            f"{'; ' if said else ''}unlike the films of the training (another body part?), so this means nothing"
-        )
+        said += f"{'; ' if said else ''}unlike the films of the training (another body part?), so this means nothing"
     return ListedFilm(film.rank, film.film, film.score, film.flagged, labels[film.label], said, whose, film.pictures)
 
 
