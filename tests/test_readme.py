@@ -129,7 +129,7 @@ FILES = {
 """Command -> files that must be there then, beside those that a document promises after `->`."""
 
 UNITS = "film|patient|epoch|run|model|variant|seed|training|trial|cell|fault|member|worker|hour|other"
-ONE_OF_MANY = re.compile(rf"(?<![\w./,])1 (?:[a-z]+ )?(?:(?:{UNITS})s|studies|processes|boxes)\b(?!/s)")
+ONE_OF_MANY = re.compile(rf"(?<![\w./,-])1 (?:[a-z]+ )?(?:(?:{UNITS})s|studies|processes|boxes)\b(?!/s)")
 
 
 @dataclass(frozen=True)
@@ -282,8 +282,10 @@ def test_the_tables_are_of_these_documents() -> None:
 
 
 def test_every_option_the_documents_name_is_one() -> None:
-    verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    options = {name for verb in verbs.values() for parameter in verb.params for name in parameter.opts}
+    group = typer.main.get_command(app)
+    verbs = group.commands  # type: ignore[attr-defined]
+    options = {name for verb in (group, *verbs.values()) for parameter in verb.params for name in parameter.opts}
+    options |= {"--help"}
     code = [text for document in DOCUMENTS for text in re.findall(r"`([^`]+)`", document.read_text())]
     named = {
         name for text in code if text.startswith(("-", "anomaly ")) for name in re.findall(r"(?<![\w-])--[\w-]+", text)
@@ -319,7 +321,7 @@ anomaly models
     ("text", "wrong"),
     [
         *((text, True) for text in ("1 films", "of at most 1 epochs", "1 validation films", "1 studies")),
-        *((text, False) for text in ("11 films", "1 film", "0.1 films", "1 films/s", "18/1 films")),
+        *((text, False) for text in ("11 films", "1 film", "0.1 films", "1 films/s", "18/1 films", "runs/cae-1 films")),
     ],
 )
 def test_one_of_many_is_told(text: str, wrong: bool) -> None:
