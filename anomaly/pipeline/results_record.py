@@ -41,12 +41,10 @@ from preprocessing.where import LABELS
 FORMAT = 1
 
 
-class UnitRecord(Record):
-    """What results.json says of a study or patient."""
+class ScoredRecord(Record):
+    """What results.json says of a film, study or patient alike."""
 
-    id: str
     label: Literal["normal", "abnormal", "unknown"]
-    films: int
     score: float
     scores: dict[str, float]
     flagged: bool
@@ -56,7 +54,14 @@ class UnitRecord(Record):
     out_of_domain: bool | None = None
 
 
-class FilmRecord(Record):
+class UnitRecord(ScoredRecord):
+    """What results.json says of a study or patient."""
+
+    id: str
+    films: int
+
+
+class FilmRecord(ScoredRecord):
     """What results.json says of a film."""
 
     rank: int
@@ -64,14 +69,6 @@ class FilmRecord(Record):
     study: str
     patient: str
     patient_known: bool
-    label: Literal["normal", "abnormal", "unknown"]
-    score: float
-    scores: dict[str, float]
-    flagged: bool
-    p_value: float | None
-    p_interval: Interval | None
-    q_value: float | None
-    out_of_domain: bool | None = None
     columns: dict[str, str]
     pictures: dict[str, str]
 
