@@ -57,6 +57,24 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     torch.set_deterministic_debug_mode("default")
 
 
+SHARED: dict[Path, dict[str, int]] = {}
+"""Folder that all tests share -> its files, with the time of their last change."""
+
+
+def _files(folder: Path) -> dict[str, int]:
+    return {one.name: one.stat().st_mtime_ns for one in folder.iterdir() if one.name != ".lock"}
+
+
+@pytest.fixture(autouse=True)
+def _shared_stays_as_it_is() -> Iterator[None]:
+    """A test that writes into what all share makes others depend on the order of the tests."""
+    yield
+    for folder, files in SHARED.items():
+        now = _files(folder)
+        SHARED[folder] = now
+        assert now == files, f"the test wrote into {folder}: let it copy the folder first"
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     """The same numbers for every test, whichever tests run before it."""
@@ -84,7 +102,9 @@ def run(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A trained run."""
     prepared = prepare(Plan("cae", cache.path, "full-he", settings=TINY, device="cpu"))
     folder = continue_or_create(prepared, tmp_path_factory.mktemp("runs") / "cae", resume=False)
-    return fit(prepared, folder, workers=0, on_epoch=lambda report: None)
+    trained = fit(prepared, folder, workers=0, on_epoch=lambda report: None)
+    SHARED[trained.path] = _files(trained.path)
+    return trained
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,11 +134,12 @@ def test_every_verb_says_what_comes_next(
     """`preprocess`, `train`, `phantom`, `ensemble` and `bench` are followed where they are tested."""
     scored(Path("runs/a"), [0.1, 0.9] * 8)
     scored(Path("runs/b"), [0.2, 0.8] * 8)
+    mine = Path(shutil.copytree(run.path, tmp_path / "mine"))
     for words in (
         ("inspect", cache.path),
-        ("score", run.path, "--out", tmp_path / "out"),
-        ("heatmap", run.path, "--limit", 1, "--out", tmp_path / "maps"),
-        ("report", run.path),
+        ("score", mine, "--out", tmp_path / "out"),
+        ("heatmap", mine, "--limit", 1, "--out", tmp_path / "maps"),
+        ("report", mine),
         ("models",),
         ("models", "cae"),
         ("models", "ssd"),
