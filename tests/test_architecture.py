@@ -21,8 +21,9 @@ ANOMALY = [
     {"evaluation"},
     {"localization"},
     {"reporting"},
+    {"export"},
     {"pipeline"},
-    {"experiments"},
+    {"experiments", "service"},
     {"cli"},
     {"__main__"},
 ]

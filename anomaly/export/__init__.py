@@ -1,0 +1,1 @@
+"""What leaves the project: ONNX bundles, DICOM objects."""

@@ -1,0 +1,1 @@
+"""A detector at work: over HTTP, as a DICOM node, over a folder."""
