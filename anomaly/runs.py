@@ -354,10 +354,11 @@ class Run:
         self.config = self.config.model_copy(update=changes)
         self.write("run.json", to_json(self.config.model_dump()))
 
-    def read(self, name: str, kind: type[M], remake: str = "") -> M:
+    def read(self, name: str, kind: type[M], remake: str = "", *, remedy: str = "") -> M:
         """Return a JSON file of the folder as its record; raises InputError where it is missing, damaged or older.
 
-        remake  the command that makes it anew; without one, only training does.
+        remake  the command that makes it anew; without one, only training does.    remedy  what to do where it is
+        neither.
         """
         path = self.path / name
         try:
@@ -366,7 +367,8 @@ class Run:
             reason = error.strerror or str(error)
         except ValidationError as error:
             reason = first_error(error)
-        remedy = f"run `{remake}` to make it again" if remake else f"delete {self.path} and train again"
+        if not remedy:
+            remedy = f"run `{remake}` to make it again" if remake else f"delete {self.path} and train again"
         raise InputError(f"{path} can't be read ({reason}); {remedy}")
 
     @contextmanager

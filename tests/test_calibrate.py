@@ -116,6 +116,13 @@ def test_score_and_heatmap_use_the_calibration_that_is_named(
     assert heatmap.scale == named_calibration(own, "clinic").map_scale
     status, _, _ = typed(capsys, "heatmap", own.path, film, "--calibration", "clinic", "--out", tmp_path / "m")
     assert status == 0
+    assert anomaly.load(own.path, calibration="own", device="cpu").thresholds != loaded.thresholds
+    (its_own,) = anomaly.load(own.path, calibration="own", device="cpu").heatmap(film, workers=1)
+    assert its_own.scale != heatmap.scale
+    status, out, err = typed(capsys, "score", own.path, film, "--calibration", "own", "--out", tmp_path / "o")
+    assert status == 0 and "calibrated on those of" not in out and "as chosen before" not in err
+    assert anomaly.load(own.path, device="cpu").thresholds != loaded.thresholds  # own is remembered too
+    assert "'own' names the calibration" in refused(capsys, "calibrate", own.path, film, "--name", "own")
     words = refused(capsys, "score", own.path, film, "--calibration", "elsewhere")
     assert "no calibration 'elsewhere'; there are: clinic; `anomaly calibrate" in words
 

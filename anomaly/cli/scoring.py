@@ -204,10 +204,9 @@ def _chosen(
     run: "Run", options: ScoreOptions | HeatmapOptions | ReportOptions, given: "Choices", fdr: float | None = None
 ) -> "Chosen":
     """Open a run with what is given, and what it remembers, which is said."""
-    from anomaly.pipeline.choices import choose, read_choices
+    from anomaly.pipeline.choices import calibration_to_use, choose
 
-    calibration = given.calibration or read_choices(run).calibration
-    opened = _open(run, options.device, options.cache, calibration)
+    opened = _open(run, options.device, options.cache, calibration_to_use(run, given.calibration))
     chosen = choose(opened, given, fdr=fdr, cache_path=options.cache, display=progress)
     if chosen.run.remembered:
         warn(chosen.run.remembered)

@@ -9,12 +9,16 @@ from anomaly.runs import Run
 from preprocessing import InputError
 
 FOLDER = "calibrations"
+OWN = "own"
+"""What names the calibration that a run was trained with, where another one is remembered."""
 REFITTED = "reference.safetensors"
 """In the folder of one, the tensors of the model that were fitted to the films of that place."""
 
 
 def calibration_folder(run: Run, name: str) -> Path:
     """Return where the calibration of a place is kept; raises InputError for what is no name of a folder."""
+    if name == OWN:
+        raise InputError(f"{OWN!r} names the calibration that {run.path} was trained with; take another name")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise InputError(
             f"calibration name {name!r}: take letters, digits, '.', '_' and '-', at most 64, a letter or digit first"

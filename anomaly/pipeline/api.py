@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from anomaly.console import progress, silent
 from anomaly.models import TOOLS, zoo
-from anomaly.pipeline.choices import read_choices
+from anomaly.pipeline.choices import calibration_to_use
 from anomaly.pipeline.continuation import prepare_continuation
 from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.loaded_run import LoadedRun
@@ -39,14 +39,13 @@ def load(
     """Open a trained run, such as "runs/cae-1".
 
     cache  where the run's cache is now, if not where it was.    calibration  of another place, by its name, as
-    `LoadedRun.calibrate` makes it; None: the one that `anomaly score` was last told, or the run's own.
+    `LoadedRun.calibrate` makes it, or "own"; None: the one that `anomaly score` was last told, or the run's own.
     device  "auto", "cpu", "cuda", ...    quiet  whether to show no progress. An unfinished run has its best weights so
     far, and a warning says so. Raises InputError where the folder is no run of a detector, or is damaged.
     """
     place = None if cache is None else Path(cache)
     folder = Run(Path(run))
-    name = calibration or read_choices(folder).calibration
-    opened = open_run(folder, choose_device(device), place, name)
+    opened = open_run(folder, choose_device(device), place, calibration_to_use(folder, calibration))
     if opened.note:
         warnings.warn(opened.note, stacklevel=2)
     return LoadedRun(opened, place, quiet=quiet)

@@ -7,25 +7,24 @@ say so. An explicit option always wins. Benjamini and Hochberg's procedure is as
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
-from pydantic import ValidationError
 
 from anomaly.console import silent
 from anomaly.evaluation.calibration import FlagRule, ScoredFilms
 from anomaly.evaluation.figures import POOLINGS, Pooling
+from anomaly.evaluation.named_calibration import OWN, calibration_folder
 from anomaly.evaluation.predict import score as score_films
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.selection import Display, recorded_films
-from anomaly.runs import Record, Run, first_error, sha256, to_json
+from anomaly.runs import Record, Run, sha256, to_json
 from preprocessing import InputError
 
 FILE = "choices.json"
 ABNORMAL = "abnormal.json"
 FlagKind = Literal["false alarms", "sensitivity", "threshold", "fdr"]
 FLAG_KINDS: tuple[FlagKind, ...] = ("false alarms", "sensitivity", "threshold", "fdr")
-R = TypeVar("R", bound=Record)
 
 
 class Choices(Record):
@@ -46,6 +45,8 @@ class Choices(Record):
         """
         changes = {name: value for name, value in given if value is not None}
         merged = self.model_copy(update=changes)
+        if merged.calibration == OWN:
+            merged = merged.model_copy(update={"calibration": None})
         same = (merged.score, merged.calibration) == (self.score, self.calibration)
         if given.rule or same or not self.rule or self.rule.kind != "threshold":
             return merged
@@ -109,8 +110,15 @@ def _option(kind: str) -> str:
 
 def read_choices(run: Run) -> Choices:
     """Return what the run remembers; nothing where nothing was chosen. Raises InputError where the file is damaged."""
-    file = run.path / FILE
-    return _read(file, Choices, "delete it to begin with the defaults") if file.exists() else Choices()
+    if not (run.path / FILE).exists():
+        return Choices()
+    return run.read(FILE, Choices, remedy="delete it to begin with the defaults")
+
+
+def calibration_to_use(run: Run, given: str | None) -> str | None:
+    """Return the name of the calibration that is given, or else remembered; None for the run's own."""
+    name = given or read_choices(run).calibration
+    return None if name == OWN else name
 
 
 def remember(chosen: "Chosen") -> None:
@@ -175,10 +183,11 @@ def _scores_of_abnormal(
 ) -> ScoredFilms:
     """Return the scores of the abnormal validation films: kept ones, or taken now and kept with a finished run."""
     run = opened.run
-    folder = run.path if calibration is None else run.path / "calibrations" / calibration
+    folder = run.path if calibration is None else calibration_folder(run, calibration)
+    name = str((folder / ABNORMAL).relative_to(run.path))
     digest = sha256(folder / "calibration.json") if run.finished else ""
     if run.finished and (folder / ABNORMAL).is_file():
-        kept = _read(folder / ABNORMAL, AbnormalScores, "delete it")
+        kept = run.read(name, AbnormalScores, remedy="delete it")
         if kept.calibration_sha256 == digest:
             return kept.films
     films = recorded_films(run, "val", cache_path).films
@@ -190,16 +199,5 @@ def _scores_of_abnormal(
     abnormal = ScoredFilms.of(films.column("patient"), films.column("study"), scores)
     if run.finished:
         record = AbnormalScores(calibration_sha256=digest, films=abnormal)
-        run.write(str((folder / ABNORMAL).relative_to(run.path)), to_json(record.model_dump()))
+        run.write(name, to_json(record.model_dump()))
     return abnormal
-
-
-def _read(file: Path, kind: type[R], remedy: str) -> R:
-    """Return a file that a user may delete as its record."""
-    try:
-        return kind.model_validate_json(file.read_bytes())
-    except OSError as error:
-        reason = error.strerror or str(error)
-    except ValidationError as error:
-        reason = first_error(error)
-    raise InputError(f"{file} can't be read ({reason}); {remedy}")

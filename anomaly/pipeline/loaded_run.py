@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from anomaly.console import progress, silent
 from anomaly.evaluation.figures import Metrics, Pooling, Unit
+from anomaly.evaluation.named_calibration import OWN
 from anomaly.formatting import command_line
 from anomaly.pipeline.calibrate import calibrate_run
 from anomaly.pipeline.choices import FLAG_KINDS, Choices, Chosen, FlagKind, choices_of, choose, read_choices
@@ -163,7 +164,7 @@ class LoadedRun:
         """Return the run with what is given, and what it remembers: wrong names are refused before films are read."""
         name = self._opened.calibration_name
         if name != read_choices(self._opened.run).calibration:  # it was named when the run was loaded
-            given = given.model_copy(update={"calibration": name})
+            given = given.model_copy(update={"calibration": name or OWN})
         return choose(self._opened, given, fdr=fdr, cache_path=self._cache, display=self._display)
 
     def calibrate(

@@ -60,7 +60,7 @@ Where = Annotated[
 ]
 CalibrationName = Annotated[
     str | None,
-    Flag("Calibration of another place, made by `anomaly calibrate`.  [default: the run's own]", metavar="NAME"),
+    Flag("Calibration made by `anomaly calibrate`, or own.  [default: the last one named, else own]", metavar="NAME"),
 ]
 Model = Annotated[str, Flag("Name of the model; `anomaly models` lists them.", argument=True, complete="models")]
 ModelOrRun = Annotated[
