@@ -491,6 +491,13 @@ class DemoOptions:
     workers: Workers = 0
 
 
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Say what this machine has and what it lacks."""
+
+    json: Annotated[bool, Flag("Print the facts as JSON.")] = False
+
+
 def named_or_out(name: str | None, out: Path | None) -> Path | None:
     """Return the folder that --name or --out asks for, or None without either; both are refused."""
     if name is None:
