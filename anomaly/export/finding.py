@@ -1,0 +1,56 @@
+"""What a detector says of one film, as plain values: what its DICOM objects are made of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+MANUFACTURER = "xray-anomaly"
+"""Of the software device, as every object names it."""
+
+
+@dataclass(frozen=True)
+class SoftwareDevice:
+    """The detector as a device: what TID 1004, TID 4019 and the General Equipment module say of it."""
+
+    model: str  # of the registry: "cae", "feature_mixture", ...
+    version: str  # of this package
+    run: str  # name of the run folder or bundle
+    digest: str  # SHA-256, 64 hex digits: weights, calibration and main score; with the source it makes the UIDs
+    parameters: tuple[str, ...] = ()  # "variant crop, 224 px", ...: a line each
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a detector says of one film, or of one hand of a film that shows two.
+
+    `map` and `mask` lie in the geometry of the source film: H = Rows, W = Columns.
+    """
+
+    film: NDArray[np.float32]  # (H, W) in [0, 1], bright is dense: as the overlay shows it
+    map: NDArray[np.float32]  # (H, W) finite, >= 0, in `unit`; 0 outside the mask
+    mask: NDArray[np.bool_]  # (H, W) where the map holds
+    scale: float  # > 0, in `unit`: the quantile of validation normals' pixels that colors and segmentation go by
+    unit: str  # of the map, such as "squared error"
+    score_name: str  # the score that flags
+    scores: Mapping[str, float]  # every score by name, that one among them
+    threshold: float  # of `score_name`: flagged from here on
+    device: SoftwareDevice
+    p_value: float | None = None  # conformal; None where the run keeps no scores of normal films
+    p_interval: tuple[float, float] | None = None  # 95 %, of the share of normal films that score as high
+    hand: int = 0  # 0: the film's only one; 1, 2: the left-most and the other
+    synthetic: bool = False  # the film was drawn by this program
+    created: datetime | None = field(default=None, compare=False)
+    """When the objects are made; None: now, or SOURCE_DATE_EPOCH where the environment has it."""
+
+    @property
+    def score(self) -> float:
+        """The score that flags."""
+        return self.scores[self.score_name]
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the score reaches the threshold."""
+        return self.score >= self.threshold
