@@ -1,7 +1,7 @@
 """What a detector says of one film, as plain values: what its DICOM objects are made of."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
@@ -38,12 +38,11 @@ class Finding:
     scores: Mapping[str, float]  # every score by name, that one among them
     threshold: float  # of `score_name`: flagged from here on
     device: SoftwareDevice
+    created: datetime  # aware: when the objects are made
     p_value: float | None = None  # conformal; None where the run keeps no scores of normal films
     p_interval: tuple[float, float] | None = None  # 95 %, of the share of normal films that score as high
-    hand: int = 0  # 0: the film's only one; 1, 2: the left-most and the other
+    hand: int = 0  # 0: the film's only one; 1, 2: of two, left to right
     synthetic: bool = False  # the film was drawn by this program
-    created: datetime | None = field(default=None, compare=False)
-    """When the objects are made; None: now, or SOURCE_DATE_EPOCH where the environment has it."""
 
     @property
     def score(self) -> float:

@@ -87,18 +87,18 @@ def overlay(
 ) -> Picture:
     """The film with its heat, a title above and the color bar with numbers beside: a picture that explains itself.
 
-    film, map, mask, scale, colors  as in `blend`.    title  one or two lines, cut in the middle to fit.
+    film, map, mask, scale, colors  as in `blend`.    title  up to three lines, cut in the middle to fit.
     unit  of the map.    threshold  map value to mark on the bar; without one the scale is marked, the limit of normals.
     Returns (H', W', 3) uint8, RGB. Films under 384 pixels are enlarged by a whole factor, pixels as squares.
     """
     from PIL import Image, ImageDraw
 
     heat = blend(film, map, mask, scale, colors=colors)
-    zoom = -(-_SHORTEST // max(film.shape))
+    zoom = enlargement(film.shape)
     heat = heat.repeat(zoom, axis=0).repeat(zoom, axis=1)
     height, width = heat.shape[:2]
     size = max(13, min(height, width) // 36)  # of the letters, pixels; everything else is measured in it
-    lines = title.split("\n")[:2] if title else []
+    lines = title.split("\n")[:3] if title else []
     font = _font(size)
     top, tall = size // 2 + len(lines) * size * 4 // 3, max(height, size * 14)
     side = min(max(size * 7, int(font.getlength(unit)) + size * 2), size * 12)
@@ -120,6 +120,11 @@ def overlay(
         draw.line([(first, y), (left + size * 3 // 2, y)], _INK, thick)
         draw.text((left + size * 7 // 4, y), text, _INK, font=font, anchor="lm")
     return np.asarray(image)
+
+
+def enlargement(shape: tuple[int, int]) -> int:
+    """By which whole factor `overlay` enlarges a film of this (H, W): small ones, so that a title fits."""
+    return -(-_SHORTEST // max(shape))
 
 
 def color_bar(length: int, thickness: int, *, colors: ColorMap = "plasma") -> Picture:

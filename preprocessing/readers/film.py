@@ -159,7 +159,7 @@ def read_mask(name: str, data: bytes) -> NDArray[np.bool_]:
 def _refusing(name: str) -> Iterator[None]:
     """Turn whatever a decoder raises into an `InputError` that names the film, and suppress its warnings."""
     try:
-        with _quiet:
+        with quiet:
             yield
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
@@ -202,7 +202,7 @@ class _Quiet:
                     logger.removeFilter(_suppress)
 
 
-_quiet = _Quiet()
+quiet = _Quiet()
 
 
 def _suppress(record: logging.LogRecord) -> bool:
