@@ -110,11 +110,12 @@ def stamp(result: "Dataset", header: SourceHeader, finding: Finding, kind: str) 
         if keyword in header.dataset and (kind != "sr" or keyword != "BodyPartExamined"):
             result.add(header.dataset[keyword])
     if kind != "sr":
-        if kind != "seg":  # a Segmentation says no side of its series
-            result.Laterality = header.laterality
+        # The image says its side; only where it does not, and can have one, the series does, as empty: C.7.3.1.
+        if header.laterality:
+            result.ImageLaterality = header.laterality
+        elif kind != "seg":
+            result.Laterality = ""
         result.PatientOrientation = list(header.orientation) or None
-        if header.image_laterality:
-            result.ImageLaterality = header.image_laterality
     if kind != "sc":
         result.CodingSchemeIdentificationSequence = [
             item(CodingSchemeDesignator=SCHEME, CodingSchemeName="Codes of the program xray-anomaly")  # C.12.1

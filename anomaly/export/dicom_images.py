@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from anomaly.evaluation.heatmap_scale import QUANTILE
 from anomaly.export.dicom_identity import (
-    MANUFACTURER,
     NOT_A_DEVICE,
     code,
     decimal,
@@ -26,7 +25,7 @@ from anomaly.export.dicom_identity import (
     stamp,
 )
 from anomaly.export.dicom_source import SourceHeader
-from anomaly.export.finding import Finding
+from anomaly.export.finding import MANUFACTURER, Finding
 from anomaly.reporting.heatmap import enlargement, overlay
 
 if TYPE_CHECKING:

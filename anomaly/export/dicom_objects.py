@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 KINDS = ("sc", "seg", "pm", "sr")
-"""Secondary Capture, Segmentation, Parametric Map, Structured Report: in this order, as the report refers to the SEG."""
+"""Secondary Capture, Segmentation, Parametric Map, Structured Report: in this order, as the report names the SEG."""
 
 _CLASSES = {
     "1.2.840.10008.5.1.4.1.1.7": "sc",

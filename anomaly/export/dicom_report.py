@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 from anomaly.evaluation.heatmap_scale import QUANTILE
 from anomaly.export.dicom_identity import (
-    MANUFACTURER,
     code,
     derived_uid,
     equipment,
@@ -15,7 +14,7 @@ from anomaly.export.dicom_identity import (
 )
 from anomaly.export.dicom_images import REGION, TRACKING_ID, parameters, segmented, tracking_uid
 from anomaly.export.dicom_source import SourceHeader
-from anomaly.export.finding import Finding
+from anomaly.export.finding import MANUFACTURER, Finding
 
 if TYPE_CHECKING:
     from pydicom import Dataset

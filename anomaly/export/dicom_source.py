@@ -41,6 +41,76 @@ _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 _SPACING_TEXT = ("PixelSpacingCalibrationType", "PixelSpacingCalibrationDescription")
 _OPPOSITE = {"L": "R", "R": "L", "A": "P", "P": "A", "H": "F", "F": "H"}
 """Directions of a biped and what they exclude, PS3.3 C.7.6.1.1.1."""
+_UNPAIRED = frozenset(
+    [
+        "ABDOMEN",
+        "ABDOMENPELVIS",
+        "AORTA",
+        "BACK",
+        "BLADDER",
+        "BRAIN",
+        "CEREBELLUM",
+        "CERVIX",
+        "CHEST",
+        "CHESTABDOMEN",
+        "CHESTABDPELVIS",
+        "CIRCLEOFWILLIS",
+        "COCCYX",
+        "COLON",
+        "CORONARYARTERY",
+        "CSPINE",
+        "CTSPINE",
+        "DUODENUM",
+        "ESOPHAGUS",
+        "FACE",
+        "GALLBLADDER",
+        "HEAD",
+        "HEADNECK",
+        "HEART",
+        "ILEUM",
+        "ILIUM",
+        "JAW",
+        "JEJUNUM",
+        "LARYNX",
+        "LIVER",
+        "LSPINE",
+        "LSSPINE",
+        "MAXILLA",
+        "MEDIASTINUM",
+        "MOUTH",
+        "NECK",
+        "NECKCHEST",
+        "NECKCHESTABDOMEN",
+        "NECKCHESTABDPELV",
+        "NOSE",
+        "PANCREAS",
+        "PELVIS",
+        "PENIS",
+        "PHARYNX",
+        "PROSTATE",
+        "RECTUM",
+        "SCALP",
+        "SKULL",
+        "SPINE",
+        "SPLEEN",
+        "SSPINE",
+        "STERNUM",
+        "STOMACH",
+        "THYMUS",
+        "THYROID",
+        "TLSPINE",
+        "TONGUE",
+        "TRACHEA",
+        "TSPINE",
+        "URETER",
+        "URETHRA",
+        "UTERUS",
+        "VAGINA",
+        "VULVA",
+        "WHOLEBODY",
+    ]
+)
+"""Body parts that have no side, PS3.16 annex L."""
 _OFFSET = re.compile(r"[+-](0\d|1[0-4])[0-5]\d")
 _CLASS_FOR_HIGHDICOM = "1.2.840.10008.5.1.4.1.1.1"  # Computed Radiography: one frame, no frame of reference
 
@@ -57,8 +127,7 @@ class SourceHeader:
     """
     class_uid: str
     orientation: tuple[str, ...]  # of rows and columns, as ("L", "F"); () unknown
-    laterality: str  # of the series: "R", "L", or "" unknown
-    image_laterality: str  # "R", "L", "U", "B", or "" where the source does not say
+    laterality: str  # of what the film shows: "R", "L", "B" both, "U" unpaired, "" unknown
     spacing: dict[str, tuple[float, float]]  # keyword -> mm between the centers of rows, of columns
     spacing_text: dict[str, str]  # how PixelSpacing was calibrated
     aspect: tuple[int, int] | None  # PixelAspectRatio, where there is no spacing
@@ -108,7 +177,7 @@ def _header(source: "Dataset") -> SourceHeader:
     if rejected:
         notes.append(f"not valid in the film, so left empty in its results: {', '.join(rejected)}")
     notes += _complete(header)
-    orientation, laterality, image_laterality = _orientation(source), *_sides(source)
+    orientation = _orientation(source)
     if present(source, "PatientOrientation") and not orientation:
         notes.append("its PatientOrientation is not a biped's pair of directions and was left empty")
     spacing = {keyword: pair for keyword in _SPACINGS if (pair := _spacing(source, keyword))}
@@ -120,8 +189,7 @@ def _header(source: "Dataset") -> SourceHeader:
         header,
         class_uid,
         orientation,
-        laterality,
-        image_laterality,
+        _laterality(source),
         spacing,
         {element.keyword: str(element.value) for element in texts},
         None if spacing else _aspect(source),
@@ -179,11 +247,13 @@ def _direction(value: str) -> bool:
     return bool(value) and known and not any(_OPPOSITE[letter] in letters for letter in letters)
 
 
-def _sides(source: "Dataset") -> tuple[str, str]:
-    """Return Laterality and ImageLaterality, each "" where the film does not say: PS3.3 C.7.3.1, C.7.6.1."""
-    series, image = ([str(v) for v in present(source, k)] for k in ("Laterality", "ImageLaterality"))
-    side = series[0] if series and series[0] in ("R", "L") else ""
-    return side, image[0] if image and image[0] in ("R", "L", "U", "B") else ""
+def _laterality(source: "Dataset") -> str:
+    """Return the side by ImageLaterality, else by the series' Laterality, else by the body part: C.7.6.1, C.7.3.1."""
+    for keyword, known in (("ImageLaterality", ("R", "L", "U", "B")), ("Laterality", ("R", "L"))):
+        if (values := present(source, keyword)) and values[0] in known:
+            return str(values[0])
+    part = present(source, "BodyPartExamined")
+    return "U" if part and part[0] in _UNPAIRED else ""
 
 
 def _spacing(source: "Dataset", keyword: str) -> tuple[float, float] | None:
