@@ -22,7 +22,7 @@ from anomaly.evaluation.calibration import read_calibration
 from anomaly.evaluation.predict import predict, score
 from anomaly.models.cae import CAE
 from anomaly.pipeline.fit import continue_or_create, fit
-from anomaly.pipeline.heatmaps import write_heatmaps
+from anomaly.pipeline.heatmaps import MapFiles, write_heatmaps
 from anomaly.pipeline.open_run import open_run, run_cache_and_split, run_films
 from anomaly.pipeline.options import HeatmapOptions, Plan, ScoreOptions
 from anomaly.pipeline.plan import prepare
@@ -293,7 +293,7 @@ def test_each_hand_of_a_film_keeps_its_own_map(run: Run, cache: Cache, tmp_path:
     first, second = selection.films.rows[:2]
     index = selection.films.cache.index
     index["path"][second], index["hand"][first], index["hand"][second] = index["path"][first], 1, 2
-    paths = write_heatmaps(open_run(run, CPU), selection, tmp_path / "maps", formats=("npy",))
+    paths = write_heatmaps(open_run(run, CPU), selection, MapFiles(tmp_path / "maps", ("npy",)))
     assert len({*paths}) == len(selection.films) and all(path.is_file() for path in paths)
     stem = tmp_path / "maps" / str(index["path"][first])
     assert {path for path in paths if path.is_relative_to(stem.parent) and path.name.startswith(stem.name)} == {

@@ -34,6 +34,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "heatmap": (
         "anomaly heatmap runs/cae-1 --limit 20",
         "anomaly heatmap runs/cae-1 today/ --space film --formats png",
+        "anomaly heatmap runs/cae-1 today/ --formats dicom",
     ),
     "calibrate": (
         "anomaly calibrate runs/cae-1 local-normals --name north",

@@ -307,37 +307,58 @@ def report(options: ReportOptions) -> None:
     say(f"next: {command_line('anomaly', 'heatmap', run.path)}")
 
 
+def _map_formats(options: HeatmapOptions) -> tuple[list[str], tuple[str, ...]]:
+    """Return the formats of the pictures and the kinds of DICOM objects; raises InputError where options disagree."""
+    from anomaly.pipeline.dicom_files import DICOM_FORMATS
+    from anomaly.pipeline.heatmaps import FORMATS
+
+    formats = words_of(options.formats)
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise InputError(f"no format {unknown[0]!r}; there are: {', '.join(FORMATS)}")
+    kinds = tuple(dict.fromkeys(kind for name in formats for kind in DICOM_FORMATS.get(name, ())))
+    if options.space not in (None, "cache", "film"):
+        raise InputError(f"no space {options.space!r}; there are: cache, film")
+    if kinds and options.space == "cache":
+        raise InputError("DICOM objects lie on the original film; leave out --space, or dicom in --formats")
+    if options.source and ((options.space != "film" and not kinds) or options.paths):
+        raise InputError("--source applies to --space film on the run's own films; leave it out")
+    if options.as_study and not kinds:
+        raise InputError("--as-study applies to --formats dicom; leave it out")
+    return [name for name in formats if name not in DICOM_FORMATS], kinds
+
+
 @command(HeatmapOptions)
 def heatmap(options: HeatmapOptions) -> None:
     """Export pixel heatmaps on the run's one fixed scale, so that films can be compared."""
     from anomaly.pipeline.choices import Choices
-    from anomaly.pipeline.heatmaps import MAP_FORMATS, write_heatmaps
+    from anomaly.pipeline.heatmaps import MapFiles, write_heatmaps
     from anomaly.runs import Run
 
-    formats = words_of(options.formats)
-    if unknown := [name for name in formats if name not in MAP_FORMATS]:
-        raise InputError(f"no format {unknown[0]!r}; there are: {', '.join(MAP_FORMATS)}")
-    if options.space not in ("cache", "film"):
-        raise InputError(f"no space {options.space!r}; there are: cache, film")
-    if options.source and (options.space != "film" or options.paths):
-        raise InputError("--source applies to --space film on the run's own films; leave it out")
+    pictures, kinds = _map_formats(options)
+    on_film = options.space == "film" or bool(kinds)
     run = Run(options.run)
     chosen = _chosen(run, options, Choices(score=options.by, calibration=options.calibration))
     with _selection(run, options) as selection:
         cache, folder = selection.films.cache, options.out or selection.folder(run) / "maps"
         originals = None
-        if options.space == "film":
+        if on_film:
             originals = selection.source or original_films(cache, options.source, needed=True)
+        dicom = None
+        if kinds and originals is not None:
+            from anomaly.pipeline.dicom_files import DicomFiles
+
+            dicom = DicomFiles(selection, originals, kinds, options.as_study)
         written = write_heatmaps(
             chosen.run,
             selection,
-            folder,
+            MapFiles(folder, pictures, dicom),
             by=chosen.score,
-            formats=formats,
             limit=options.limit,
             originals=originals,
             display=progress,
         )
+        for note in dicom.notes() if dicom is not None else ():
+            warn(note)
         if cache.synthetic:
             say(SYNTHETIC)
         say(f"{folder}: heatmaps of {counted(len(written), 'film')}; the highest-scored one: {written[0]}")

@@ -2,8 +2,10 @@
 
 import hashlib
 import heapq
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,10 @@ from numpy.typing import NDArray
 
 from anomaly.console import silent
 from anomaly.data.dataset import FilmSet
+from anomaly.evaluation.conformal import Reference
 from anomaly.evaluation.predict import PredictedFilms, predict
+from anomaly.export.finding import Finding, SoftwareDevice
+from anomaly.pipeline.dicom_files import DICOM_FORMATS, DicomFiles, software_device
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.selection import Display, Selection
 from anomaly.reporting.heatmap import overlay, to_film_space, write_map, write_png
@@ -22,6 +27,8 @@ from preprocessing.sources import Source
 from preprocessing.where import LABELS
 
 MAP_FORMATS = ("png", "tiff", "npy")
+FORMATS = (*MAP_FORMATS, *DICOM_FORMATS)
+"""Of which `Heatmap.save` writes the first ones; DICOM refers to the film itself (`DicomFiles`)."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Heatmap:
 
     name: str  # of the film, as scores.csv has it
     path: str  # of the film in its source, and which hand of two
+    source: str  # path of the film in its source
     film: NDArray[np.float32]  # (H, W) in [0, 1]
     map: NDArray[np.float32]  # (H, W) >= 0, smoothed inside the mask, in `unit`
     mask: NDArray[np.bool_]  # (H, W)
@@ -38,6 +46,14 @@ class Heatmap:
     scale: float  # of the colors, one for all films of a run
     unit: str
     title: str
+    score_name: str  # the score that flags
+    scores: Mapping[str, float]  # every score of the model, by name
+    threshold: float  # of the score that flags
+    p_value: float | None  # conformal; None where the run keeps no scores of normal films
+    p_interval: tuple[float, float] | None  # 95 %, of the share of normal films that score as high
+    hand: int  # 0: the film's only one; 1, 2: of two, left to right
+    synthetic: bool  # the film, or those of the training, were drawn by this program
+    device: Callable[[], SoftwareDevice] = field(repr=False)  # the run, as DICOM objects name it
 
     def __repr__(self) -> str:
         return f"<heatmap of {self.name}: {self.map.shape[1]} x {self.map.shape[0]}, score {self.score:.6g}>"
@@ -45,6 +61,28 @@ class Heatmap:
     def overlay(self) -> NDArray[np.uint8]:
         """Return the film with its heat, a title and the color bar: (H', W', 3) RGB."""
         return overlay(self.film, self.map, self.mask, self.scale, title=self.title, unit=self.unit)
+
+    def finding(self, created: datetime) -> Finding:
+        """Return what DICOM objects are made of, by `anomaly.export.dicom_objects.dicom_results`, from this moment.
+
+        They need the heatmap of the original film: that of `space="film"`.
+        """
+        return Finding(
+            self.film,
+            self.map,
+            self.mask,
+            self.scale,
+            self.unit,
+            self.score_name,
+            self.scores,
+            self.threshold,
+            self.device(),
+            created,
+            self.p_value,
+            self.p_interval,
+            self.hand,
+            self.synthetic,
+        )
 
     def save(self, file: str | Path) -> None:
         """Write the overlay as PNG, or the map's own numbers as TIFF or NPY (float32), by the suffix."""
@@ -62,7 +100,8 @@ class _Drawn:
     """A film's place among those of the selection, with its score and map."""
 
     place: int
-    score: float
+    score: float  # the one that ranks and flags
+    scores: dict[str, float]
     map: NDArray[np.float32]
 
 
@@ -88,19 +127,28 @@ def heatmaps(
     )
     if limit is not None:
         passes = iter(heapq.nlargest(limit, passes, key=lambda drawn: (drawn.score, -drawn.place)))
+    reference = run.calibration.reference("mean", "film", main)
     for drawn in passes:
-        yield _heatmap(run, selection, drawn, main, originals)
+        yield _heatmap(run, selection, drawn, main, originals, reference)
 
 
 def _drawn(predicted: PredictedFilms, main: str, on_films: Callable[[int], None]) -> Iterator[_Drawn]:
     if predicted.maps is None:
         raise InputError("this model has no heatmap: it scores a film as a whole; cae, for example, has one")
-    for index, score in enumerate(predicted.scores[main]):
-        yield _Drawn(predicted.places.start + index, float(score), predicted.smoothed_map(index))
+    for index in range(len(predicted.films)):
+        scores = {name: float(values[index]) for name, values in predicted.scores.items()}
+        yield _Drawn(predicted.places.start + index, scores[main], scores, predicted.smoothed_map(index))
         on_films(1)
 
 
-def _heatmap(run: OpenRun, selection: Selection, drawn: _Drawn, main: str, originals: Source | None) -> Heatmap:
+def _heatmap(
+    run: OpenRun,
+    selection: Selection,
+    drawn: _Drawn,
+    main: str,
+    originals: Source | None,
+    reference: Reference | None,
+) -> Heatmap:
     films = selection.films
     cache, row = films.cache, films.rows[drawn.place]
     part = films.part(slice(drawn.place, drawn.place + 1))
@@ -112,9 +160,15 @@ def _heatmap(run: OpenRun, selection: Selection, drawn: _Drawn, main: str, origi
     label = int(part.label[0])
     title = f"{cache.names[row]}\n{'SYNTHETIC film, ' * cache.synthetic}{main} {drawn.score:.4g}, flagged from "
     title += f"{threshold:.4g}" if label < 0 else f"{threshold:.4g}, labelled {LABELS[label]}"
+    p_value, p_interval = None, None
+    if reference is not None:
+        p_value = float(reference.p_values(drawn.score))
+        low, high = reference.intervals([drawn.score])[0]
+        p_interval = float(low), float(high)
     return Heatmap(
         str(cache.names[row]),
         f"{path}-{hand}" if hand else path,
+        path,
         film,
         values,
         mask,
@@ -123,31 +177,54 @@ def _heatmap(run: OpenRun, selection: Selection, drawn: _Drawn, main: str, origi
         run.calibration.map_scale or 1.0,
         run.model.map_unit,
         title,
+        main,
+        drawn.scores,
+        threshold,
+        p_value,
+        p_interval,
+        hand,
+        cache.synthetic or run.run.config.cache.synthetic,
+        partial(software_device, run, main),
     )
+
+
+@dataclass(frozen=True)
+class MapFiles:
+    """Where heatmaps are written, and as what."""
+
+    folder: Path
+    formats: Sequence[str] = MAP_FORMATS
+    dicom: DicomFiles | None = None  # beside these formats
+
+    def write(self, heatmap: Heatmap) -> Path:
+        """Write the files of a heatmap, named after its film, and return the first."""
+        # After the film's whole name: a.png and a.dcm, or the dotted names of DICOM, stay apart.
+        written = [inside(self.folder, f"{heatmap.path}_heatmap.{suffix}") for suffix in self.formats]
+        for file in written:
+            heatmap.save(file)
+        if self.dicom is not None:
+            written.append(self.dicom.write(heatmap, self.folder))
+        return written[0]
 
 
 def write_heatmaps(
     run: OpenRun,
     selection: Selection,
-    folder: Path,
+    files: MapFiles,
     *,
     by: str | None = None,
-    formats: Sequence[str] = MAP_FORMATS,
     limit: int | None = None,
     originals: Source | None = None,
     display: Display = silent,
 ) -> list[Path]:
-    """Write heatmaps as files, as `heatmaps` gives them, and return them, the highest-scored film's first.
+    """Write heatmaps as files, as `heatmaps` gives them, and return the first of each, the highest-scored film's first.
 
-    formats  of each film, among png (overlay), tiff and npy (float32 values); the paths are those of the first one.
+    DICOM objects need `originals`.
     """
     written: list[tuple[float, Path]] = []
     with display("mapping", len(selection.films), "films") as advance:
         for heatmap in heatmaps(run, selection, by=by, limit=limit, originals=originals, on_films=advance):
-            # After the film's whole name: a.png and a.dcm, or the dotted names of DICOM, stay apart.
-            for suffix in formats:
-                heatmap.save(inside(folder, f"{heatmap.path}_heatmap.{suffix}"))
-            written.append((heatmap.score, folder / f"{heatmap.path}_heatmap.{formats[0]}"))
+            written.append((heatmap.score, files.write(heatmap)))
     return [path for _, path in sorted(written, key=lambda pair: -pair[0])]
 
 

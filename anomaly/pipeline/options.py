@@ -379,8 +379,20 @@ class HeatmapOptions:
     split: Split = None
     where: Where = ()
     by: By = None
-    space: Annotated[str, Flag("cache: the prepared film; film: the original one.")] = "cache"
-    formats: Annotated[str, Flag("Comma list of png (overlay), tiff, npy (float32 values).")] = "png,tiff,npy"
+    space: Annotated[
+        str | None,
+        Flag("cache: the prepared film; film: the original one.  [default: cache; film where a format is dicom]"),
+    ] = None
+    formats: Annotated[
+        str,
+        Flag(
+            "Comma list of png (overlay), tiff, npy (float32 values), dicom (four objects for a PACS: an overlay, the "
+            "area above the normal range, the map, a report) or of these dicom-sc, dicom-seg, dicom-pm, dicom-sr."
+        ),
+    ] = "png,tiff,npy"
+    as_study: Annotated[
+        bool, Flag("With --formats dicom: films that were no DICOM get a study of their own, and are written too.")
+    ] = False
     limit: Annotated[int | None, Flag("The highest-scored films only.", min=1)] = None
     calibration: CalibrationName = None
     cache: RunCache = None

@@ -1,6 +1,6 @@
 """Films of any format to one grey array at full depth; `film` says how, and these are its public names."""
 
-from preprocessing.readers.film import Film, peek_depth, read_film, read_mask
+from preprocessing.readers.film import Film, peek_depth, read_dicom_header, read_film, read_mask
 from preprocessing.readers.header import MAX_BYTES, MAX_PIXELS, MIN_SIDE
 from preprocessing.readers.recognize import HEAD_BYTES, SUFFIXES, recognize
 
@@ -12,6 +12,7 @@ __all__ = [
     "SUFFIXES",
     "Film",
     "peek_depth",
+    "read_dicom_header",
     "read_film",
     "read_mask",
     "recognize",

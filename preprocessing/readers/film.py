@@ -51,6 +51,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,8 +62,11 @@ from preprocessing.readers.header import MAX_BYTES, MIN_SIDE, Header, Pixels
 from preprocessing.readers.levels import check_finite, depth_of, to_levels
 from preprocessing.readers.nifti import open_nifti
 from preprocessing.readers.raster import open_bmp, open_jpeg, open_jpeg_2000, open_png
-from preprocessing.readers.recognize import HEAD_BYTES, is_gzip, recognize
+from preprocessing.readers.recognize import HEAD_BYTES, is_bare_dicom, is_gzip, recognize
 from preprocessing.readers.tiff import open_tiff
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 _FORMATS = ("PNG", "JPEG", "JPEG 2000", "BMP", "TIFF", "DICOM", "NIfTI")
 _MASK_FORMATS = ("PNG", "TIFF", "NIfTI")
@@ -136,6 +140,20 @@ def peek_depth(name: str, data: bytes) -> int:
     """Return the significant bits of a film, 8..16, from its header alone; raises `InputError` like `read_film`."""
     with _refusing(name):
         return _open(data).depth
+
+
+def read_dicom_header(name: str, data: bytes) -> Dataset | None:
+    """Read the data set of a DICOM film without its pixels, from the bytes of its file or the first of them.
+
+    None for what is no DICOM. Raises `InputError` for a damaged header, or where it goes on beyond these bytes.
+    """
+    import pydicom
+
+    with _refusing(name):
+        if not data or recognize(data[:HEAD_BYTES]) != "DICOM":
+            return None
+        unpacked = _unpacked(data) if is_gzip(data) else data
+        return pydicom.dcmread(io.BytesIO(unpacked), stop_before_pixels=True, force=is_bare_dicom(unpacked))
 
 
 def read_mask(name: str, data: bytes) -> NDArray[np.bool_]:
