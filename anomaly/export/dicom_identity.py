@@ -105,6 +105,9 @@ def stamp(result: "Dataset", header: SourceHeader, finding: Finding, kind: str) 
     for keyword in ("ContentTime", "InstanceCreationTime", "TimeOfSecondaryCapture"):
         if keyword in result:
             setattr(result, keyword, time)
+    for contributor in result.get("ContributingEquipmentSequence", ()):
+        if "ContributionDateTime" in contributor:  # of the libraries, not of the source's device
+            contributor.ContributionDateTime = date + time
     result.SeriesDescription = _SERIES[kind]
     for keyword in ("BodyPartExamined", "TimezoneOffsetFromUTC"):
         if keyword in header.dataset and (kind != "sr" or keyword != "BodyPartExamined"):

@@ -67,8 +67,6 @@ def parametric_map(header: SourceHeader, finding: Finding) -> "Dataset":
         **identifiers(header, finding, "pm"),
         **equipment(finding.device),
     )
-    if header.aspect:
-        result.PixelAspectRatio = list(header.aspect)
     derive(result, header, finding, f"{finding.unit}; {rule_of(finding)}; {geometry}")
     stamp(result, header, finding, "pm")
     return result

@@ -183,6 +183,7 @@ def _header(source: "Dataset") -> SourceHeader:
     spacing = {keyword: pair for keyword in _SPACINGS if (pair := _spacing(source, keyword))}
     texts = Dataset()
     if "PixelSpacing" in spacing:
+        header.PixelSpacing = [float(f"{value:.8g}") for value in spacing["PixelSpacing"]]
         for keyword in _SPACING_TEXT:
             _take(texts, source, keyword)
     return SourceHeader(
