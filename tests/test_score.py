@@ -22,7 +22,7 @@ from anomaly.evaluation.calibration import read_calibration
 from anomaly.evaluation.predict import predict, score
 from anomaly.models.cae import CAE
 from anomaly.pipeline.fit import continue_or_create, fit
-from anomaly.pipeline.heatmaps import MapFiles, write_heatmaps
+from anomaly.pipeline.map_files import MapFiles, write_heatmaps
 from anomaly.pipeline.open_run import open_run, run_cache_and_split, run_films
 from anomaly.pipeline.options import HeatmapOptions, Plan, ScoreOptions
 from anomaly.pipeline.plan import prepare

@@ -310,7 +310,7 @@ def report(options: ReportOptions) -> None:
 def _map_formats(options: HeatmapOptions) -> tuple[list[str], tuple[str, ...]]:
     """Return the formats of the pictures and the kinds of DICOM objects; raises InputError where options disagree."""
     from anomaly.pipeline.dicom_files import DICOM_FORMATS
-    from anomaly.pipeline.heatmaps import FORMATS
+    from anomaly.pipeline.map_files import FORMATS
 
     formats = words_of(options.formats)
     if unknown := [name for name in formats if name not in FORMATS]:
@@ -331,7 +331,7 @@ def _map_formats(options: HeatmapOptions) -> tuple[list[str], tuple[str, ...]]:
 def heatmap(options: HeatmapOptions) -> None:
     """Export pixel heatmaps on the run's one fixed scale, so that films can be compared."""
     from anomaly.pipeline.choices import Choices
-    from anomaly.pipeline.heatmaps import MapFiles, write_heatmaps
+    from anomaly.pipeline.map_files import MapFiles, write_heatmaps
     from anomaly.runs import Run
 
     pictures, kinds = _map_formats(options)

@@ -78,13 +78,15 @@ def secondary_capture(header: SourceHeader, finding: Finding) -> "Dataset":
 
 def _title(finding: Finding) -> str:
     """Return what is written above the overlay: no name of a patient, a film or a file."""
+    device = finding.device
+    drawn = ", SYNTHETIC film" if finding.synthetic else ""
     p_value = "" if finding.p_value is None else f", p = {finding.p_value:.2g}"
     state = "flagged" if finding.flagged else "not flagged"
     return "\n".join(
         (
-            f"{NOT_A_DEVICE}{', SYNTHETIC film' * finding.synthetic}; {finding.device.model} {finding.device.version}",
+            f"{NOT_A_DEVICE}, for research{drawn}; {device.model} {device.version}",
             f"{finding.score_name} {finding.score:.4g}, {state} (from {finding.threshold:.4g}){p_value}",
-            f"mark on the bar: {QUANTILE:.1%} of normal pixels lie below {finding.scale:.2g}",
+            f"mark on the bar: {QUANTILE:.1%} of normal pixels lie below {finding.scale:.2g} ({finding.unit})",
         )
     )
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from anomaly.evaluation.heatmap_scale import QUANTILE
 from anomaly.export.dicom_identity import (
+    NOT_A_DEVICE,
     code,
     derived_uid,
     equipment,
@@ -30,6 +31,8 @@ CONCEPTS = {
     "largest": ("MAXIMUM1", "Largest value of the anomaly map"),
     "share": ("SHARE1", "Share of the examined area above the normal range"),
     "flag": ("FLAG1", "Flagged by the threshold"),
+    "use": ("USE1", "Intended use"),
+    "research": ("RESEARCH1", f"{NOT_A_DEVICE}, for research"),
     "finding": ("FILM1", "Anomaly score of a film"),
 }
 """Private codes of the report, value and meaning: no standard scheme has terms for them."""
@@ -103,7 +106,8 @@ def _film_group(header: SourceHeader, finding: Finding) -> Any:
         qualitative_evaluations=[
             sr.QualitativeEvaluation(
                 name=code(*CONCEPTS["flag"]), value=codes.SCT.Yes if finding.flagged else codes.SCT.No
-            )
+            ),
+            sr.QualitativeEvaluation(name=code(*CONCEPTS["use"]), value=code(*CONCEPTS["research"])),
         ],
         source_images=[sr.SourceImageForMeasurementGroup.from_source_image(header.dataset)],
     )

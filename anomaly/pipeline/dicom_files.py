@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anomaly.evaluation.named_calibration import REFITTED, calibration_folder
 from anomaly.export.dicom_objects import KINDS, check_highdicom, dicom_bytes, dicom_results, kind_of
 from anomaly.export.dicom_source import source_header
 from anomaly.export.dicom_study import LooseFilm, film_as_study
-from anomaly.export.finding import SoftwareDevice
-from anomaly.pipeline.open_run import OpenRun
+from anomaly.pipeline.heatmaps import Heatmap
 from anomaly.pipeline.selection import Selection
 from anomaly.runs import inside, write_atomic
 from preprocessing import InputError
@@ -27,12 +24,9 @@ from preprocessing.wording import counted
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-    from anomaly.pipeline.heatmaps import Heatmap
-
 DICOM_FORMATS = {"dicom": KINDS, **{f"dicom-{kind}": (kind,) for kind in KINDS}}
 """Names of formats -> kinds of DICOM object."""
 _HEAD = 2**18  # bytes of a file, in which its header usually ends
-_DETECTORS = ("model.onnx", "weights.safetensors", "checkpoint.safetensors")  # of a bundle, a run, an unfinished one
 
 
 def creation_time() -> datetime:
@@ -47,39 +41,6 @@ def creation_time() -> datetime:
         return datetime.fromtimestamp(int(text), UTC)
     except (ValueError, OverflowError, OSError):
         raise InputError(f"SOURCE_DATE_EPOCH is {text[:40]!r}; give seconds since 1970, or unset it") from None
-
-
-def software_device(run: OpenRun, score: str) -> SoftwareDevice:
-    """Return a run as a device: its digest is of the detector's file, its calibration and the score that flags."""
-    config, folder = run.run.config, run.run.path
-    digest = hashlib.sha256()
-    files = [next(path for name in _DETECTORS if (path := folder / name).is_file())]
-    if run.calibration_name is not None:
-        files.append(calibration_folder(run.run, run.calibration_name) / REFITTED)
-    for path in files:
-        if path.is_file():
-            state = path.stat()
-            digest.update(_digest(path, state.st_mtime_ns, state.st_size))
-    digest.update(run.calibration.model_dump_json().encode())
-    digest.update(score.encode())
-    return SoftwareDevice(
-        config.model,
-        config.versions.get("xray-anomaly") or "unknown",
-        folder.resolve().name,
-        digest.hexdigest(),
-        (
-            f"variant {config.variant}",
-            f"size {config.size} px",
-            f"calibration {run.calibration_name or 'own'}",
-        ),
-    )
-
-
-@lru_cache(maxsize=8)
-def _digest(path: Path, changed: int, size: int) -> bytes:
-    """Return the SHA-256 of a file, which is read once as long as it does not change."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 @dataclass
@@ -117,7 +78,7 @@ class DicomFiles:
                 "out of --formats"
             )
 
-    def write(self, heatmap: "Heatmap", folder: Path) -> Path:
+    def write(self, heatmap: Heatmap, folder: Path) -> Path:
         """Write the objects of a heatmap on its original film as `<film>_heatmap.<kind>.dcm`; return the first file.
 
         A film that gets a study of its own is written too, as `<film>_film.dcm`.
@@ -161,7 +122,7 @@ class DicomFiles:
             raise InputError(f"{path}: {error}") from None
         return header
 
-    def _source_of(self, heatmap: "Heatmap", folder: Path) -> "Dataset":
+    def _source_of(self, heatmap: Heatmap, folder: Path) -> "Dataset":
         """Return the film that results refer to: itself, or what is made of it where it names no study."""
         path = heatmap.source
         try:

@@ -1,8 +1,8 @@
-"""Heatmaps on the run's one scale: in the cache's geometry or on the original film, as arrays and as files."""
+"""Heatmaps on the run's one scale, in the cache's geometry or on the original film."""
 
 import hashlib
 import heapq
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -11,24 +11,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from anomaly.console import silent
 from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.conformal import Reference
 from anomaly.evaluation.predict import PredictedFilms, predict
 from anomaly.export.finding import Finding, SoftwareDevice
-from anomaly.pipeline.dicom_files import DICOM_FORMATS, DicomFiles, software_device
 from anomaly.pipeline.open_run import OpenRun
-from anomaly.pipeline.selection import Display, Selection
+from anomaly.pipeline.selection import Selection
+from anomaly.pipeline.software_device import software_device
 from anomaly.reporting.heatmap import overlay, to_film_space, write_map, write_png
-from anomaly.runs import inside
 from preprocessing import InputError
 from preprocessing.readers import read_film
 from preprocessing.sources import Source
 from preprocessing.where import LABELS
 
 MAP_FORMATS = ("png", "tiff", "npy")
-FORMATS = (*MAP_FORMATS, *DICOM_FORMATS)
-"""Of which `Heatmap.save` writes the first ones; DICOM refers to the film itself (`DicomFiles`)."""
 
 
 @dataclass(frozen=True)
@@ -186,46 +182,6 @@ def _heatmap(
         cache.synthetic or run.run.config.cache.synthetic,
         partial(software_device, run, main),
     )
-
-
-@dataclass(frozen=True)
-class MapFiles:
-    """Where heatmaps are written, and as what."""
-
-    folder: Path
-    formats: Sequence[str] = MAP_FORMATS
-    dicom: DicomFiles | None = None  # beside these formats
-
-    def write(self, heatmap: Heatmap) -> Path:
-        """Write the files of a heatmap, named after its film, and return the first."""
-        # After the film's whole name: a.png and a.dcm, or the dotted names of DICOM, stay apart.
-        written = [inside(self.folder, f"{heatmap.path}_heatmap.{suffix}") for suffix in self.formats]
-        for file in written:
-            heatmap.save(file)
-        if self.dicom is not None:
-            written.append(self.dicom.write(heatmap, self.folder))
-        return written[0]
-
-
-def write_heatmaps(
-    run: OpenRun,
-    selection: Selection,
-    files: MapFiles,
-    *,
-    by: str | None = None,
-    limit: int | None = None,
-    originals: Source | None = None,
-    display: Display = silent,
-) -> list[Path]:
-    """Write heatmaps as files, as `heatmaps` gives them, and return the first of each, the highest-scored film's first.
-
-    DICOM objects need `originals`.
-    """
-    written: list[tuple[float, Path]] = []
-    with display("mapping", len(selection.films), "films") as advance:
-        for heatmap in heatmaps(run, selection, by=by, limit=limit, originals=originals, on_films=advance):
-            written.append((heatmap.score, files.write(heatmap)))
-    return [path for _, path in sorted(written, key=lambda pair: -pair[0])]
 
 
 def _on_original(

@@ -1,0 +1,55 @@
+"""Heatmaps as files: pictures, numbers, DICOM objects."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from anomaly.console import silent
+from anomaly.pipeline.dicom_files import DICOM_FORMATS, DicomFiles
+from anomaly.pipeline.heatmaps import MAP_FORMATS, Heatmap, heatmaps
+from anomaly.pipeline.open_run import OpenRun
+from anomaly.pipeline.selection import Display, Selection
+from anomaly.runs import inside
+from preprocessing.sources import Source
+
+FORMATS = (*MAP_FORMATS, *DICOM_FORMATS)
+
+
+@dataclass(frozen=True)
+class MapFiles:
+    """Where heatmaps are written, and as what."""
+
+    folder: Path
+    formats: Sequence[str] = MAP_FORMATS
+    dicom: DicomFiles | None = None  # beside these formats
+
+    def write(self, heatmap: Heatmap) -> Path:
+        """Write the files of a heatmap, named after its film, and return the first."""
+        # After the film's whole name: a.png and a.dcm, or the dotted names of DICOM, stay apart.
+        written = [inside(self.folder, f"{heatmap.path}_heatmap.{suffix}") for suffix in self.formats]
+        for file in written:
+            heatmap.save(file)
+        if self.dicom is not None:
+            written.append(self.dicom.write(heatmap, self.folder))
+        return written[0]
+
+
+def write_heatmaps(
+    run: OpenRun,
+    selection: Selection,
+    files: MapFiles,
+    *,
+    by: str | None = None,
+    limit: int | None = None,
+    originals: Source | None = None,
+    display: Display = silent,
+) -> list[Path]:
+    """Write heatmaps as files, as `heatmaps` gives them, and return the first of each, the highest-scored film's first.
+
+    DICOM objects need `originals`.
+    """
+    written: list[tuple[float, Path]] = []
+    with display("mapping", len(selection.films), "films") as advance:
+        for heatmap in heatmaps(run, selection, by=by, limit=limit, originals=originals, on_films=advance):
+            written.append((heatmap.score, files.write(heatmap)))
+    return [path for _, path in sorted(written, key=lambda pair: -pair[0])]
