@@ -4,6 +4,8 @@ import dataclasses
 import errno
 import gzip
 import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,6 +222,16 @@ def test_what_was_not_valid_in_the_film_is_said_for_all_films_at_once(
     assert "2 films (the first: " in error
     assert "left empty in its results: PatientSex" in error
     assert "FEMALE" not in error
+
+
+def test_the_example_of_the_page_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "dicom.md").read_text()
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    write_film(tmp_path / "film.dcm")
+    shutil.copytree(run.path, tmp_path / "runs" / "cae-1")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program, "dicom.md", "exec"), {})
+    assert sorted(path.name for path in tmp_path.glob("result.*")) == ["result.sc.dcm", "result.sr.dcm"]
 
 
 # --- the header, the device, the film ---------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import io
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -135,6 +136,13 @@ def test_a_film_that_cannot_be_referred_to_is_refused(keyword: str) -> None:
     source = source_film()
     del source[keyword]
     with pytest.raises(InputError, match=f"no valid {keyword}"):
+        dicom_results(source, finding())
+
+
+def test_what_is_no_image_is_refused() -> None:
+    source = source_film()
+    del source.Rows
+    with pytest.raises(InputError, match="no Rows and Columns"):
         dicom_results(source, finding())
 
 
@@ -317,8 +325,8 @@ def test_the_same_gives_the_same_bytes_and_other_contents_have_other_uids() -> N
         finding(),
         finding(hand=1),
         finding(hand=2),
-        finding(device=type(device)(device.model, device.version, device.run, "cd" * 32)),
-        finding(device=type(device)(device.model, "0.2.0", device.run, device.digest)),
+        finding(device=replace(device, digest="cd" * 32)),
+        finding(device=replace(device, version="0.2.0")),
     ]
     uids = [UID(result.SOPInstanceUID) for found in changed for result in dicom_results(source, found)]
     assert len(set(uids)) == len(uids) == len(changed) * len(KINDS)

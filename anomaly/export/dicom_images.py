@@ -34,6 +34,16 @@ if TYPE_CHECKING:
 REGION = ("AREA1", "Area above the normal range of the anomaly map")
 """Code and meaning of what is segmented. That it is a lesion is not known, so no code of one is used."""
 
+TRACKING_ID = "anomalous area"
+"""Of that area, as the report names it."""
+
+_OF_THE_SOURCE = (
+    "RecognizableVisualFeatures",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+)
+
 
 def segmented(finding: Finding) -> NDArray[np.bool_]:
     """Return the area that the Segmentation holds, (H, W): where the map reaches the scale, inside the mask."""
@@ -62,7 +72,7 @@ def secondary_capture(header: SourceHeader, finding: Finding) -> "Dataset":
     result.SecondaryCaptureDeviceManufacturer = MANUFACTURER
     result.SecondaryCaptureDeviceSoftwareVersions = plain_text(finding.device.version)
     derive(result, header, finding, f"{finding.unit} over the film in color; {rule_of(finding)} is the mark on the bar")
-    for keyword in ("RecognizableVisualFeatures", "LossyImageCompression", "LossyImageCompressionRatio"):
+    for keyword in _OF_THE_SOURCE:
         if keyword in source:
             result.add(source[keyword])
     zoom = enlargement(finding.film.shape)
@@ -133,9 +143,6 @@ def segmentation(header: SourceHeader, finding: Finding) -> "Dataset | None":
     return result
 
 
-TRACKING_ID = "anomalous area"
-
-
 def tracking_uid(header: SourceHeader, finding: Finding) -> str:
     """Return the UID by which the report speaks of the segmented area."""
     return derived_uid(instance_uid(header, finding, "seg"), "tracking")
@@ -143,5 +150,5 @@ def tracking_uid(header: SourceHeader, finding: Finding) -> str:
 
 def parameters(finding: Finding) -> dict[str, str]:
     """Return the parameters of the algorithm, for TID 4019 and its macro."""
-    lines = (f"score {finding.score_name}", f"run {finding.device.run}", *finding.device.parameters)
-    return {plain_text(line.partition(" ")[0]): plain_text(line.partition(" ")[2]) for line in lines}
+    said = {"score": finding.score_name, "run": finding.device.run, **finding.device.parameters}
+    return {plain_text(name): plain_text(value) for name, value in said.items()}

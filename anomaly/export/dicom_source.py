@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from preprocessing import InputError
-from preprocessing.readers.dicom_header import numbers, present
+from preprocessing.readers.dicom_header import number, numbers, present
 from preprocessing.readers.film import quiet
 
 if TYPE_CHECKING:
@@ -41,75 +41,13 @@ _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 _SPACING_TEXT = ("PixelSpacingCalibrationType", "PixelSpacingCalibrationDescription")
 _OPPOSITE = {"L": "R", "R": "L", "A": "P", "P": "A", "H": "F", "F": "H"}
 """Directions of a biped and what they exclude, PS3.3 C.7.6.1.1.1."""
-_UNPAIRED = frozenset(
-    [
-        "ABDOMEN",
-        "ABDOMENPELVIS",
-        "AORTA",
-        "BACK",
-        "BLADDER",
-        "BRAIN",
-        "CEREBELLUM",
-        "CERVIX",
-        "CHEST",
-        "CHESTABDOMEN",
-        "CHESTABDPELVIS",
-        "CIRCLEOFWILLIS",
-        "COCCYX",
-        "COLON",
-        "CORONARYARTERY",
-        "CSPINE",
-        "CTSPINE",
-        "DUODENUM",
-        "ESOPHAGUS",
-        "FACE",
-        "GALLBLADDER",
-        "HEAD",
-        "HEADNECK",
-        "HEART",
-        "ILEUM",
-        "ILIUM",
-        "JAW",
-        "JEJUNUM",
-        "LARYNX",
-        "LIVER",
-        "LSPINE",
-        "LSSPINE",
-        "MAXILLA",
-        "MEDIASTINUM",
-        "MOUTH",
-        "NECK",
-        "NECKCHEST",
-        "NECKCHESTABDOMEN",
-        "NECKCHESTABDPELV",
-        "NOSE",
-        "PANCREAS",
-        "PELVIS",
-        "PENIS",
-        "PHARYNX",
-        "PROSTATE",
-        "RECTUM",
-        "SCALP",
-        "SKULL",
-        "SPINE",
-        "SPLEEN",
-        "SSPINE",
-        "STERNUM",
-        "STOMACH",
-        "THYMUS",
-        "THYROID",
-        "TLSPINE",
-        "TONGUE",
-        "TRACHEA",
-        "TSPINE",
-        "URETER",
-        "URETHRA",
-        "UTERUS",
-        "VAGINA",
-        "VULVA",
-        "WHOLEBODY",
-    ]
-)
+_UNPAIRED = """
+    ABDOMEN ABDOMENPELVIS AORTA BACK BLADDER BRAIN CEREBELLUM CERVIX CHEST CHESTABDOMEN CHESTABDPELVIS CIRCLEOFWILLIS
+    COCCYX COLON CORONARYARTERY CSPINE CTSPINE DUODENUM ESOPHAGUS FACE GALLBLADDER HEAD HEADNECK HEART ILEUM ILIUM JAW
+    JEJUNUM LARYNX LIVER LSPINE LSSPINE MAXILLA MEDIASTINUM MOUTH NECK NECKCHEST NECKCHESTABDOMEN NECKCHESTABDPELV NOSE
+    PANCREAS PELVIS PENIS PHARYNX PROSTATE RECTUM SCALP SKULL SPINE SPLEEN SSPINE STERNUM STOMACH THYMUS THYROID TLSPINE
+    TONGUE TRACHEA TSPINE URETER URETHRA UTERUS VAGINA VULVA WHOLEBODY
+"""
 """Body parts that have no side, PS3.16 annex L."""
 _OFFSET = re.compile(r"[+-](0\d|1[0-4])[0-5]\d")
 _CLASS_FOR_HIGHDICOM = "1.2.840.10008.5.1.4.1.1.1"  # Computed Radiography: one frame, no frame of reference
@@ -163,7 +101,10 @@ def _header(source: "Dataset") -> SourceHeader:
         if not _take(header, source, keyword):
             raise InputError(f"no valid {keyword}: results could not refer to it")
     class_uid, header.SOPClassUID = str(header.SOPClassUID), _CLASS_FOR_HIGHDICOM
-    header.Rows, header.Columns = int(source.Rows), int(source.Columns)
+    size = [number(source, keyword) for keyword in ("Rows", "Columns")]
+    if None in size:
+        raise InputError("no Rows and Columns: it is no image")
+    header.Rows, header.Columns = (int(side) for side in size if side is not None)
     header.Modality = "CR"  # read by highdicom, not written
     if present(source, "SpecificCharacterSet"):
         header.SpecificCharacterSet = source.SpecificCharacterSet
@@ -254,7 +195,7 @@ def _laterality(source: "Dataset") -> str:
         if (values := present(source, keyword)) and values[0] in known:
             return str(values[0])
     part = present(source, "BodyPartExamined")
-    return "U" if part and part[0] in _UNPAIRED else ""
+    return "U" if part and part[0] in _UNPAIRED.split() else ""
 
 
 def _spacing(source: "Dataset", keyword: str) -> tuple[float, float] | None:

@@ -19,7 +19,7 @@ class SoftwareDevice:
     version: str  # of this package
     run: str  # name of the run folder or bundle
     digest: str  # SHA-256, 64 hex digits: weights, calibration and main score; with the source it makes the UIDs
-    parameters: tuple[str, ...] = ()  # "variant crop, 224 px", ...: a line each
+    parameters: Mapping[str, str]  # what else a reader may want to know: "variant" -> "crop", ...
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from anomaly.evaluation.named_calibration import REFITTED, calibration_folder
 from anomaly.export.finding import SoftwareDevice
 from anomaly.pipeline.open_run import OpenRun
+from anomaly.runs import versions
 
 _DETECTORS = ("model.onnx", "weights.safetensors", "checkpoint.safetensors")  # of a bundle, a run, an unfinished one
 
@@ -26,14 +27,15 @@ def software_device(run: OpenRun, score: str) -> SoftwareDevice:
     digest.update(score.encode())
     return SoftwareDevice(
         config.model,
-        config.versions.get("xray-anomaly") or "unknown",
+        versions()["xray-anomaly"] or "unknown",
         folder.resolve().name,
         digest.hexdigest(),
-        (
-            f"variant {config.variant}",
-            f"size {config.size} px",
-            f"calibration {run.calibration_name or 'own'}",
-        ),
+        {
+            "variant": config.variant,
+            "size": f"{config.size} px",
+            "calibration": run.calibration_name or "own",
+            "trained by version": config.versions.get("xray-anomaly") or "unknown",
+        },
     )
 
 
