@@ -20,13 +20,17 @@ from anomaly.cli.scoring import heatmap as heatmap_verb
 from anomaly.evaluation.calibration import FlagRule
 from anomaly.export.dicom_objects import KINDS
 from anomaly.export.dicom_study import LooseFilm, film_as_study
-from anomaly.pipeline.dicom_files import creation_time
+from anomaly.pipeline.dicom_files import DicomFiles, creation_time
+from anomaly.pipeline.map_files import MapFiles, write_heatmaps
 from anomaly.pipeline.open_run import open_run
 from anomaly.pipeline.options import HeatmapOptions
+from anomaly.pipeline.selection import recorded_films
 from anomaly.pipeline.software_device import software_device
 from anomaly.runs import Run, write_atomic
 from preprocessing import InputError
+from preprocessing.cache.reader import Cache
 from preprocessing.readers import read_dicom_header, read_film
+from preprocessing.sources import open_source
 
 from .dicom_cases import DCIODVFY, errors_of, finding
 from .film_files import dicom, png
@@ -138,6 +142,26 @@ def test_films_of_a_study_of_their_own_are_written_and_referred_to(
     assert written["heatmap.pm.dcm"].SourceImageSequence[0].ReferencedSOPInstanceUID == film.SOPInstanceUID
     if DCIODVFY:
         assert [errors_of(path) for path in (tmp_path / "out").iterdir()] == [[]] * 5
+
+
+def test_two_hands_of_a_film_get_objects_each(run: Run, cache: Cache, films: Path, tmp_path: Path) -> None:
+    selection = recorded_films(run, "test", cache.path)
+    first, second = selection.films.rows[:2]
+    index = selection.films.cache.index
+    for name in ("path", "sha256"):
+        index[name][second] = index[name][first]
+    index["hand"][first], index["hand"][second] = 1, 2
+    originals = open_source(films)
+    dicom_files = DicomFiles(selection, originals, ("sr",), as_study=True)
+    files = MapFiles(tmp_path / "maps", (), dicom_files)
+    write_heatmaps(open_run(run, torch.device("cpu")), selection, files, originals=originals)
+    film = tmp_path / "maps" / str(index["path"][first])
+    reports = [pydicom.dcmread(film.with_name(f"{film.name}-{hand}_heatmap.sr.dcm")) for hand in (1, 2)]
+    assert [report.InstanceNumber for report in reports] == [1, 2]
+    assert len({report.SeriesInstanceUID for report in reports}) == 1
+    study = pydicom.dcmread(film.with_name(f"{film.name}_film.dcm")).StudyInstanceUID
+    assert {report.StudyInstanceUID for report in reports} == {study}
+    assert dicom_files.notes()[0].startswith(f"{len(set(index['path'][selection.films.rows]))} films")
 
 
 def test_films_of_one_patient_share_a_study(run: Run, tmp_path: Path) -> None:

@@ -333,13 +333,16 @@ def test_the_same_gives_the_same_bytes_and_other_contents_have_other_uids() -> N
     assert all(uid.is_valid and uid.startswith("2.25.") for uid in uids)
 
 
-def test_another_process_gives_the_same_uids() -> None:
+def test_another_process_gives_the_same_uids_and_needs_no_torch() -> None:
     program = (
+        "import sys;"
         "from tests.dicom_cases import finding, source_film; from anomaly.export.dicom_objects import *;"
-        "print(*(r.SOPInstanceUID for r in dicom_results(source_film(), finding(), ('seg', 'pm'))))"
+        "results = dicom_results(source_film(), finding(), ('seg', 'pm'));"
+        "print(*(result.SOPInstanceUID for result in results), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [r.SOPInstanceUID for r in dicom_results(source_film(), finding(), ("seg", "pm"))]
+    here = [r.SOPInstanceUID for r in dicom_results(source_film(), finding(), ("seg", "pm"))]
+    assert done.stdout.split() == [*here, "False"]
 
 
 def test_dates_are_those_of_the_finding_in_the_films_zone() -> None:
