@@ -27,8 +27,8 @@ def draw(root: Path, *files: str) -> Path:
 
 
 def following(out: str) -> list[str]:
-    """Return the words of the command that is printed as the next one."""
-    (line,) = [line for line in out.splitlines() if line.startswith("next: ")]
+    """Return the words of the command that is printed as the next one, or the first of those."""
+    line, *_ = [line for line in out.splitlines() if line.startswith("next: ")]
     return shlex.split(line.removeprefix("next: "))
 
 

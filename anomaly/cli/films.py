@@ -49,9 +49,9 @@ def preprocess(options: PreprocessOptions) -> "Preprocessed":
         count, all_films = len(done.source.records), counted(done.candidates, "film")
         say(f"{origin}: {count} of {all_films} have {done.net.targets} beside them")
     _describe(done)
-    trains = command_line("anomaly", "train", options.net or "cae", "--cache", done.report.path)
-    chooses = f", or {command_line('anomaly', 'auto', done.report.path)}, which chooses a detector for these films"
-    say(f"next: {trains}{chooses * (options.net is None)}")
+    say(f"next: {command_line('anomaly', 'train', options.net or 'cae', '--cache', done.report.path)}")
+    if options.net is None:  # which chooses a detector for these films
+        say(f"next: {command_line('anomaly', 'auto', done.report.path)}")
     if done.failures:
         say(_left_out(done))
     return done
