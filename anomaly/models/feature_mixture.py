@@ -246,11 +246,11 @@ class FeatureMixture(Detector):
 
         Of a mask too small for that those that it covers most; of none at all every cell.
         """
-        share = resample(mask[0].float(), resampling(self._pixels, self.backbone.cells, mask.device))
+        share = resample(mask[0].float(), resampling(self.pixels, self.backbone.cells, mask.device))
         return share >= share.amax().clamp(max=0.5)
 
     @property
-    def _pixels(self) -> Grid:
+    def pixels(self) -> Grid:
         """The film's own pixels, in those of the film as the network sees it."""
         factor = self.config.enlarge
         return Grid(factor, (factor - 1) / 2, self.size)
@@ -349,7 +349,7 @@ class FeatureMixture(Detector):
         grid = torch.zeros_like(inside, dtype=cells.dtype)
         grid[inside] = (cells - self.floor).clamp(min=0)
         grid = grid * inner
-        matrix = resampling(self.backbone.cells, self._pixels, inside.device)
+        matrix = resampling(self.backbone.cells, self.pixels, inside.device)
         return (resample(grid, matrix) / resample(inside.to(cells.dtype), matrix).clamp(min=1e-6))[None]
 
 

@@ -14,8 +14,9 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
     doesn't depend on the rest of the batch.
     """
     films = x.flatten(0, 1)  # (N C, H, W)
-    rows = torch.bmm(films, _windows(x.shape[3], sigma, x).expand(len(films), -1, -1))
-    return torch.bmm(_windows(x.shape[2], sigma, x).expand(len(films), -1, -1), rows).view_as(x)
+    count = films.shape[0]  # not len(films), which a traced graph would keep as a constant
+    rows = torch.bmm(films, _windows(x.shape[3], sigma, x).expand(count, -1, -1))
+    return torch.bmm(_windows(x.shape[2], sigma, x).expand(count, -1, -1), rows).view_as(x)
 
 
 def _windows(size: int, sigma: float, like: Tensor) -> Tensor:
@@ -44,8 +45,8 @@ def area_resize(x: Tensor, size: int) -> Tensor:
     overlap = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
     weights = (overlap.clamp(min=0) * size / side).to(x.dtype)  # (size, side)
     films = x.flatten(0, 1)
-    rows = torch.bmm(films, weights.T.expand(len(films), -1, -1))
-    return torch.bmm(weights.expand(len(films), -1, -1), rows).view(*x.shape[:2], size, size)
+    rows = torch.bmm(films, weights.T.expand(films.shape[0], -1, -1))
+    return torch.bmm(weights.expand(films.shape[0], -1, -1), rows).view(*x.shape[:2], size, size)
 
 
 def local_mean(x: Tensor, mask: Tensor, sigma: float) -> Tensor:
