@@ -120,7 +120,8 @@ class ContrastDensityForm(nn.Module):
         lut = (counts.cumsum(dim=2).float() * scale).round().clamp(0, 255).flatten(1)  # (N, tables * 256)
         a, b, c, d = (lut.gather(1, corner + levels) for corner in self.corners)
         top, bottom, left, right = self.shares
-        return ((a * left + b * right) * top + (c * left + d * right) * bottom).round().clamp(0, 255)
+        between: Tensor = (a * left + b * right) * top + (c * left + d * right) * bottom
+        return between.round().clamp(0, 255)
 
 
 def _smoothing(size: int, sigma: float) -> NDArray[np.float64]:

@@ -166,7 +166,8 @@ class ResidualMixtureForm(nn.Module):
         """(N, 1, S, S) each -> (N,) float64."""
         cells, inside = grid_cells(film, reconstruction, mask)
         score = self.mixture(self.whitening(cells.flatten(0, 1))).view(inside.shape).double()
-        return (score * inside).sum(dim=1) / inside.sum(dim=1)
+        mean: Tensor = (score * inside).sum(dim=1) / inside.sum(dim=1)
+        return mean
 
 
 class PValueForm(nn.Module):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 from torch.nn.functional import adaptive_avg_pool2d
 from torch.overrides import TorchFunctionMode
 
@@ -89,7 +90,7 @@ def write_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[s
 
     Raises InputError where the exporter can't write it.
     """
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # the exporter by tracing writes to it, whatever its type says
     free = {name: {0: "N"} for name in (*inputs, *outputs)}
     try:
         with (
@@ -112,14 +113,15 @@ def write_onnx(module: nn.Module, inputs: dict[str, Tensor], outputs: Sequence[s
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"torch {torch.__version__} can't write the graph ({reason})") from error
-    return buffer.getvalue()
+    content: bytes = buffer.getvalue()
+    return content
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out the warnings of tracing: sides of films are constants of the graph, as they are of the model."""
-    with warnings.catch_warnings():
-        for category in (torch.jit.TracerWarning, DeprecationWarning, FutureWarning, UserWarning):
+    """Leave out the warnings of tracing, as sides of films are constants of the graph, and the graph it prints."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        for category in (TracerWarning, DeprecationWarning, FutureWarning, UserWarning):
             warnings.simplefilter("ignore", category)
         yield
 

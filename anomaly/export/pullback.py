@@ -100,11 +100,10 @@ def _chain(layers: list[nn.Module], x: Tensor) -> tuple[Tensor, Pull]:
 
 
 def _convolution(layer: nn.Conv2d, x: Tensor, gradient: Tensor) -> Tensor:
-    (stride, _), (padding, _) = layer.stride, layer.padding  # type: ignore[misc]
-    kernel = layer.kernel_size[0]
+    kernel, stride, padding = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
     # What the strides left over at the end: pixels that no window ended on.
-    rest = (int(x.shape[2]) + 2 * int(padding) - kernel) % stride
-    return conv_transpose2d(gradient, layer.weight, None, stride, int(padding), rest, layer.groups)
+    rest = (int(x.shape[2]) + 2 * padding - kernel) % stride
+    return conv_transpose2d(gradient, layer.weight, None, stride, padding, rest, layer.groups)
 
 
 def _max_pool(x: Tensor) -> tuple[Tensor, Pull]:
@@ -133,9 +132,10 @@ def _framed(gradient: Tensor, x: Tensor) -> Tensor:
 
 
 def _adaptive_pool(layer: nn.AdaptiveAvgPool2d, x: Tensor) -> tuple[Tensor, Pull]:
-    cells = layer.output_size if isinstance(layer.output_size, int) else layer.output_size[0]
-    assert cells is not None
-    rows, columns = (averages(int(side), cells).to(x.dtype) for side in x.shape[2:])
+    cells = layer.output_size
+    down, across = (cells, cells) if isinstance(cells, int) else cells or (None, None)
+    assert down is not None and across is not None
+    rows, columns = averages(int(x.shape[2]), down).to(x.dtype), averages(int(x.shape[3]), across).to(x.dtype)
     return rows @ x @ columns.T, lambda gradient: rows.T @ gradient @ columns
 
 
