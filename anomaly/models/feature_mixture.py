@@ -22,7 +22,7 @@ from anomaly.models.base import Detector, Prediction, Settings
 from anomaly.models.pretrained import PACKAGED, named_file, packaged_file, published_file, read_tensors
 from anomaly.nn.backbone import LEAST_SIZE, Backbone, BackboneName, Grid, block_count, resample, resampling
 from anomaly.nn.coreset import Coreset
-from anomaly.nn.filters import local_mean
+from anomaly.nn.filters import exact, local_mean
 from anomaly.nn.mixture import StandardizedMixture, k_means
 from anomaly.nn.whitening import Whitening
 from preprocessing import InputError
@@ -385,7 +385,8 @@ def _local_levels(film: Tensor, mask: Tensor, sigma: float) -> Tensor:
 
     Three deviations to either side fill [0, 1]; 0 off the mask, as the film is.
     """
-    mean, square = local_mean(torch.cat([film, film * film], dim=1), mask, sigma).unbind(dim=1)
+    fine = exact(film)
+    mean, square = local_mean(torch.cat([fine, fine * fine], dim=1), mask, sigma).unbind(dim=1)
     deviation = (square - mean * mean).clamp(min=1e-6).sqrt()  # (N, S, S)
-    levels: Tensor = 0.5 + (film - mean[:, None]) / (2 * DEVIATIONS * deviation[:, None])
-    return levels.clamp(0, 1) * mask
+    levels = 0.5 + (fine - mean[:, None]) / (2 * DEVIATIONS * deviation[:, None])
+    return levels.clamp(0, 1).float() * mask

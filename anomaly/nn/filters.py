@@ -19,6 +19,22 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
     return torch.bmm(_windows(x.shape[2], sigma, x).expand(count, -1, -1), rows).view_as(x)
 
 
+def exact(x: Tensor) -> Tensor:
+    """Return `x` in float64, for a variance as the difference of squares; as it is on a device that has none (Apple's).
+
+    In float32 the variance of a flat place is the rounding of its level's square, which no two libraries have alike.
+    """
+    return x if x.device.type == "mps" else x.double()
+
+
+def blurred_at(x: Tensor, sigma: float, rows: slice) -> Tensor:
+    """Return `gaussian_blur` of square films at these rows and columns alone: (N, C, S, S) -> (N, C, G, G)."""
+    films = x.flatten(0, 1)
+    windows = _windows(x.shape[3], sigma, x)[rows].expand(films.shape[0], -1, -1)  # (N C, G, S)
+    blurred = torch.bmm(torch.bmm(windows, films), windows.transpose(1, 2))
+    return blurred.view(*x.shape[:2], *blurred.shape[1:])
+
+
 def _windows(size: int, sigma: float, like: Tensor) -> Tensor:
     """Return the window about each of `size` pixels: (size, size), symmetric."""
     reach = max(1, math.ceil(3 * sigma))

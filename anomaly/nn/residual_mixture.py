@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from anomaly.nn.filters import area_resize, gaussian_blur
+from anomaly.nn.filters import area_resize, blurred_at, exact
 from anomaly.nn.mixture import GaussianMixture, k_means
 from anomaly.nn.whitening import Whitening
 
@@ -46,16 +46,17 @@ def grid_cells(film: Tensor, reconstruction: Tensor, mask: Tensor) -> tuple[Tens
     channels = torch.cat([mask.float(), error, error * error, film, film * film], dim=1)
     if film.shape[3] > FINEST:
         channels = area_resize(channels, FINEST)
-    side = channels.shape[3]
+    side = int(channels.shape[3])
+    channels = exact(channels)
     step = -(-side // CELLS)
     centers = slice(step // 2, None, step)
     features = []
     for window in WINDOWS:
-        blurred = gaussian_blur(channels, window * side)[:, :, centers, centers]
+        blurred = blurred_at(channels, window * side, centers)
         mean, square, level, level_square = (blurred[:, 1:] / blurred[:, :1].clamp(min=1e-6)).unbind(dim=1)
         variance = (level_square - level * level).clamp(min=0)
         features += [(square + FLOOR).log(), mean / (square + FLOOR).sqrt(), (variance + FLOOR).log()]
-    cells = torch.stack(features, dim=3).flatten(1, 2)  # (N, G², 9)
+    cells = torch.stack(features, dim=3).flatten(1, 2).float()  # (N, G², 9)
     inside = interpolate(mask.float(), size=(side, side), mode="nearest")[:, 0, centers, centers].flatten(1) > 0
     return cells, inside | ~inside.any(dim=1, keepdim=True)
 
