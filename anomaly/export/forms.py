@@ -6,6 +6,7 @@ many, are taken in float64: the graph's rounding is then that of its convolution
 """
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -79,14 +80,18 @@ class AtypicalityForm(nn.Module):
         return ((distances - self.shift.double()) / self.scale.double()).mean(dim=1)
 
 
-@torch.jit.script
-def _squares(deviation: Tensor, factors: Tensor, bounds: Tensor) -> Tensor:
+def _squares_by_component(deviation: Tensor, factors: Tensor, bounds: Tensor) -> Tensor:
     """Return |row F|² of rows sorted by component, whose own lie between two `bounds`: (M, A), (K, A, A), (K + 1,)."""
     found = torch.zeros([0])
     for k in range(factors.shape[0]):
         rows = deviation[bounds[k] : bounds[k + 1]]
         found = torch.cat([found, torch.mm(rows, factors[k]).square().sum(dim=1)])
     return found
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it is deprecated, and has no successor that an exporter writes as a loop
+    _squares = torch.jit.script(_squares_by_component)
 
 
 class GaussianMixtureForm(nn.Module):

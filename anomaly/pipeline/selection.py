@@ -84,7 +84,7 @@ def new_films(run: Run, source: Source, *, workers: int = 0, display: Display = 
     those that prepared the run's films.
     """
     recorded, config = run.config.cache, run.config
-    recipe, nets = Recipe.from_json(recorded.recipe), _recorded_nets(run)
+    recipe, nets = Recipe.from_json(recorded.recipe), recorded_nets(run)
     if made_digest(recipe, nets) != recorded.recipe_digest:
         raise InputError(
             f"{run.path} was trained on films prepared by another version of the recipe {recipe.name}; "
@@ -160,7 +160,7 @@ def advancing(advance: Advance) -> Callable[[Any], None]:
     return on_progress
 
 
-def _recorded_nets(run: Run) -> Nets:
+def recorded_nets(run: Run) -> Nets:
     """Return the nets that prepared a run's films, to prepare new ones in the same way."""
     nets: dict[str, Any] = {}
     for part, load in (("localizer", load_localizer), ("segmenter", load_segmenter)):
