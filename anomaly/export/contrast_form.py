@@ -68,13 +68,13 @@ class ContrastDensityForm(nn.Module):
 
     def predict(self, batch: Batch, *, maps: bool = False) -> Prediction:
         """`ContrastDensity.predict`."""
-        contrast = cells(self._local_contrast(batch.film, batch.mask), batch.mask)  # (N, D)
+        contrast = cells(self.local_contrast(batch.film, batch.mask), batch.mask)  # (N, D)
         grid = ((contrast - self.center) / self.spread).square()
         grid = torch.where(grid.isnan(), 0, grid).reshape(-1, 1, GRID, GRID)
         fine = interpolate(grid, size=batch.film.shape[2:], mode="bilinear", align_corners=False)
         return Prediction({"atypicality": self.atypicality(contrast)}, fine * batch.mask)
 
-    def _local_contrast(self, film: Tensor, mask: Tensor) -> Tensor:
+    def local_contrast(self, film: Tensor, mask: Tensor) -> Tensor:
         """Return the local contrast of films of 16-bit levels, over the largest level: (N, 1, S, S) float32."""
         levels = self._stretched(film, mask)  # (N, S²) int64
         inside = mask.flatten(1)

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.parametrize import is_parametrized
 
 from anomaly.nn.atypicality import NEIGHBORS, Atypicality
-from anomaly.nn.coreset import Coreset
 from anomaly.nn.mixture import NEAREST, GaussianMixture, StandardizedMixture, nearest_means
 from anomaly.nn.p_values import KNOTS, TINY, PValue
 from anomaly.nn.residual_mixture import ResidualMixture, grid_cells
@@ -28,14 +27,26 @@ def exportable(module: nn.Module, forms: Forms) -> nn.Module:
     weights that are parametrized, as by spectral normalization, computed once.
     """
     own = copy.deepcopy(module).cpu().float().eval()
-    for part in own.modules():
-        if is_parametrized(part):
-            for name in list(part.parametrizations):  # type: ignore[arg-type]
-                remove_parametrizations(part, name, leave_parametrized=True)
+    for part in [module for module in own.modules() if is_parametrized(module)]:
+        _compute(part)
     for parameter in own.parameters():
         parameter.requires_grad_(False)
         parameter.data = parameter.data.contiguous()
     return _replaced(own, forms)
+
+
+def _compute(layer: nn.Module) -> None:
+    """Make parameters of a copied layer's parametrized tensors.
+
+    Not by `remove_parametrizations`, which takes the tensor from the layer's class, and so from the layer it was copied
+    from, too.
+    """
+    names: list[str] = list(layer.parametrizations)  # type: ignore[arg-type]
+    values = {name: getattr(layer, name).detach().clone() for name in names}
+    layer.__class__ = type(layer).__bases__[0]
+    del layer.parametrizations
+    for name, value in values.items():
+        layer.register_parameter(name, nn.Parameter(value))
 
 
 def _replaced(module: nn.Module, forms: Forms) -> nn.Module:
@@ -143,23 +154,6 @@ class StandardizedMixtureForm(nn.Module):
         return score
 
 
-class CoresetForm(nn.Module):
-    """`Coreset`, its distances in float64: they are differences of larger numbers."""
-
-    members: Tensor
-
-    def __init__(self, fitted: Coreset) -> None:
-        super().__init__()
-        fitted.check_fitted()
-        _constant(self, "members", fitted.members)
-
-    def forward(self, cells: Tensor) -> Tensor:
-        """(M, A) -> (M,)."""
-        x, members = cells.double(), self.members.double()
-        square = x.square().sum(dim=1, keepdim=True) - 2 * x @ members.T + members.square().sum(dim=1)
-        return square.amin(dim=1).clamp(min=0).sqrt().float()
-
-
 class ResidualMixtureForm(nn.Module):
     """`ResidualMixture`: all cells of all films at once."""
 
@@ -209,7 +203,6 @@ class PValueForm(nn.Module):
 
 FORMS: Forms = {
     Atypicality: AtypicalityForm,
-    Coreset: CoresetForm,
     GaussianMixture: GaussianMixtureForm,
     PValue: PValueForm,
     ResidualMixture: ResidualMixtureForm,
