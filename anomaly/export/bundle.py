@@ -87,6 +87,8 @@ class Bundle(Record):
     """The name of the run it was made of."""
     run_sha256: str
     """SHA-256 of that run's weights.safetensors."""
+    rounding: dict[str, float] = Field(default_factory=dict)
+    """Score, "map" or "reconstruction" -> the relative difference up to which two libraries agree on it."""
     versions: dict[str, str]
     """Of what exported it."""
     licence: str

@@ -16,7 +16,7 @@ from anomaly.export.bundle import MODEL, PROBE, read_bundle
 from preprocessing import InputError
 
 AT_MOST = {"scores": 1e-5, "map": 1e-4, "reconstruction": 1e-4}
-"""Output -> the difference that is rounding."""
+"""Output -> the difference that is rounding, unless a film's own rounding moves it by more than a tenth of that."""
 ODD = 0.05
 """Share of the films that may differ by more: two libraries round alike but for a film now and then, in which a cell
 lies midway between two kinds of structure and counts as the other one."""
@@ -64,26 +64,28 @@ def compare(
     found: Arrays,
     spread: NDArray[np.float64],
     thresholds: Mapping[str, float] | None = None,
+    rounding: Mapping[str, float] | None = None,
 ) -> list[Difference]:
     """Return the differences of each score and picture.
 
     expected, found  "scores" (N, K), "map" and "reconstruction" (N, 1, S, S) where there are any: of torch, of the
     graph.    spread  (K,) standard deviation of each score among normal films, 0 where that isn't known.
-    thresholds  by score: from where a film is flagged.
+    thresholds  by score: from where a film is flagged.    rounding  as `Bundle` has it; None: `AT_MOST`.
     """
     differences = []
+    limits = rounding or {}
     for column, name in enumerate(score_names):
         right, value = expected["scores"][:, column], found["scores"][:, column]
         apart = np.abs(value - right)
         relative = apart / np.maximum(np.maximum(np.abs(right), spread[column]), np.finfo(float).tiny)
         at = (thresholds or {}).get(name)
         flags = 0 if at is None else int(((value >= at) != (right >= at)).sum())
-        differences.append(_difference(name, relative, AT_MOST["scores"], flags))
+        differences.append(_difference(name, relative, limits.get(name, AT_MOST["scores"]), flags))
     for name in ("map", "reconstruction"):
         if name in expected:
             apart = np.abs(found[name] - expected[name]).max(axis=(1, 2, 3))
             greatest = max(float(np.abs(expected[name]).max()), float(np.finfo(np.float32).tiny))
-            differences.append(_difference(name, apart / greatest, AT_MOST[name]))
+            differences.append(_difference(name, apart / greatest, limits.get(name, AT_MOST[name])))
     return differences
 
 
@@ -102,4 +104,4 @@ def check_bundle(folder: Path) -> list[Difference]:
     bundle = read_bundle(folder)
     probe = load_file(folder / PROBE)
     found = run_graph(open_graph(folder / MODEL), probe["film"], probe["mask"])
-    return compare(bundle.score_names, probe, found, probe["spread"])
+    return compare(bundle.score_names, probe, found, probe["spread"], rounding=bundle.rounding)
