@@ -14,7 +14,7 @@ from anomaly.export.pullback import pullback
 from anomaly.models.base import Prediction
 from anomaly.models.classifier import Classifier
 from anomaly.models.contrast_density import ContrastDensity
-from anomaly.models.feature_mixture import TOP, FeatureMixture
+from anomaly.models.feature_mixture import HALF, TOP, FeatureMixture
 from anomaly.models.synthetic import PEAK, Synthetic, inside_cells
 from anomaly.nn.atypicality import cells
 from anomaly.nn.backbone import resample, resampling
@@ -88,7 +88,7 @@ class FeatureMixtureForm(nn.Module):
     def _inside(self, mask: Tensor) -> Tensor:
         """`FeatureMixture.inside`: (N, 1, S, S) -> (N, G, G)."""
         share = resample(mask[:, 0].float(), self.to_cells)
-        return share >= share.amax(dim=(1, 2), keepdim=True).clamp(max=0.5)
+        return share >= share.amax(dim=(1, 2), keepdim=True).clamp(max=0.5) - HALF
 
     def _map(self, cells: Tensor, inside: Tensor, mask: Tensor) -> Tensor:
         radius = round(self.model.config.margin * self.model.size)

@@ -47,6 +47,10 @@ TOP = {"top50": 0.5, "mean": 1.0, "top1": 0.01, "top01": 0.001}
 """Score -> share of a film's cells, the most unusual, that it is the mean of."""
 
 
+HALF = 1e-5
+"""By so much below half a cell's share of the mask counts as half: rounding differs between libraries."""
+
+
 class FeatureMixtureConfig(Settings):
     """Settings of the features, and of what describes them."""
 
@@ -247,7 +251,7 @@ class FeatureMixture(Detector):
         Of a mask too small for that those that it covers most; of none at all every cell.
         """
         share = resample(mask[0].float(), resampling(self.pixels, self.backbone.cells, mask.device))
-        return share >= share.amax().clamp(max=0.5)
+        return share >= share.amax().clamp(max=0.5) - HALF
 
     @property
     def pixels(self) -> Grid:

@@ -34,7 +34,8 @@ def cells(value: Tensor, mask: Tensor) -> Tensor:
     """
     share = adaptive_avg_pool2d(exact(mask.float()), GRID)
     mean = adaptive_avg_pool2d(exact(value * mask), GRID) / share.clamp(min=1e-6)
-    return torch.where(share >= 0.25, mean, torch.nan).flatten(1).float()
+    # A quarter, whichever way its rounding went.
+    return torch.where(share >= 0.25 - 1e-6, mean, torch.nan).flatten(1).float()
 
 
 @dataclass(frozen=True)
