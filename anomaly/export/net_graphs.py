@@ -15,9 +15,9 @@ from anomaly.export.bundle import BundledNet
 from anomaly.export.bundle import Tensor as TensorRecord
 from anomaly.export.forms import exportable
 from anomaly.export.graph import example, write_onnx
-from anomaly.localization.base import HANDS
+from anomaly.localization.detection import HANDS, NMS_IOU, SCORE_FLOOR
 from anomaly.localization.nets import NetLocalizer, NetSegmenter, load_once
-from anomaly.localization.ssd import NMS_IOU, SCORE_FLOOR, SSD
+from anomaly.localization.ssd import SSD
 from preprocessing.cache.schema import BOX_CLASSES
 
 
