@@ -24,8 +24,8 @@ from anomaly.export.pullback import UnknownLayer
 from anomaly.export.run_copy import run_files
 from anomaly.models import find_detector, zoo
 from anomaly.models.base import Detector
+from anomaly.pipeline.backend import recorded_nets
 from anomaly.pipeline.open_run import run_films
-from anomaly.pipeline.selection import recorded_nets
 from anomaly.runs import Run, sha256, versions
 from anomaly.training.weights import load_weights, resume_command
 from preprocessing import InputError
