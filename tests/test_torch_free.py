@@ -259,6 +259,16 @@ def test_without_onnxruntime_the_extra_is_named(bundle: Path, monkeypatch: pytes
         anomaly.load(bundle)
 
 
+def test_without_nibabel_a_nifti_film_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import nibabel
+
+    film = nibabel.Nifti1Image(np.arange(90 * 80, dtype=np.int16).reshape(90, 80, 1), np.eye(4)).to_bytes()
+    assert read_film("a.nii", film).pixels.size == 90 * 80
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    with pytest.raises(InputError, match="needs nibabel: `pip install nibabel`"):
+        read_film("a.nii", film)
+
+
 def test_as_many_threads_as_are_asked_for(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert onnx_session.open_session(bundle / "model.onnx").get_session_options().intra_op_num_threads == 3
