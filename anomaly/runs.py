@@ -47,6 +47,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -85,7 +86,7 @@ STALE_SECONDS = 3600.0
 class Record(BaseModel):
     """A JSON file of a run folder, or a part of one: read and written whole, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class WeightsFile(Record):
@@ -231,6 +232,11 @@ def aside(path: Path) -> Path:
 
 
 _tidied: set[Path] = set()
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def to_json(value: Any) -> str:

@@ -41,13 +41,13 @@ Known = tuple[NDArray[Any], NDArray[np.float64], NDArray[Any]]  # label, probabi
 def judged(path: Path) -> tuple[Run, dict[str, Known], int]:
     """Return a run, what it says of the labelled films of val and test, and its number of parameters."""
     run = Run(path)
-    model = open_run(run, CPU).model
+    model = open_run(run, "cpu").model
     known = {}
     for name in ("val", "test"):
         films, _ = run_films(run, name)
         films = films.subset(films.label >= 0)
-        known[name] = films.label, score(model, films, CPU)["probability"], films.column("patient")
-    return run, known, sum(p.numel() for p in model.parameters())
+        known[name] = films.label, score(model, films)["probability"], films.column("patient")
+    return run, known, sum(p.numel() for p in model.detector.parameters())
 
 
 def figures(found: dict[str, Known], threshold: float) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def main() -> None:
     films = films.subset(slice(FILMS))
     names = ", ".join(run.config.model for run in runs)
     words = "SYNTHETIC films, lesion outlined: " if films.cache.synthetic else "films: "
-    picture = lesion_sheet([open_run(run, CPU) for run in runs], films, arguments.side)
+    picture = lesion_sheet([open_run(run, "cpu") for run in runs], films, arguments.side)
     write_png(arguments.out, titled(picture, f"{words}{names}"))
     print(f"{arguments.out}: {len(films)} films ({', '.join(films.column('finding'))}) by {names}")
 

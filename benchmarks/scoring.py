@@ -16,6 +16,7 @@ import torch
 from anomaly.data.batch import Batch, as_batch
 from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.predict import predict, score
+from anomaly.evaluation.torch_scorer import TorchScorer
 from anomaly.models import find_detector
 from anomaly.models.base import Detector
 from anomaly.pipeline.plan import resolve
@@ -42,9 +43,9 @@ def network(model: Detector, batches: list[Batch]) -> None:
             model.predict(batch)
 
 
-def draw(model: Detector, films: FilmSet) -> None:
+def draw(model: TorchScorer, films: FilmSet) -> None:
     """Compute every film's map as it is shown."""
-    for part in predict(model, films, DEVICE, maps=True):
+    for part in predict(model, films, maps=True):
         for i in range(len(part.films)):
             part.smoothed_map(i)
 
@@ -73,10 +74,10 @@ def main() -> None:
                 has_maps = model.predict(batches[0], maps=True).map is not None
             sides: dict[str, Callable[[], object]] = {
                 "net": partial(network, model, batches),
-                "scores": partial(score, model, films, DEVICE),
+                "scores": partial(score, TorchScorer(model, DEVICE), films),
             }
             if has_maps:
-                sides["maps"] = partial(draw, model, films)
+                sides["maps"] = partial(draw, TorchScorer(model, DEVICE), films)
             for side, seconds in alternate(sides, options.rounds, units=options.films).items():
                 figures[f"{name}, {side}, films_per_second"] = {
                     "median": 1 / seconds["median"],

@@ -2,12 +2,13 @@
 
     --help, train --help, models   must not load torch: whether they do is looked up in `sys.modules` as they end
     score RUN FILM                 one film: to the answer, and what that is spent on
+    score BUNDLE FILM              the same with onnxruntime
     train cae                      to the end of the first training step, and what that is spent on
 
-The parts of the last two, in seconds of the clock from the moment a process is asked for, come from the same command in
-a process that imports torch first, then the command's own modules, and puts a clock around the functions named here;
-training is ended after its first step. Built-in SYNTHETIC films, a CAE of preset `fast` trained for an epoch; a first
-round, which isn't counted, brings all files into the page cache.
+The parts of score RUN and train, in seconds of the clock from the moment a process is asked for, come from the same
+command in a process that imports torch first, then the command's own modules, and puts a clock around the functions
+named here; training is ended after its first step. Built-in SYNTHETIC films, a CAE of preset `fast` trained for an
+epoch; a first round, which isn't counted, brings all files into the page cache.
 """
 
 import argparse
@@ -131,11 +132,13 @@ def main() -> None:
         train = ["train", "cae", "--preset", "fast", "--cache", str(cache), "--out"]
         spent(["preprocess", str(folder / "films"), "--size", str(SIZE), "--out", str(cache)])
         spent([*train, str(run), "--set", "epochs=1"])
+        spent(["export", str(run)])
         score = ["score", str(run), str(film)]
-        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in (*LIGHT, "score")}
+        whole = LIGHT | {"score": score, "score a bundle": ["score", str(run / "bundle"), str(film)]}
+        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in whole}
         parts: dict[str, list[dict[str, float]]] = {"score": [], "train": []}
         for number in range(options.rounds + 1):
-            pairs = {name: spent(words) for name, words in (*LIGHT.items(), ("score", score))}
+            pairs = {name: spent(words) for name, words in whole.items()}
             taken = {
                 "score": taken_apart(score, SCORE),
                 "train": taken_apart([*train, str(folder / f"run-{number}")], TRAIN),

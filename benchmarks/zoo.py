@@ -73,7 +73,7 @@ def scored(path: Path) -> tuple[Scored, dict[str, NDArray[Any]]]:
     known = {name: films.column(name) for name in ("label", "patient", "finding", "difficulty")} | {
         "split": split[rows]
     }
-    return score(open_run(run, CPU).model, films, CPU), known
+    return score(open_run(run, "cpu").model, films), known
 
 
 def figures(cell: str, name: str, runs: list[Scored], floor: Scored, known: dict[str, Any]) -> dict[str, Any]:

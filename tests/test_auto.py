@@ -27,6 +27,7 @@ from anomaly.evaluation.planted import (
     planted_figures,
     planted_scores,
 )
+from anomaly.evaluation.torch_scorer import TorchScorer
 from anomaly.models import ZOO
 from anomaly.models.base import Prediction
 from anomaly.models.profiles import PROFILES
@@ -135,7 +136,7 @@ class Judge(torch.nn.Module):
 
 def test_a_blind_score_is_at_chance_and_one_that_sees_is_above(cache: Cache) -> None:
     films = films_to_plant(normals(cache))
-    scores = planted_scores(Judge(), films, CPU)  # type: ignore[arg-type]
+    scores = planted_scores(TorchScorer(Judge(), CPU), films)  # type: ignore[arg-type]
     blind = planted_figures("blind", scores)
     assert set(blind.values()) == {0.5}
     assert planted_figures("detail", scores)["haze"] > 0.6  # a haze takes detail away

@@ -73,7 +73,7 @@ def test_thresholds_come_from_the_normal_films_of_the_place(own: Run, site: Path
     done = calibrated(own, site)
     with new_films(own, open_films([site]), workers=1) as selection:
         normals = selection.films.subset(np.flatnonzero(selection.films.label == 0))
-        values = score(open_run(own, CPU).model, normals, CPU)["mse"]
+        values = score(open_run(own, "cpu").model, normals)["mse"]
         abnormal = int((selection.films.label == 1).sum())
         patients = selection.films.column("patient")[np.flatnonzero(selection.films.label == 0)]
     found = named_calibration(own, "clinic")
@@ -191,7 +191,7 @@ def test_a_calibration_that_was_not_finished_is_none(own: Run, site: Path) -> No
     (done.folder / "calibration.json").unlink()
     assert calibration_names(own) == []
     with pytest.raises(InputError, match="there is none"):
-        open_run(own, CPU, calibration="clinic")
+        open_run(own, "cpu", calibration="clinic")
 
 
 @pytest.mark.parametrize(
@@ -236,9 +236,9 @@ def test_a_refit_keeps_what_it_changed_and_opens_again_alike(own: Run, site: Pat
     assert all(
         weights[name].shape != value.shape or not torch.equal(weights[name], value) for name, value in kept.items()
     )
-    opened = open_run(own, CPU, calibration="clinic")
-    state = done.run.model.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in opened.model.state_dict().items())
+    opened = open_run(own, "cpu", calibration="clinic")
+    state = done.run.model.detector.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in opened.model.detector.state_dict().items())
     assert opened.calibration == done.run.calibration
 
 

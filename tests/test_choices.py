@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import anomaly
 from anomaly.evaluation.calibration import Calibration, FlagRule, read_calibration
@@ -297,7 +296,7 @@ def test_thresholds_of_a_supervised_run_stay_those_of_its_classifier() -> None:
 
 
 def test_an_open_run_is_not_changed_by_what_is_chosen(mine: Path) -> None:
-    opened = open_run(Run(mine), torch.device("cpu"))
+    opened = open_run(Run(mine), "cpu")
     with pytest.raises(InputError, match="has no score"):
         opened.main_score("likelihood")
     loaded = anomaly.load(mine, device="cpu")

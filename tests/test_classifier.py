@@ -432,7 +432,7 @@ def test_a_run_learns_from_labels_and_its_thresholds_too(cache: Cache, tmp_path:
     prepared = prepare(plan(cache, preset="fast"))
     assert calibration.films == len(prepared.films("val"))
     assert 0 < calibration.thresholds["mean"]["study"]["probability"] < 1
-    assert open_run(run, CPU).model.class_weights.sum() == 1
+    assert open_run(run, "cpu").model.detector.class_weights.sum() == 1
 
 
 @pytest.mark.parametrize(
@@ -495,9 +495,9 @@ def test_an_ensemble_of_classifiers_says_the_mean_probability(cache: Cache, tmp_
     rows = np.flatnonzero(label >= 0)[:5]
     films = as_batch(FilmSet(cache, made.config.variant, rows, made.config.size).read(), CPU)
     with torch.inference_mode():
-        said = [open_run(one, CPU).model.predict(films).scores["probability"] for one in (*members, made)]
+        said = [open_run(one, "cpu").model.detector.predict(films).scores["probability"] for one in (*members, made)]
     torch.testing.assert_close(said[2].double(), (said[0] + said[1]) / 2, rtol=1e-5, atol=1e-6)
-    assert open_run(made, CPU).model.targets == "labels" and read_calibration(made).rule == "youden"
+    assert open_run(made, "cpu").model.targets == "labels" and read_calibration(made).rule == "youden"
     with pytest.raises(InputError, match="leave out :SCORE"):
         combine(members, tmp_path / "named", None, CPU, ["probability", None])
     with pytest.raises(InputError, match="has split_hash"):

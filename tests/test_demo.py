@@ -13,6 +13,7 @@ from anomaly.data.batch import Batch
 from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.calibration import Calibration
 from anomaly.evaluation.observers import Observed, matched_filter, mean_ideal, observer_interval
+from anomaly.evaluation.torch_scorer import TorchScorer
 from anomaly.models.base import Detector, Prediction
 from anomaly.pipeline.lesion_pictures import find_lesion, lesion_sheet, marked_films, of_each_finding
 from anomaly.pipeline.open_run import OpenRun
@@ -74,7 +75,7 @@ def detector() -> OpenRun:
     thresholds = {pooling: {unit: {"max": 0.5} for unit in ("film", "study", "patient")} for pooling in ("mean", "max")}
     calibration = Calibration(thresholds=thresholds, map_scale=0.5, quantile=0.95, films=2)  # type: ignore[arg-type]
     run = SimpleNamespace(path=Path("run"), config=SimpleNamespace(size=SIDE, variant="raw"))
-    return OpenRun(run, Brightness(), calibration, torch.device("cpu"))  # type: ignore[arg-type]
+    return OpenRun(run, TorchScorer(Brightness(), torch.device("cpu")), calibration, "cpu")  # type: ignore[arg-type]
 
 
 def selected(cache: Cache, names: str = "") -> Selection:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-import torch
 from pydicom import Dataset
 
 from anomaly.cli.scoring import heatmap as heatmap_verb
@@ -67,7 +66,7 @@ def test_a_film_gets_four_objects_of_the_map_on_the_film(run: Run, tmp_path: Pat
     assert values.shape == (HEIGHT, WIDTH)  # that of the film, without --space film
     np.testing.assert_array_equal(written["heatmap.pm.dcm"].pixel_array, values)
     segmented = written["heatmap.seg.dcm"].pixel_array.astype(bool)
-    scale = open_run(run, torch.device("cpu")).calibration.map_scale
+    scale = open_run(run, "cpu").calibration.map_scale
     np.testing.assert_array_equal(segmented, values >= scale)
     for kind, result in written.items():
         assert result.PatientName == "Roe^Jane", kind
@@ -154,7 +153,7 @@ def test_two_hands_of_a_film_get_objects_each(run: Run, cache: Cache, films: Pat
     originals = open_source(films)
     dicom_files = DicomFiles(selection, originals, ("sr",), as_study=True)
     files = MapFiles(tmp_path / "maps", (), dicom_files)
-    write_heatmaps(open_run(run, torch.device("cpu")), selection, files, originals=originals)
+    write_heatmaps(open_run(run, "cpu"), selection, files, originals=originals)
     film = tmp_path / "maps" / str(index["path"][first])
     reports = [pydicom.dcmread(film.with_name(f"{film.name}-{hand}_heatmap.sr.dcm")) for hand in (1, 2)]
     assert [report.InstanceNumber for report in reports] == [1, 2]
@@ -277,7 +276,7 @@ def test_a_header_longer_than_its_first_bytes_is_read_whole(run: Run, tmp_path: 
 
 
 def test_another_calibration_or_score_is_another_device(run: Run) -> None:
-    opened = open_run(run, torch.device("cpu"))
+    opened = open_run(run, "cpu")
     first = software_device(opened, "mse")
     assert first == software_device(opened, "mse")
     assert first.digest != software_device(opened, "mae").digest

@@ -55,13 +55,13 @@ def test_an_ensemble_of_seeds_has_all_scores_of_its_members(run: Run, cache: Cac
     other = trained(cache, tmp_path / "other")
     made = combine([run, other], tmp_path / "both", None, CPU)
     assert made.finished and made.config.members == [str(run.path), str(other.path)]
-    names = open_run(run, CPU).model.score_names
-    assert open_run(made, CPU).model.score_names == ("fisher", *names)
-    ours = score(open_run(made, CPU).model, view(cache), CPU)
+    names = open_run(run, "cpu").model.score_names
+    assert open_run(made, "cpu").model.score_names == ("fisher", *names)
+    ours = score(open_run(made, "cpu").model, view(cache))
     assert np.array_equal(ours["fisher"], ours["mse"]), "the first score of each member, unless another is named"
     films, split = run_cache_and_split(made)
     normals = (split == "val") & (films.index["label"] == 0)
-    each = [score(open_run(r, CPU).model, view(cache), CPU)["peak"] for r in (run, other)]
+    each = [score(open_run(r, "cpu").model, view(cache))["peak"] for r in (run, other)]
     reached = np.all([values >= values[normals].min() for values in each], axis=0)
     expected = np.mean([log_p(values[normals], values) for values in each], axis=0)
     np.testing.assert_allclose(ours["peak"][reached], expected[reached], rtol=1e-3, atol=2 * SPACING)
@@ -72,13 +72,13 @@ def test_fisher_is_the_mean_of_minus_log_p_among_validation_normals(run: Run, ca
     made = combine([run, floor], tmp_path / "both", None, CPU, ["ssim", None])
     films, split = run_cache_and_split(made)
     normals = (split == "val") & (films.index["label"] == 0)
-    opened = open_run(made, CPU)
+    opened = open_run(made, "cpu")
     assert opened.main_score(None) == "fisher" and [m["score"] for m in made.config.settings.model["members"]] == [
         "ssim",
         "atypicality",
     ]
-    ours = score(opened.model, view(cache), CPU)["fisher"]
-    each = [score(open_run(r, CPU).model, view(cache), CPU)[n] for r, n in ((run, "ssim"), (floor, "atypicality"))]
+    ours = score(opened.model, view(cache))["fisher"]
+    each = [score(open_run(r, "cpu").model, view(cache))[n] for r, n in ((run, "ssim"), (floor, "atypicality"))]
     expected = np.mean([log_p(values[normals], values) for values in each], axis=0)
     reached = np.all([values >= values[normals].min() for values in each], axis=0)
     assert reached[normals].sum() > 10
@@ -91,12 +91,13 @@ def test_members_may_take_films_of_another_size(run: Run, cache: Cache, tmp_path
     assert (small.config.size, run.config.size) == (32, 64)
     made = combine([small, run], tmp_path / "both", None, CPU)
     assert made.config.size == 64
-    model = open_run(made, CPU).model
+    model = open_run(made, "cpu").model.detector
     batch = as_batch(view(cache).part(slice(0, 5)), CPU)
     with torch.inference_mode():
         prediction = model.predict(batch, maps=True)
         inside = model._predictions(batch, maps=True)[0].scores["mse"]
-        own = open_run(small, CPU).model.predict(as_batch(replace(view(cache), size=32).part(slice(0, 5)), CPU))
+        films = replace(view(cache), size=32).part(slice(0, 5))
+        own = open_run(small, "cpu").model.detector.predict(as_batch(films, CPU))
     # But for the rounding to the cache's 8-bit levels, the small member sees what it was trained on.
     torch.testing.assert_close(inside, own.scores["mse"], rtol=0.02, atol=0)
     assert prediction.map is not None and prediction.map.shape == prediction.reconstruction.shape == batch.film.shape
@@ -110,8 +111,8 @@ def test_the_map_is_minus_log_p_among_pixels_of_normal_films(run: Run, cache: Ca
     normals = replace(view(cache), rows=np.flatnonzero((split == "val") & (films.index["label"] == 0)))
     batch = as_batch(normals.read(), CPU)
     with torch.inference_mode():
-        map = open_run(made, CPU).model.predict(batch, maps=True).map
-        own = open_run(run, CPU).model.predict(batch, maps=True).map
+        map = open_run(made, "cpu").model.detector.predict(batch, maps=True).map
+        own = open_run(run, "cpu").model.detector.predict(batch, maps=True).map
     assert map is not None and own is not None
     assert map[batch.mask].mean().item() == pytest.approx(1, abs=0.1)
     high = own > own[batch.mask].quantile(0.99)
@@ -148,16 +149,16 @@ def test_a_score_that_never_varies_is_refused() -> None:
 def test_it_needs_none_of_its_members_folders(run: Run, cache: Cache, tmp_path: Path) -> None:
     other = trained(cache, tmp_path / "other")
     made = combine([run, other], tmp_path / "both", None, CPU)
-    before = score(open_run(made, CPU).model, view(cache), CPU)
+    before = score(open_run(made, "cpu").model, view(cache))
     other.path.rename(tmp_path / "gone")
-    again = score(open_run(Run(made.path), CPU).model, view(cache), CPU)
+    again = score(open_run(Run(made.path), "cpu").model, view(cache))
     assert all(np.array_equal(before[name], again[name]) for name in before)
 
 
 def test_different_models_share_the_scores_they_share(run: Run, cache: Cache, tmp_path: Path) -> None:
     floor = trained(cache, tmp_path / "floor", "contrast_density")
     made = combine([run, floor], tmp_path / "both", None, CPU)
-    assert set(score(open_run(made, CPU).model, view(cache), CPU)) == {
+    assert set(score(open_run(made, "cpu").model, view(cache))) == {
         "fisher",
         "atypicality",
         "mean_grey",

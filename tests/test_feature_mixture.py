@@ -433,7 +433,7 @@ def test_a_run_needs_nothing_but_its_folder(cache: Cache, tmp_path: Path, normal
     folder = continue_or_create(prepared, tmp_path / "run", resume=False)
     run = fit(prepared, folder, workers=0, on_epoch=lambda report: None)
     file.unlink()
-    opened = open_run(Run(run.path), CPU).model
+    opened = open_run(Run(run.path), "cpu").model.detector
     assert isinstance(opened, FeatureMixture)
     own = FeatureMixture(opened.config, 64)
     assert not torch.equal(own.backbone.network.stem[0].bias, opened.backbone.network.stem[0].bias)

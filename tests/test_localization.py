@@ -18,7 +18,8 @@ from anomaly.data.batch import Batch, as_batch
 from anomaly.data.dataset import Films, FilmSet
 from anomaly.localization import evaluate as evaluation
 from anomaly.localization import nets
-from anomaly.localization.base import Detection, LocalizationCalibration, LocalizationModel
+from anomaly.localization.base import LocalizationModel
+from anomaly.localization.detection import Detection, LocalizationCalibration
 from anomaly.localization.evaluate import (
     BoxFigures,
     ForegroundFigures,

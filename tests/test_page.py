@@ -12,7 +12,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from anomaly.pipeline.open_run import open_run
 from anomaly.pipeline.results import write_page
@@ -28,7 +27,7 @@ pytestmark = needs_browser
 def pages(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Of a run, of its wrong films, of a bench, and one whose every text is an attack."""
     mine = Run(Path(shutil.copytree(run.path, tmp_path_factory.mktemp("pages") / "cae")))
-    write_page(open_run(mine, torch.device("cpu")))
+    write_page(open_run(mine, "cpu"))
     found = {name: mine.path / f"{name}.html" for name in ("report", "wrong", "bench", "evil")}
     found["bench"].write_text(bench_page())
     found["evil"].write_text(report.render_report(context()))

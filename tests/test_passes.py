@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from anomaly.cli.scoring import score as score_verb
 from anomaly.data.dataset import Films
 from anomaly.evaluation.figures import Metrics
 from anomaly.evaluation.predict import PredictedFilms
+from anomaly.evaluation.torch_scorer import TorchScorer
 from anomaly.models.ensemble import Ensemble
 from anomaly.pipeline import gallery, open_run, results
 from anomaly.pipeline.ensemble import combine
@@ -44,14 +45,15 @@ class Passes:
     nets: dict[nn.Module, int] = field(default_factory=dict)
 
     def watch(self, opened: OpenRun) -> OpenRun:
-        predict = opened.model.predict
+        detector = cast(TorchScorer, opened.model).detector
+        predict = detector.predict
 
         def counted(batch: Any, **more: Any) -> Any:
             self.predicted += len(batch.film)
             return predict(batch, **more)
 
-        opened.model.predict = counted  # type: ignore[method-assign]
-        for net in opened.model.members if isinstance(opened.model, Ensemble) else [opened.model]:
+        detector.predict = counted  # type: ignore[method-assign]
+        for net in detector.members if isinstance(detector, Ensemble) else [detector]:
             first = next(part for part in net.modules() if [*part.parameters(recurse=False)])
             self.nets[first] = 0
             first.register_forward_pre_hook(self._see)

@@ -33,6 +33,7 @@ from anomaly.evaluation.figures import (
     Unit,
 )
 from anomaly.evaluation.localization import LocalizationRanking
+from anomaly.evaluation.torch_scorer import TorchScorer
 from anomaly.formatting import number, with_interval
 from anomaly.models.base import Detector, Prediction, Settings
 from anomaly.pipeline.open_run import OpenRun, open_run
@@ -420,7 +421,7 @@ class Judge(Detector):
 
 
 def judged(run: Run, cache: Cache, split: str, rows: np.ndarray, model: Detector | None = None) -> ScoringResult:
-    opened = OpenRun(run, model or Judge(), read_calibration(run), torch.device("cpu"))
+    opened = OpenRun(run, TorchScorer(model or Judge(), torch.device("cpu")), read_calibration(run))
     films = FilmSet(cache, "full-he", rows, 64)
     return score_selection(opened, Selection(films, np.full(len(rows), split), split))
 
@@ -471,7 +472,7 @@ def test_films_that_must_not_be_measured_have_no_figures(run, cache, tmp_path, m
 
 def opened(run: Run, folder: Path) -> OpenRun:
     """A copy of the run, open."""
-    return open_run(Run(Path(shutil.copytree(run.path, folder / "cae"))), torch.device("cpu"))
+    return open_run(Run(Path(shutil.copytree(run.path, folder / "cae"))), "cpu")
 
 
 def test_a_page_is_made_of_what_was_scored(run, cache, tmp_path, monkeypatch) -> None:

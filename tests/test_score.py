@@ -20,6 +20,7 @@ from anomaly.data.batch import batches
 from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.calibration import read_calibration
 from anomaly.evaluation.predict import predict, score
+from anomaly.evaluation.torch_scorer import TorchScorer
 from anomaly.models.cae import CAE
 from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.map_files import MapFiles, write_heatmaps
@@ -62,10 +63,10 @@ def scored(run: Run, out: Path, paths: Sequence[Path] = (), aggregate: str | Non
 
 
 def test_thresholds_and_scale_come_from_validation_normals_alone(run: Run, cache: Cache) -> None:
-    model = open_run(run, CPU).model
+    model = open_run(run, "cpu").model
     rows = np.flatnonzero((run_cache_and_split(run)[1] == "val") & (cache.index["label"] == 0))
     normals = FilmSet(cache, "full-he", rows, 64)
-    values = score(model, normals, CPU)["mse"]
+    values = score(model, normals)["mse"]
     calibration = read_calibration(run)
     study, patient = cache.index["study"][rows], cache.index["patient"][rows]
     assert calibration.films == len(rows) and calibration.patients == len(set(patient)) < 19
@@ -77,23 +78,23 @@ def test_thresholds_and_scale_come_from_validation_normals_alone(run: Run, cache
         assert calibration.thresholds[how]["study"]["mse"] == pytest.approx(max(pooled), rel=1e-5)
     drawn = [
         predicted.smoothed_map(i)[mask]
-        for predicted in predict(model, normals, CPU, maps=True)
+        for predicted in predict(model, normals, maps=True)
         for i, mask in enumerate(predicted.films.mask)
     ]
     assert calibration.map_scale == pytest.approx(np.quantile(np.concatenate(drawn), 0.995), rel=0.01)
 
 
 def test_a_reopened_model_scores_the_same_for_any_chunk(run: Run, tested: FilmSet) -> None:
-    whole = score(open_run(run, CPU).model, tested, CPU)
+    whole = score(open_run(run, "cpu").model, tested)
     for i in range(4):
-        alone = score(open_run(run, CPU).model, tested.subset(np.array([i])), CPU)
+        alone = score(open_run(run, "cpu").model, tested.subset(np.array([i])))
         for name, values in alone.items():
             assert values[0] == pytest.approx(whole[name][i], rel=1e-4, abs=1e-5)  # atypicality can be near 0
 
 
 def test_maps_are_zero_outside_the_mask_and_carry_the_score(run: Run, tested: FilmSet) -> None:
     places: list[int] = []
-    for predicted in predict(open_run(run, CPU).model, tested, CPU, maps=True):
+    for predicted in predict(open_run(run, "cpu").model, tested, maps=True):
         places += range(predicted.places.start, predicted.places.stop)
         for i, (mask, value) in enumerate(zip(predicted.films.mask, predicted.scores["mse"], strict=True)):
             drawn = predicted.smoothed_map(i)
@@ -155,7 +156,7 @@ def test_other_splits_go_beside_and_training_films_give_no_figures(run: Run, cac
 
 def test_the_trivial_detectors_see_the_levels_before_equalization(run: Run, tested: FilmSet, films: Path) -> None:
     """Equalized films all have one mean and one deviation: detectors made of those would be beaten by anything."""
-    given = score(open_run(run, CPU).model, tested, CPU)
+    given = score(open_run(run, "cpu").model, tested)
     assert given["mean_grey"].std() > 0.02 and given["minus_std"].std() > 0.01
     raw = replace(tested, variant="raw")
     inverted = raw.column("inverted")
@@ -293,7 +294,7 @@ def test_each_hand_of_a_film_keeps_its_own_map(run: Run, cache: Cache, tmp_path:
     first, second = selection.films.rows[:2]
     index = selection.films.cache.index
     index["path"][second], index["hand"][first], index["hand"][second] = index["path"][first], 1, 2
-    paths = write_heatmaps(open_run(run, CPU), selection, MapFiles(tmp_path / "maps", ("npy",)))
+    paths = write_heatmaps(open_run(run, "cpu"), selection, MapFiles(tmp_path / "maps", ("npy",)))
     assert len({*paths}) == len(selection.films) and all(path.is_file() for path in paths)
     stem = tmp_path / "maps" / str(index["path"][first])
     assert {path for path in paths if path.is_relative_to(stem.parent) and path.name.startswith(stem.name)} == {
@@ -318,14 +319,14 @@ def test_a_damaged_calibration_is_named(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_map_that_is_not_finite_names_its_film(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    selection, opened = recorded_films(run, "test", None), open_run(run, CPU)
-    predict_one = type(opened.model).predict
+    selection, opened = recorded_films(run, "test", None), open_run(run, "cpu")
+    predict_one = type(opened.model).predict_films
 
-    def broken(self: Any, batch: Any, *, maps: bool = False) -> Any:
-        prediction = predict_one(self, batch, maps=maps)
+    def broken(self: Any, films: Any, *, maps: bool = False) -> Any:
+        prediction = predict_one(self, films, maps=maps)
         return replace(prediction, map=prediction.map * float("nan"))
 
-    monkeypatch.setattr(type(opened.model), "predict", broken)
+    monkeypatch.setattr(type(opened.model), "predict_films", broken)
     with pytest.raises(InputError, match=r"the map of .*\.png is not finite; the training diverged"):
         score_selection(opened, selection)
 
@@ -336,7 +337,7 @@ def test_films_without_ground_truth_get_no_pixel_figures_but_one_line(
     selection = recorded_films(run, "test", None)
     films = selection.films
     monkeypatch.setitem(films.cache.index, "truth", np.zeros(len(films.cache), bool))
-    result = score_selection(open_run(run, CPU), selection)
+    result = score_selection(open_run(run, "cpu"), selection)
     assert result.figures is not None and result.figures.localization is not None
     abnormal = int((films.label == 1).sum())
     assert result.figures.localization.n_unmarked == abnormal and result.figures.localization.n_lesions == 0
@@ -369,7 +370,7 @@ def test_weights_of_another_shape_are_refused(run: Run) -> None:
     wider = RunSettings(model=settings.model | {"width": 8}, training=settings.training)
     other.config = run.config.model_copy(update={"settings": wider})
     with pytest.raises(InputError, match=r"weights.safetensors has weights of another model or version than the cae"):
-        open_run(other, CPU)
+        open_run(other, "cpu")
 
 
 # --- an unfinished run ---
@@ -404,7 +405,7 @@ def test_an_unfinished_run_is_scored_mapped_and_shown_with_a_note(
     normals = FilmSet(cache, "full-he", np.flatnonzero((split == "train") & (cache.index["label"] == 0)), 64)
     with torch.inference_mode():
         best.fit_reference(batches(normals, CPU))
-    expected = score(best, run_films(unfinished, "test")[0], CPU)
+    expected = score(TorchScorer(best, CPU), run_films(unfinished, "test")[0])
     for name, values in expected.items():
         assert [float(row[name]) for row in read_csv(path / "scores.csv")] == pytest.approx(values.tolist(), rel=1e-4)
     status, _, err = typed(capsys, "heatmap", path, "--limit", 1, "--device", "cpu")

@@ -138,7 +138,7 @@ def test_the_least_loss_wins_and_its_run_is_one_like_any_other(
         assert not (run.path / "checkpoint.safetensors").exists()
         training = run.config.settings.training
         assert {key: training[key] for key in SPACE} == trial.parameters == frozen.params
-    assert open_run(Run(outcome.folder / f"trials/{best.number}"), torch.device("cpu")).note is None
+    assert open_run(Run(outcome.folder / f"trials/{best.number}"), "cpu").note is None
 
     said = json.loads((outcome.folder / "best.json").read_text())
     assert said["value"] == best.value and said["synthetic"] and said["parameters"] == best.parameters
@@ -420,7 +420,7 @@ def test_the_roc_auc_is_that_of_the_validation_split(cache: Cache) -> None:
     outcome = searched(cache, trials=1, objective="auc", by="mse_topk")
     assert outcome.objective == "auc by mse_topk" and outcome.trials[0].epochs == 2
     run = Run(outcome.folder / "trials/0")
-    opened = open_run(run, torch.device("cpu"))
+    opened = open_run(run, "cpu")
     figures = score_selection(opened, recorded_films(run, "val", None), by="mse_topk").figures
     assert figures and figures.film["mse_topk"].roc_auc == pytest.approx(outcome.trials[0].value)
     assert "validation ROC-AUC by mse_topk" in summary(outcome)[0]

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from anomaly.pipeline.open_run import open_run
 from anomaly.pipeline.pictures import LONGEST, PictureCollector
@@ -143,7 +142,7 @@ def test_the_terminal_has_at_most_twenty_lines_of_many_films_and_names_few_failu
 
 
 def test_p_values_are_in_the_record_and_in_words_on_the_page(mine: Run, tmp_path: Path) -> None:
-    opened = open_run(mine, torch.device("cpu"))
+    opened = open_run(mine, "cpu")
     opened = replace(opened, calibration=opened.calibration.model_copy(update={"patients": 412}))
     result = score_selection(opened, recorded_films(mine, "test", None))
     first, *others = result.films

@@ -8,7 +8,19 @@ from typing import Any, NoReturn
 import typer
 
 # Each of these adds its verbs to the app, in the order in which --help lists them.
-from anomaly.cli import auto, benching, calibrating, demo, doctor, films, runs, scoring, training, zoo  # noqa: F401
+from anomaly.cli import (  # noqa: F401
+    auto,
+    benching,
+    calibrating,
+    demo,
+    doctor,
+    exporting,
+    films,
+    runs,
+    scoring,
+    training,
+    zoo,
+)
 from anomaly.cli.declare import app
 from anomaly.console import accept_any_encoding, plain
 from preprocessing import InputError

@@ -149,9 +149,8 @@ def _cae_pictures(folder: Path, cae: Path) -> dict[Path, str]:
 def _opened(run: Path) -> "OpenRun":
     from anomaly.pipeline.open_run import open_run
     from anomaly.runs import Run
-    from anomaly.training.device import choose_device
 
-    return open_run(Run(run), choose_device("auto"))
+    return open_run(Run(run))
 
 
 def _by_difficulty(films: Path, run: Path) -> Iterator[str]:

@@ -40,6 +40,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "anomaly calibrate runs/cae-1 local-normals --name north",
         "anomaly calibrate runs/cae-1 local-normals --name north --refit --replace",
     ),
+    "export": (
+        "anomaly export runs/cae-1 --check",
+        "anomaly export runs/cae-1 --out north --calibration north --layout hf",
+    ),
     "auto": ("anomaly auto films --minutes 20", "anomaly auto cache/hands.h5 --choose-by planted"),
     "report": ("anomaly report", "anomaly report runs/bench-1"),
     "runs": ("anomaly runs --sort auc", "anomaly runs runs/bench-1/cells", "anomaly runs --json"),

@@ -96,7 +96,7 @@ def _print(result: "ScoringResult", files: "Written", options: ScoreOptions) -> 
     if result.selection.name == "new":
         _print_new(result, files, options)
         return
-    for line in (*result.shift, *result.calibration_notes):
+    for line in _notes(result):
         say(line)
     if result.evaluation is not None:
         say(result.flagging("film"))
@@ -106,7 +106,7 @@ def _print(result: "ScoringResult", files: "Written", options: ScoreOptions) -> 
             say(f"{path}: {content}")
     for line in summary(result.evaluation.figures) if result.evaluation else ():
         say(line)
-    if result.evaluation is None:
+    if result.evaluation is None and result.no_figures is None:
         say("no figures: the model was trained on some of these films")
     for path, content in pages:
         say(f"{path}: {content}")
@@ -118,11 +118,7 @@ def _print_new(result: "ScoringResult", files: "Written", options: ScoreOptions)
     from anomaly.reporting.text import flag_table
 
     said = (*result.selection.notes, result.run.remembered)  # before scoring
-    lines = [
-        note
-        for note in (result.notes if len(result) > 1 else (*result.shift, *result.calibration_notes))
-        if note not in said
-    ]
+    lines = [note for note in (result.notes if len(result) > 1 else _notes(result)) if note not in said]
     after = [_origin(result), *_files(files), f"next: {_next(result, options)}"]
     if result.evaluation is not None:
         lines += external_lines(result.evaluation.figures)
@@ -139,6 +135,11 @@ def _print_new(result: "ScoringResult", files: "Written", options: ScoreOptions)
         lines = [*lines[: room - 1], f"... and {len(lines) - room + 1} more lines of figures, in metrics.json"]
     for line in (*lines, *after):
         say(line)
+
+
+def _notes(result: "ScoringResult") -> list[str]:
+    """Return what is to be said of a single film, and of the run's own films."""
+    return [*result.shift, *([result.no_figures] if result.no_figures else []), *result.calibration_notes]
 
 
 def _flagged(result: "ScoringResult") -> str:
@@ -192,9 +193,8 @@ def _command(options: ScoreOptions, chosen: "Chosen") -> str:
 
 def _open(run: "Run", device: str, cache: Path | None, calibration: str | None = None) -> "OpenRun":
     from anomaly.pipeline.open_run import open_run
-    from anomaly.training.device import choose_device
 
-    opened = open_run(run, choose_device(device), cache, calibration)
+    opened = open_run(run, device, cache, calibration)
     if opened.note:
         warn(opened.note)
     return opened

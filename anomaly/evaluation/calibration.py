@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from pydantic import model_validator
 
@@ -23,7 +22,8 @@ from anomaly.evaluation.heatmap_scale import scale_of
 from anomaly.evaluation.histogram import StreamingHistogram
 from anomaly.evaluation.predict import ScoreColumns, predict
 from anomaly.evaluation.ranking import Floats
-from anomaly.models.base import Detector
+from anomaly.evaluation.requirements import without_figures
+from anomaly.evaluation.scorer import Scorer
 from anomaly.runs import Record, Run
 from preprocessing import InputError
 from preprocessing.wording import counted, patients_note, plural
@@ -287,9 +287,7 @@ def _sensitivity(abnormal: Reference, threshold: float) -> tuple[float, float, f
     return 1 - missed, 1 - high, 1 - low
 
 
-def calibrate(
-    model: Detector, films: FilmSet, device: torch.device, on_films: Callable[[int], None] | None = None
-) -> Calibration:
+def calibrate(model: Scorer, films: FilmSet, on_films: Callable[[int], None] | None = None) -> Calibration:
     """Return thresholds and map scale from validation films: normal ones, or all labelled ones for a supervised model.
 
     p-values and a map's scale come from the normal ones in either case. One pass over the films.
@@ -297,7 +295,7 @@ def calibrate(
     label = films.label
     columns, histogram = ScoreColumns(films), StreamingHistogram()
     draws_maps = False
-    for predicted in predict(model, films, device, maps=True, on_films=on_films):
+    for predicted in predict(model, films, maps=True, on_films=on_films):
         columns.add(predicted)
         draws_maps = predicted.maps is not None
         for index in np.flatnonzero(predicted.films.label == 0) if draws_maps else ():
@@ -308,6 +306,8 @@ def calibrate(
     # Fewer patients than it takes for the rate: those above all of them are flagged.
     rate = max(FALSE_ALARMS, 1 / (normals.patients + 1))
     supervised = model.targets == "labels"
+    if supervised and (lacking := without_figures()):
+        raise InputError(f"thresholds on labelled films (Youden's index) are figures: {lacking}")
     return Calibration(
         thresholds=_youden(films, scores) if supervised else _false_alarms(normals, rate),
         map_scale=scale_of(histogram) if draws_maps else None,

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from anomaly.evaluation.distributions import beta_quantile
 from anomaly.evaluation.ranking import Floats
 from preprocessing.wording import counted
 
@@ -117,20 +118,19 @@ def binomial_interval(hits: ArrayLike, n: float, level: float = LEVEL) -> NDArra
     >>> binomial_interval([0, 7], 412).round(4).tolist()
     [[0.0, 0.0089], [0.0069, 0.0347]]
     """
-    from scipy.special import betaincinv
-
-    k, tail = np.asarray(hits, np.float64), (1 - level) / 2
-    low = np.where(k > 0, betaincinv(np.maximum(k, 1e-300), n - k + 1, tail), 0.0)
-    high = np.where(k < n, betaincinv(k + 1, np.maximum(n - k, 1e-300), 1 - tail), 1.0)
-    return np.stack([low, high], axis=-1)
+    k, place = np.unique(np.asarray(hits, np.float64), return_inverse=True)
+    tail = (1 - level) / 2
+    limits = np.tile([0.0, 1.0], (len(k), 1))
+    limits[k > 0, 0] = beta_quantile(tail, k[k > 0], n - k[k > 0] + 1)
+    limits[k < n, 1] = beta_quantile(1 - tail, k[k < n] + 1, n - k[k < n])
+    return limits[place]
 
 
 def _beta_limits(a: float, b: float, level: float) -> tuple[float, float]:
-    from scipy.special import betaincinv
-
     if b <= 0:  # all of them
         return 1.0, 1.0
-    return float(betaincinv(a, b, (1 - level) / 2)), float(betaincinv(a, b, (1 + level) / 2))
+    low, high = beta_quantile([(1 - level) / 2, (1 + level) / 2], a, b)
+    return float(low), float(high)
 
 
 def benjamini_hochberg(p_values: ArrayLike) -> Floats:

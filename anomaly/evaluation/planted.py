@@ -27,7 +27,7 @@ from anomaly.evaluation.bootstrap import PatientBootstrap
 from anomaly.evaluation.detector_choice import RESAMPLES, Contender
 from anomaly.evaluation.figures import TRIVIAL
 from anomaly.evaluation.ranking import Floats, interval_or_none, roc_auc
-from anomaly.models.base import Detector
+from anomaly.evaluation.scorer import Scorer
 from preprocessing import InputError
 
 PLANTED: Mapping[str, str] = {"structure": "focal"} | dict.fromkeys(DIFFUSE, "diffuse")
@@ -53,17 +53,15 @@ def films_to_plant(normals: FilmSet) -> FilmSet:
 
 
 def planted_scores(
-    model: Detector, normals: FilmSet, device: torch.device, *, on_films: Callable[[int], None] = lambda count: None
+    model: Scorer, normals: FilmSet, *, on_films: Callable[[int], None] = lambda count: None
 ) -> PlantedScores:
     """Score normal films with and without planted anomalies.
 
     normals  films of the size that the model takes.    on_films  is told of films as they are done. Raises InputError
     where a score is not finite.
     """
-    normal = _scores(model, (part for _, part in normals.chunks()), device, on_films)
-    return PlantedScores(
-        normal, {family: _scores(model, plant(normals, family), device, on_films) for family in PLANTED}
-    )
+    normal = _scores(model, (part for _, part in normals.chunks()), on_films)
+    return PlantedScores(normal, {family: _scores(model, plant(normals, family), on_films) for family in PLANTED})
 
 
 def plant(films: FilmSet, family: str) -> Iterator[Films]:
@@ -120,14 +118,10 @@ def _noticed(normal: Floats, planted: Floats) -> Floats:
     return noticed
 
 
-def _scores(
-    model: Detector, parts: Iterator[Films], device: torch.device, on_films: Callable[[int], None]
-) -> dict[str, Floats]:
+def _scores(model: Scorer, parts: Iterator[Films], on_films: Callable[[int], None]) -> dict[str, Floats]:
     columns: dict[str, list[Floats]] = {}
     for part in parts:
-        with torch.inference_mode():
-            prediction = model.predict(as_batch(part, device))
-        scores = {name: values.double().cpu().numpy() for name, values in prediction.scores.items()}
+        scores = model.predict_films(part).scores
         for name, values in (scores | _trivial(part)).items():
             if not np.isfinite(values).all():
                 raise InputError(f"score {name} is not finite; the training diverged: lower --set learning_rate=")

@@ -4,13 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from anomaly.data.batch import as_batch
 from anomaly.data.dataset import Films, FilmSet
 from anomaly.evaluation.heatmap_scale import smooth
-from anomaly.models.base import Detector
+from anomaly.evaluation.scorer import Scorer
 from preprocessing import InputError
 
 SMOOTHING = 5 / 512
@@ -35,9 +33,8 @@ class PredictedFilms:
 
 
 def predict(
-    model: Detector,
+    model: Scorer,
     films: FilmSet,
-    device: torch.device,
     *,
     maps: bool = False,
     on_films: Callable[[int], None] | None = None,
@@ -48,25 +45,14 @@ def predict(
     InputError where a map is not finite.
     """
     for places, part in films.chunks():
-        with torch.inference_mode():
-            prediction = model.predict(as_batch(part, device), maps=maps)
-        drawn = _array(prediction.map)
+        prediction = model.predict_films(part, maps=maps)
+        drawn = prediction.map
         if drawn is not None and not np.isfinite(drawn).all():
             film = films.column("path")[places][~np.isfinite(drawn).all(axis=(1, 2))][0]
             raise InputError(f"the map of {film} is not finite; the training diverged: lower --set learning_rate=")
-        yield PredictedFilms(
-            places,
-            part,
-            {name: values.double().cpu().numpy() for name, values in prediction.scores.items()},
-            drawn,
-            _array(prediction.reconstruction),
-        )
+        yield PredictedFilms(places, part, prediction.scores, drawn, prediction.reconstruction)
         if on_films:
             on_films(len(part))
-
-
-def _array(tensor: torch.Tensor | None) -> NDArray[np.float32] | None:
-    return None if tensor is None else np.asarray(tensor[:, 0].float().cpu().numpy(), np.float32)
 
 
 class ScoreColumns:
@@ -98,10 +84,10 @@ class ScoreColumns:
 
 
 def score(
-    model: Detector, films: FilmSet, device: torch.device, on_films: Callable[[int], None] | None = None
+    model: Scorer, films: FilmSet, on_films: Callable[[int], None] | None = None
 ) -> dict[str, NDArray[np.float64]]:
     """Return every score of the model and of the trivial detectors: name -> (n,), in the order of the films."""
     columns = ScoreColumns(films)
-    for predicted in predict(model, films, device, on_films=on_films):
+    for predicted in predict(model, films, on_films=on_films):
         columns.add(predicted)
     return columns.finish()

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.data.dataset import Films, FilmSet
+from anomaly.evaluation.distributions import kolmogorov
 from anomaly.evaluation.domain import SIDE, thumbnails
 from anomaly.evaluation.ranking import Floats
 from preprocessing.wording import counted
@@ -158,15 +159,13 @@ def _difference(name: str, reference: Floats, new: Floats, abnormal: float) -> D
     The p-value is the asymptotic one of both sides (Kolmogorov), which errs on the safe side for small samples and for
     values that tie. More usual content is no difference.
     """
-    from scipy.special import kolmogorov
-
     grid = np.unique(np.concatenate([reference, new]))
     old, now = (np.searchsorted(np.sort(values), grid, side="right") / len(values) for values in (reference, new))
     rise = max(0.0, float(((1 - abnormal) * old - now).max()))
     fall = 0.0 if name == "content" else max(0.0, float((now - old).max()))
     distance = max(rise, fall)
     weight = math.sqrt(len(reference) * len(new) / (len(reference) + len(new)))
-    return Difference(name, distance, float(kolmogorov(weight * distance)), rise >= fall)
+    return Difference(name, distance, kolmogorov(weight * distance), rise >= fall)
 
 
 def shift_sentence(found: Sequence[Difference], reference: str, remedy: str) -> str:

@@ -20,7 +20,6 @@ from anomaly.pipeline.results import write_results
 from anomaly.pipeline.scoring import score_selection
 from anomaly.pipeline.selection import recorded_films
 from anomaly.training.config import EpochReport
-from anomaly.training.device import choose_device
 from preprocessing import InputError
 
 WAIT_SECONDS = 0.5
@@ -100,7 +99,7 @@ def _open_or_create(prepared: Prepared, path: Path) -> runs.Run:
 
 def _score(bench: Bench, run: runs.Run) -> None:
     """Score the test films, and write what `anomaly score` writes."""
-    opened = open_run(run, choose_device(bench.grid.device), bench.grid.cache)
+    opened = open_run(run, bench.grid.device, bench.grid.cache)
     selection = recorded_films(run, "test", bench.grid.cache)
     result = score_selection(opened, selection, command=command_line("anomaly", "score", run.path))
     write_results(result, run.path)

@@ -20,7 +20,6 @@ from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.open_run import open_run, run_films
 from anomaly.pipeline.plan import Prepared, prepare
 from anomaly.training.config import EpochReport
-from anomaly.training.device import choose_device
 from anomaly.training.trainer import history_csv
 from preprocessing import InputError
 
@@ -106,7 +105,7 @@ class TrialWorker:
             add(line, prune=not run.finished)
         fit(prepared, run, workers=0, on_epoch=on_epoch)
         if search.score is not None:
-            return validation_roc_auc(run, search.score, choose_device(search.plan.device))
+            return validation_roc_auc(run, search.score, search.plan.device)
         return kept_loss(_history(run), keeps_best=search.keeps_best)
 
     def _report(self, trial: "OptunaTrial", epoch: int, value: float) -> None:
@@ -144,11 +143,11 @@ def kept_loss(history: Sequence[Mapping[str, float]], *, keeps_best: bool) -> fl
     return min(losses) if keeps_best else losses[-1]
 
 
-def validation_roc_auc(run: runs.Run, by: str, device: torch.device) -> float:
+def validation_roc_auc(run: runs.Run, by: str, device: str) -> float:
     """Return the ROC-AUC of a score over the labelled films of the validation split."""
     films, _ = run_films(run, "val")
     labelled = films.subset(np.flatnonzero(films.label >= 0))
-    return roc_auc(labelled.label, score(open_run(run, device).model, labelled, device)[by])
+    return roc_auc(labelled.label, score(open_run(run, device).model, labelled)[by])
 
 
 def _outcome(error: BaseException) -> str:

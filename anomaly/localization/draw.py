@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.data.dataset import Films
-from anomaly.localization.base import Detection
+from anomaly.localization.detection import Detection
 
 SIDE = 256
 """A film is enlarged by the greatest whole factor at which it has no more pixels than this."""

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from anomaly.data.dataset import Films, FilmSet
 from anomaly.evaluation.bootstrap import mean_interval
-from anomaly.localization.base import HANDS, Detection, LocalizationCalibration, LocalizationModel
+from anomaly.localization.base import LocalizationModel
+from anomaly.localization.detection import HANDS, Detection, LocalizationCalibration
 from anomaly.localization.predict import annotated_rows, detect_films, split_by_patient
 from anomaly.runs import Run, to_csv, to_json
 from preprocessing import InputError

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
-from anomaly.localization.base import LocalizationCalibration, LocalizationModel
+from anomaly.localization.base import LocalizationModel
+from anomaly.localization.detection import LocalizationCalibration
 from anomaly.models import find_model
 from anomaly.runs import Record, Run, first_error, sha256, to_json, write_atomic
 from anomaly.training.weights import build

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from anomaly.data.batch import as_batch
 from anomaly.data.dataset import Films
 from anomaly.data.splits import assign_splits, split_hash
-from anomaly.localization.base import Detection, LocalizationModel
+from anomaly.localization.base import LocalizationModel
+from anomaly.localization.detection import Detection
 from anomaly.models import TOOLS, find_model
 from anomaly.runs import Run
 from anomaly.training.weights import load_weights

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from anomaly.data.batch import Batch
-from anomaly.localization.base import Detection, LocalizationModel
+from anomaly.localization.base import LocalizationModel
+from anomaly.localization.detection import Detection
 from anomaly.models.base import Step
 from anomaly.nn.losses import masked_mean, soft_dice
 

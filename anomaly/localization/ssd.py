@@ -17,7 +17,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou, nms
 
 from anomaly.data.batch import Batch
-from anomaly.localization.base import HANDS, Detection, LocalizationModel
+from anomaly.localization.base import LocalizationModel
+from anomaly.localization.detection import HANDS, NMS_IOU, SCORE_FLOOR, Detection
 from anomaly.models.base import Settings, Step
 from anomaly.models.search_space import Choice, Range
 from preprocessing.cache.schema import BOX_CLASSES
@@ -28,10 +29,6 @@ SCALES = (0.07, 0.25, 0.5, 0.65, 0.8, 0.95, 1.0)
 MOMENTUM = 0.1
 """Of batch normalization. torchvision's .03 suits hundreds of thousands of steps: in a short training the running
 averages, with which boxes are detected, lag behind the weights."""
-SCORE_FLOOR = 0.05
-"""Boxes of lower scores are dropped before suppression."""
-NMS_IOU = 0.45
-"""Of two boxes that overlap by more than this IoU the one with the higher score is kept."""
 HARD_NEGATIVES = 16
 """Default boxes of a film without hands that enter the loss: those that look most like one."""
 

@@ -78,7 +78,7 @@ def find_model(name: str) -> "type[Model]":
     Traceback (most recent call last):
     preprocessing.InputError: no model 'vqvae'; there are: ..., cae, ...
     """
-    there = zoo() | {own: Entry(where) for own, where in (TOOLS | COMPOSED).items()}
+    there = _all()
     if name not in there:
         known = sorted([*zoo(), *TOOLS])
         raise InputError(f"no model {name!r}; there are: {', '.join(known)}{did_you_mean(name, known)}")
@@ -99,6 +99,20 @@ def find_model(name: str) -> "type[Model]":
         )
     fit: type[Model] = found
     return fit
+
+
+def _all() -> dict[str, Entry]:
+    return zoo() | {own: Entry(where) for own, where in (TOOLS | COMPOSED).items()}
+
+
+def about(name: str) -> str:
+    """Return what a model is, in a line, without importing it; "" where that isn't known.
+
+    >>> about("cae")
+    'Convolutional autoencoder: Davletshina et al. 2020, section 3.1 and their table of layers.'
+    """
+    entry = _all().get(name)
+    return "" if entry is None else headline(entry.where)
 
 
 def find_detector(name: str) -> "type[Detector]":

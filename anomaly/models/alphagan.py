@@ -97,15 +97,19 @@ class _Discriminator(nn.Module):
         self.last = normalized(ToPoint(wide + KERNELS // 16, 1, 4), config.spectral_norm)
 
     def forward(self, film: Tensor) -> Tensor:
-        return self.judged(film)[0]
+        features = self.trunk(film)
+        return self._logits(features, self._alike(features.mean(dim=(2, 3))))
 
     def judged(self, *films: Tensor) -> list[Tensor]:
         """Judge several batches in one pass, in training each film beside those of its own batch."""
         features = self.trunk(torch.cat(films))
         counts = [len(batch) for batch in films]
         alike = torch.cat([self._alike(own) for own in torch.split(features.mean(dim=(2, 3)), counts)])
+        return list(torch.split(self._logits(features, alike), counts))
+
+    def _logits(self, features: Tensor, alike: Tensor) -> Tensor:
         out: Tensor = self.last(torch.cat([features, alike], dim=1))
-        return list(torch.split(out.flatten().float(), counts))
+        return out.flatten().float()
 
     def _alike(self, pooled: Tensor) -> Tensor:
         features: Tensor = self.minibatch(pooled)[:, pooled.shape[1] :]

@@ -286,15 +286,20 @@ class Classifier(Detector):
         gradient; 0 where nothing speaks for abnormal. Gradients are taken from that layer on, so that the film passes
         once and the layers before it keep nothing.
         """
-        index = self._cam_layer() + 1
-        activation = self.features[:index]((batch.film - self.shift) / self.spread)  # (N, C, h, w)
+        before, after = self.cam_parts()
+        activation = before((batch.film - self.shift) / self.spread)  # (N, C, h, w)
         with torch.inference_mode(False), torch.enable_grad():
             start = activation.clone().requires_grad_()  # a copy made here can carry a gradient
-            logit = self._logit(self.head(self.features[index:](start * 1)))  # layers may work in place, not on a leaf
+            logit = self._logit(after(start * 1))  # layers may work in place, not on a leaf
             (gradient,) = torch.autograd.grad(logit.sum(), start)
         cam = (gradient.mean(dim=(2, 3), keepdim=True) * activation).sum(dim=1, keepdim=True).relu()
         fine = interpolate(cam, size=batch.film.shape[2:], mode="bilinear", align_corners=False)
         return logit.detach(), fine * batch.mask
+
+    def cam_parts(self) -> tuple[nn.Sequential, nn.Sequential]:
+        """Return the layers up to the one that Grad-CAM looks at, and those after it."""
+        index = self._cam_layer() + 1
+        return self.features[:index], nn.Sequential(*self.features[index:], *self.head)
 
     def _cam_layer(self) -> int:
         """Return the place among `features` of the layer that Grad-CAM looks at."""

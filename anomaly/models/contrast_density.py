@@ -40,7 +40,7 @@ class ContrastDensity(Detector):
     def __init__(self, config: ContrastDensityConfig, size: int) -> None:
         """Films of any size: the map has 14 x 14 cells."""
         super().__init__()
-        self.config = config
+        self.config, self.size = config, size
         self.atypicality = Atypicality()
 
     def fit_reference(self, normals: Iterable[Batch]) -> None:

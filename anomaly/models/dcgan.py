@@ -110,12 +110,16 @@ class _Discriminator(nn.Module):
 
     def forward(self, film: Tensor) -> Tensor:
         """Judge each film, in training beside the others of its batch."""
-        return self.judged(film)[0]
+        return self._logits(self.features(film))
 
     def judged(self, *films: Tensor) -> list[Tensor]:
         """Judge several batches in one pass, in training each film beside those of its own batch."""
         features = self.features(torch.cat(films)).split([len(batch) for batch in films])
-        return [self.logit(self.closeness(own))[:, 0].float() for own in features]
+        return [self._logits(own) for own in features]
+
+    def _logits(self, features: Tensor) -> Tensor:
+        out: Tensor = self.logit(self.closeness(features))
+        return out[:, 0].float()
 
 
 class DCGAN(Detector):

@@ -22,7 +22,7 @@ from anomaly.models.base import Detector, Prediction, Settings
 from anomaly.models.pretrained import PACKAGED, named_file, packaged_file, published_file, read_tensors
 from anomaly.nn.backbone import LEAST_SIZE, Backbone, BackboneName, Grid, block_count, resample, resampling
 from anomaly.nn.coreset import Coreset
-from anomaly.nn.filters import local_mean
+from anomaly.nn.filters import exact, local_mean
 from anomaly.nn.mixture import StandardizedMixture, k_means
 from anomaly.nn.whitening import Whitening
 from preprocessing import InputError
@@ -45,6 +45,10 @@ DEVIATIONS = 3.0
 """Local standard deviations about the local mean that `levels=local` spreads over the whole range of levels."""
 TOP = {"top50": 0.5, "mean": 1.0, "top1": 0.01, "top01": 0.001}
 """Score -> share of a film's cells, the most unusual, that it is the mean of."""
+
+
+HALF = 1e-5
+"""By so much below half a cell's share of the mask counts as half: rounding differs between libraries."""
 
 
 class FeatureMixtureConfig(Settings):
@@ -246,11 +250,11 @@ class FeatureMixture(Detector):
 
         Of a mask too small for that those that it covers most; of none at all every cell.
         """
-        share = resample(mask[0].float(), resampling(self._pixels, self.backbone.cells, mask.device))
-        return share >= share.amax().clamp(max=0.5)
+        share = resample(mask[0].float(), resampling(self.pixels, self.backbone.cells, mask.device))
+        return share >= share.amax().clamp(max=0.5) - HALF
 
     @property
-    def _pixels(self) -> Grid:
+    def pixels(self) -> Grid:
         """The film's own pixels, in those of the film as the network sees it."""
         factor = self.config.enlarge
         return Grid(factor, (factor - 1) / 2, self.size)
@@ -349,7 +353,7 @@ class FeatureMixture(Detector):
         grid = torch.zeros_like(inside, dtype=cells.dtype)
         grid[inside] = (cells - self.floor).clamp(min=0)
         grid = grid * inner
-        matrix = resampling(self.backbone.cells, self._pixels, inside.device)
+        matrix = resampling(self.backbone.cells, self.pixels, inside.device)
         return (resample(grid, matrix) / resample(inside.to(cells.dtype), matrix).clamp(min=1e-6))[None]
 
 
@@ -385,7 +389,8 @@ def _local_levels(film: Tensor, mask: Tensor, sigma: float) -> Tensor:
 
     Three deviations to either side fill [0, 1]; 0 off the mask, as the film is.
     """
-    mean, square = local_mean(torch.cat([film, film * film], dim=1), mask, sigma).unbind(dim=1)
+    fine = exact(film)
+    mean, square = local_mean(torch.cat([fine, fine * fine], dim=1), mask, sigma).unbind(dim=1)
     deviation = (square - mean * mean).clamp(min=1e-6).sqrt()  # (N, S, S)
-    levels: Tensor = 0.5 + (film - mean[:, None]) / (2 * DEVIATIONS * deviation[:, None])
-    return levels.clamp(0, 1) * mask
+    levels = 0.5 + (fine - mean[:, None]) / (2 * DEVIATIONS * deviation[:, None])
+    return levels.clamp(0, 1).float() * mask

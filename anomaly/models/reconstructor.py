@@ -79,7 +79,7 @@ class Reconstructor(Detector):
             "weighted": masked_mean(error / (self.normals.variance + FLOOR), batch.mask),
             "peak": local_mean(error, batch.mask, self.size * PEAK).amax(dim=(1, 2, 3)),
             "ssim": masked_mean(structural_dissimilarity(batch.film, reconstruction, batch.mask), batch.mask),
-            "mixture": self.normals.mixture(residual_cells(batch.film, reconstruction, batch.mask)),
+            "mixture": self.normals.mixture.of_films(batch.film, reconstruction, batch.mask),
         }
         return Prediction(scores, error if maps else None, reconstruction)
 

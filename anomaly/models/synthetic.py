@@ -246,12 +246,12 @@ class Synthetic(Detector):
 
     def predict(self, batch: Batch, *, maps: bool = False) -> Prediction:
         """Return the scores named above; the map is that of the calibrated logit."""
-        logits, features = self._pass(batch.film)
+        logits, features = self.passed(batch.film)
         # One by one: the rounding of a matrix product depends on the rest of its batch.
         whitened = [self.normals.whitening(film) for film in features]
         expected = torch.stack([self.normals.expected[self.normals.kinds(cells)] for cells in whitened])
-        calibrated = softplus(logits - self._enlarged(expected)) * batch.mask
-        inside = _inside(batch.mask)
+        calibrated = softplus(logits - self.enlarged(expected)) * batch.mask
+        inside = inside_cells(batch.mask)
         unusual = [self.normals.mixture(cells[own]) for cells, own in zip(whitened, inside, strict=True)]
         scores = {
             "peak": local_mean(calibrated, batch.mask, self.size * PEAK).amax(dim=(1, 2, 3)),
@@ -264,18 +264,18 @@ class Synthetic(Detector):
         }
         return Prediction(scores, calibrated if maps else None)
 
-    def _enlarged(self, values: Tensor) -> Tensor:
+    def enlarged(self, values: Tensor) -> Tensor:
         """Return what cells have on their pixels: (N, M) -> (N, 1, S, S)."""
         side = self.size // CELL
         maps = values.reshape(-1, 1, side, side)
         return interpolate(maps, scale_factor=float(CELL), mode="bilinear", align_corners=False)
 
-    def _pass(self, film: Tensor) -> tuple[Tensor, Tensor]:
+    def passed(self, film: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (N, 1, S, S), and the features of cells of 8 x 8 pixels: those of levels 2 to 4 (N, M, C)."""
         levels = self._encoded(film)
         side = self.size // CELL
         features = torch.cat([_of_cells(levels[i].float(), side) for i in (1, 2, 3)], dim=1)
-        return self._decoded(levels), features.flatten(2).mT
+        return self._decoded(levels), features.flatten(2).transpose(1, 2)
 
     def preview(self, batch: Batch) -> Prediction:
         """Return the probability of damage, not calibrated yet, as the map."""
@@ -292,10 +292,10 @@ class Synthetic(Detector):
         means: list[Tensor] = []
         step = math.ceil(normals.films * (self.size // CELL) ** 2 / KEPT)
         for batch in normals:
-            logits, features = self._pass(batch.film)
+            logits, features = self.passed(batch.film)
             patterns.append(cells(logits, batch.mask).cpu())
             of_cells = avg_pool2d(logits, CELL).flatten(1)
-            for film, mean, inside in zip(features, of_cells, _inside(batch.mask), strict=True):
+            for film, mean, inside in zip(features, of_cells, inside_cells(batch.mask), strict=True):
                 start = len(kept) % step  # each film begins with another cell
                 kept.append(film[inside][start::step])
                 means.append(mean[inside][start::step])
@@ -336,7 +336,7 @@ def _top1(values: Tensor) -> Tensor:
     return values.topk(math.ceil(0.01 * len(values))).values.mean()
 
 
-def _inside(mask: Tensor) -> Tensor:
+def inside_cells(mask: Tensor) -> Tensor:
     """Return which cells of 8 x 8 pixels lie under the mask by half or more: (N, 1, S, S) -> (N, M) bool.
 
     Of a mask too small for that those that it covers most; of none at all every cell.

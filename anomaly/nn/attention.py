@@ -27,7 +27,7 @@ class SelfAttention(nn.Module):
         query, key, value = self.query(x), self.pool(self.key(x)), self.pool(self.value(x))
         attended = attend(*(part.flatten(2).transpose(1, 2) for part in (query, key, value)))  # (N, HW, C)
         # gamma in the precision of what it scales: a float32 sum would be cast back by the next layer.
-        scaled = self.gamma.to(attended.dtype) * attended.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+        scaled = self.gamma.to(attended.dtype) * attended.view(-1, *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
         return x + scaled
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from anomaly.nn.filters import exact
 from anomaly.nn.fitted import Fitted
 
 GRID = 14
@@ -31,9 +32,10 @@ def cells(value: Tensor, mask: Tensor) -> Tensor:
 
     A cell of which less than a quarter lies under the mask is NaN: it says nothing about the film.
     """
-    share = adaptive_avg_pool2d(mask.float(), GRID)
-    mean = adaptive_avg_pool2d(value * mask, GRID) / share.clamp(min=1e-6)
-    return torch.where(share >= 0.25, mean, torch.nan).flatten(1)
+    share = adaptive_avg_pool2d(exact(mask.float()), GRID)
+    mean = adaptive_avg_pool2d(exact(value * mask), GRID) / share.clamp(min=1e-6)
+    # A quarter, whichever way its rounding went.
+    return torch.where(share >= 0.25 - 1e-6, mean, torch.nan).flatten(1).float()
 
 
 @dataclass(frozen=True)
@@ -101,17 +103,18 @@ class Atypicality(Fitted):
 
     def _distances(self, maps: Tensor) -> Tensor:
         """Return the three distances: (N, D) with NaN -> (N, 3)."""
-        x = torch.where(maps.isnan(), self.center, maps)
+        x = exact(torch.where(maps.isnan(), self.center, maps))
+        normals, center, axes, plane = (part.to(x.dtype) for part in (self.maps, self.center, self.axes, self.plane))
         # Not by a matrix product, whose rounding depends on the other films of the batch.
-        pairs = torch.cdist(x, self.maps, compute_mode="donot_use_mm_for_euclid_dist")  # (N, R)
+        pairs = torch.cdist(x, normals, compute_mode="donot_use_mm_for_euclid_dist")  # (N, R)
         nearest = pairs.topk(min(NEIGHBORS, len(self.maps)), dim=1, largest=False).values.mean(dim=1)
-        centered = x - self.center
-        mahalanobis = (centered @ self.axes.T).square().sum(dim=1).sqrt()
-        residual = (centered - centered @ self.plane.T @ self.plane).square().sum(dim=1).sqrt()
+        centered = x - center
+        mahalanobis = (centered @ axes.T).square().sum(dim=1).sqrt()
+        residual = (centered - centered @ plane.T @ plane).square().sum(dim=1).sqrt()
         return torch.stack([nearest, mahalanobis, residual], dim=1)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Return how atypical maps are: (N, GRID²) from `cells` -> (N,)."""
         self.check_fitted()
         distances = self._distances(maps.float())
-        return ((distances - self.shift) / self.scale).mean(dim=1)
+        return ((distances - self.shift) / self.scale).mean(dim=1).float()

@@ -49,7 +49,7 @@ class FromPoint(nn.ConvTranspose2d):
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # no output size to choose
         """Multiply each point by the weight."""
         weight = self.weight.permute(0, 2, 3, 1)  # (C, K, K, F), no copy: it lies channels last
-        output = torch.mm(x.flatten(1), weight.flatten(1)).view(len(x), *weight.shape[1:])
+        output = torch.mm(x.flatten(1), weight.flatten(1)).view(-1, *weight.shape[1:])
         if self.bias is not None:
             output = output + self.bias
         return output.permute(0, 3, 1, 2)

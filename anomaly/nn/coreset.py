@@ -32,5 +32,6 @@ class Coreset(Fitted):
     def forward(self, cells: Tensor) -> Tensor:
         """Return how far the cells of one film are from the nearest member: (M, A) -> (M,)."""
         self.check_fitted()
-        nearest = torch.addmm(self.members.square().sum(dim=1), cells, self.members.T, alpha=-2).amin(dim=1)
-        return (nearest + cells.square().sum(dim=1)).clamp(min=0).sqrt()
+        nearest = torch.addmm(self.members.square().sum(dim=1), cells, self.members.T, alpha=-2).argmin(dim=1)
+        # Of the difference itself: as one of squares, a distance near 0 would be their rounding.
+        return (cells - self.members[nearest]).square().sum(dim=1).sqrt()

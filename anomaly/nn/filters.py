@@ -14,8 +14,25 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
     doesn't depend on the rest of the batch.
     """
     films = x.flatten(0, 1)  # (N C, H, W)
-    rows = torch.bmm(films, _windows(x.shape[3], sigma, x).expand(len(films), -1, -1))
-    return torch.bmm(_windows(x.shape[2], sigma, x).expand(len(films), -1, -1), rows).view_as(x)
+    count = films.shape[0]  # not len(films), which a traced graph would keep as a constant
+    rows = torch.bmm(films, _windows(x.shape[3], sigma, x).expand(count, -1, -1))
+    return torch.bmm(_windows(x.shape[2], sigma, x).expand(count, -1, -1), rows).view_as(x)
+
+
+def exact(x: Tensor) -> Tensor:
+    """Return `x` in float64, for a variance as the difference of squares; as it is on a device that has none (Apple's).
+
+    In float32 the variance of a flat place is the rounding of its level's square, which no two libraries have alike.
+    """
+    return x if x.device.type == "mps" else x.double()
+
+
+def blurred_at(x: Tensor, sigma: float, rows: slice) -> Tensor:
+    """Return `gaussian_blur` of square films at these rows and columns alone: (N, C, S, S) -> (N, C, G, G)."""
+    films = x.flatten(0, 1)
+    windows = _windows(x.shape[3], sigma, x)[rows].expand(films.shape[0], -1, -1)  # (N C, G, S)
+    blurred = torch.bmm(torch.bmm(windows, films), windows.transpose(1, 2))
+    return blurred.view(*x.shape[:2], *blurred.shape[1:])
 
 
 def _windows(size: int, sigma: float, like: Tensor) -> Tensor:
@@ -44,8 +61,8 @@ def area_resize(x: Tensor, size: int) -> Tensor:
     overlap = torch.minimum(edges[1:, None], pixels + 1) - torch.maximum(edges[:-1, None], pixels)
     weights = (overlap.clamp(min=0) * size / side).to(x.dtype)  # (size, side)
     films = x.flatten(0, 1)
-    rows = torch.bmm(films, weights.T.expand(len(films), -1, -1))
-    return torch.bmm(weights.expand(len(films), -1, -1), rows).view(*x.shape[:2], size, size)
+    rows = torch.bmm(films, weights.T.expand(films.shape[0], -1, -1))
+    return torch.bmm(weights.expand(films.shape[0], -1, -1), rows).view(*x.shape[:2], size, size)
 
 
 def local_mean(x: Tensor, mask: Tensor, sigma: float) -> Tensor:

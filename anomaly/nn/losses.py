@@ -1,5 +1,7 @@
 """Losses and scores as pure functions; each says formula, unit, reduction and source."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,7 +35,10 @@ def topk_mean(value: Tensor, mask: Tensor, k: float) -> Tensor:
     area = mask.flatten(1).sum(dim=1)  # (N,)
     count = (area * k).round().long().clamp(min=1) if k < 1 else torch.full_like(area, round(k))  # (N,)
     count = torch.minimum(count, area).clamp(min=1)
-    largest = (value * mask).flatten(1).topk(int(count.max()), dim=1).values  # (N, K)
+    # As many as the largest mask could need, whatever the masks: a GPU needn't be waited for.
+    pixels = math.prod(map(int, value.shape[1:]))
+    most = min(pixels, math.ceil(pixels * k) + 1 if k < 1 else round(k))
+    largest = (value * mask).flatten(1).topk(most, dim=1).values  # (N, K)
     wanted = torch.arange(largest.shape[1], device=value.device) < count[:, None]  # (N, K)
     return (largest * wanted).sum(dim=1) / count
 

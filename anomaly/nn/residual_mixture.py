@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from anomaly.nn.filters import area_resize, gaussian_blur
+from anomaly.nn.filters import area_resize, blurred_at, exact
 from anomaly.nn.mixture import GaussianMixture, k_means
 from anomaly.nn.whitening import Whitening
 
@@ -31,26 +31,34 @@ FLOOR = 1e-6
 def residual_cells(film: Tensor, reconstruction: Tensor, mask: Tensor) -> list[Tensor]:
     """Return the features of the cells of each film whose center lies under its mask, or of all where none does.
 
-    film, reconstruction  (N, 1, S, S) in [0, 1].    mask  (N, 1, S, S) bool. Returns N times (M, 9): in each of three
-    windows the logarithm of the mean squared error, the mean error over the root of that, and the logarithm of the
-    film's variance.
+    film, reconstruction  (N, 1, S, S) in [0, 1].    mask  (N, 1, S, S) bool. Returns N times (M, 9), as `grid_cells`.
+    """
+    return [own[under] for own, under in zip(*grid_cells(film, reconstruction, mask), strict=True)]
+
+
+def grid_cells(film: Tensor, reconstruction: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the features of all cells, (N, G², 9), and which of them count, (N, G²) bool; arguments as above.
+
+    The features are, in each of three windows, the logarithm of the mean squared error, the mean error over the root of
+    that, and the logarithm of the film's variance.
     """
     film, error = film.float() * mask, (film - reconstruction).float() * mask
     channels = torch.cat([mask.float(), error, error * error, film, film * film], dim=1)
     if film.shape[3] > FINEST:
         channels = area_resize(channels, FINEST)
-    side = channels.shape[3]
+    side = int(channels.shape[3])
+    channels = exact(channels)
     step = -(-side // CELLS)
     centers = slice(step // 2, None, step)
     features = []
     for window in WINDOWS:
-        blurred = gaussian_blur(channels, window * side)[:, :, centers, centers]
+        blurred = blurred_at(channels, window * side, centers)
         mean, square, level, level_square = (blurred[:, 1:] / blurred[:, :1].clamp(min=1e-6)).unbind(dim=1)
         variance = (level_square - level * level).clamp(min=0)
         features += [(square + FLOOR).log(), mean / (square + FLOOR).sqrt(), (variance + FLOOR).log()]
-    cells = torch.stack(features, dim=3).flatten(1, 2)  # (N, G², 9)
+    cells = torch.stack(features, dim=3).flatten(1, 2).float()  # (N, G², 9)
     inside = interpolate(mask.float(), size=(side, side), mode="nearest")[:, 0, centers, centers].flatten(1) > 0
-    return [own[under] if under.any() else own for own, under in zip(cells, inside, strict=True)]
+    return cells, inside | ~inside.any(dim=1, keepdim=True)
 
 
 class ResidualMixture(nn.Module):
@@ -75,6 +83,11 @@ class ResidualMixture(nn.Module):
     def forward(self, films: list[Tensor]) -> Tensor:
         """Return the mean of -2 log density over each film's cells, up to a constant: N times (M, 9) -> (N,)."""
         return torch.stack([self.mixture(self.whitening(cells)).mean() for cells in films])
+
+    def of_films(self, film: Tensor, reconstruction: Tensor, mask: Tensor) -> Tensor:
+        """Return `forward` of the cells of films: arguments as in `residual_cells` -> (N,)."""
+        score: Tensor = self(residual_cells(film, reconstruction, mask))
+        return score
 
 
 class CellSample:

@@ -3,25 +3,22 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from anomaly.console import progress, silent
 from anomaly.models import TOOLS, zoo
 from anomaly.pipeline.choices import calibration_to_use
-from anomaly.pipeline.continuation import prepare_continuation
-from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.loaded_run import LoadedRun
 from anomaly.pipeline.open_run import open_run
 from anomaly.pipeline.options import Flag, PreprocessOptions, TrainOptions
-from anomaly.pipeline.plan import prepare
-from anomaly.pipeline.preprocess import Preprocessed
-from anomaly.pipeline.preprocess import preprocess as prepare_films
 from anomaly.runs import Run, first_error
-from anomaly.training.device import choose_device
 from preprocessing import InputError
 from preprocessing.wording import did_you_mean
+
+if TYPE_CHECKING:
+    from anomaly.pipeline.preprocess import Preprocessed
 
 Options = TypeVar("Options")
 Settings = Mapping[str, Any] | Sequence[str]
@@ -45,7 +42,7 @@ def load(
     """
     place = None if cache is None else Path(cache)
     folder = Run(Path(run))
-    opened = open_run(folder, choose_device(device), place, calibration_to_use(folder, calibration))
+    opened = open_run(folder, device, place, calibration_to_use(folder, calibration))
     if opened.note:
         warnings.warn(opened.note, stacklevel=2)
     return LoadedRun(opened, place, quiet=quiet)
@@ -63,6 +60,10 @@ def train(
     """
     if model in TOOLS:
         raise InputError(f"{model} prepares films and scores none; `anomaly train {model}` trains it")
+    from anomaly.pipeline.continuation import prepare_continuation
+    from anomaly.pipeline.fit import continue_or_create, fit
+    from anomaly.pipeline.plan import prepare
+
     chosen = _options(TrainOptions, model=str(model), cache=cache, settings=_settings(settings), **options)
     goes_on = chosen.more_epochs is not None or chosen.more_films is not None
     prepared = prepare_continuation(chosen).prepared if goes_on else prepare(chosen.plan())
@@ -82,13 +83,15 @@ def train(
 
 def preprocess(
     source: str | Path | None = None, *, settings: Settings = (), quiet: bool = False, **options: Any
-) -> Preprocessed:
+) -> "Preprocessed":
     """Prepare films into a cache, and return what became of them; `path` is the cache file.
 
     source  a folder, zip or CSV manifest; None draws the built-in SYNTHETIC films. `settings` are those of the recipe;
     `options` are the flags of `anomaly preprocess`, by name: recipe, size, variants, localizer, mask, net (--for), out,
     compression, workers, cluster, where, force. Films that can't be read are in `failures`.
     """
+    from anomaly.pipeline.preprocess import preprocess as prepare_films
+
     display = silent if quiet else progress
     chosen = _options(PreprocessOptions, source=source, settings=_settings(settings), **options)
     done = prepare_films(chosen, display=display)

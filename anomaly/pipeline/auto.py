@@ -282,7 +282,7 @@ def _train(search: Search, candidate: Candidate, base: Plan, cost: Cost, epochs:
             advance(1, f"validation {report.figures['validation']:.5g}", report.seconds_left)
 
         fit(prepared, run, workers=0, on_epoch=on_epoch, should_stop=lambda state: time.monotonic() >= deadline)
-    opened = open_run(run, choose_device(search.options.device), cache.path)
+    opened = open_run(run, search.options.device, cache.path)
     _write_scores(search, candidate, opened, prepared)
     trained = len(run.history()) if cost.epoch else None
     reason = ""
@@ -317,10 +317,10 @@ def _write_scores(search: Search, candidate: Candidate, opened: OpenRun, prepare
             columns.setdefault(name, []).extend(values)
 
     if search.record.counts["val_abnormal"]:
-        add(labelled, "", score(opened.model, labelled, opened.device))
+        add(labelled, "", score(opened.model, labelled))
     if search.record.basis == "planted":
         few = films_to_plant(normals)
-        scores = planted_scores(opened.model, few, opened.device)
+        scores = planted_scores(opened.model, few)
         add(few, "none", scores.normal)
         for family, planted in scores.planted.items():
             add(few, family, planted)
@@ -380,7 +380,7 @@ def _test(search: Search) -> None:
     if not {0, 1} <= set(selection.films.label.tolist()):
         search.save(test=None, test_reason="the test split has no labelled films of both classes")
         return
-    opened = open_run(run, choose_device(search.options.device), cache)
+    opened = open_run(run, search.options.device, cache)
     typed = command_line("anomaly", "score", run.path, "--by", choice.score)
     result = score_selection(opened, selection, by=choice.score, command=typed, display=search.display)
     write_results(result, run.path)

@@ -11,32 +11,26 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from safetensors.torch import save
-from torch import Tensor
 
 from anomaly.console import silent
-from anomaly.data.batch import batches
 from anomaly.data.dataset import FilmSet
-from anomaly.data.joined import JoinedBatches
 from anomaly.evaluation.calibration import Calibration, calibrate, read_calibration
 from anomaly.evaluation.named_calibration import REFITTED, calibration_folder
-from anomaly.models import find_detector
-from anomaly.models.base import Detector, Model
+from anomaly.pipeline.backend import load_refittable, load_scorer
 from anomaly.pipeline.film_reference import FILE, FilmReference, local_reference
-from anomaly.pipeline.fit import now
 from anomaly.pipeline.open_run import OpenRun, run_cache_and_split
 from anomaly.pipeline.options import CalibrateOptions
 from anomaly.pipeline.selection import Display, new_films
-from anomaly.runs import Record, Run, to_json, write_atomic
-from anomaly.training.device import choose_device
-from anomaly.training.weights import load_weights, resume_command
+from anomaly.runs import Record, Run, now, to_json, write_atomic
 from preprocessing import InputError
 from preprocessing.sources import Source
 from preprocessing.wording import counted
+
+if TYPE_CHECKING:
+    from anomaly.evaluation.torch_scorer import TorchScorer
 
 SOURCE = "source.json"
 LEAST_REFITTED = 4
@@ -81,12 +75,13 @@ def calibrate_run(run: Run, source: Source, options: CalibrateOptions, display: 
     """
     name = options.name or _default_name(source)
     folder = calibration_folder(run, name)
-    supervised = _check(run, options)
+    _check(run, options)
+    refittable = _refittable(run, options) if options.refit else None
+    scorer = refittable or load_scorer(run, options.device)
+    supervised = scorer.targets == "labels"
     source, notes = (source, []) if supervised else _normals(source)
     listing = source.listing_hash()
     _check_free(folder, name, listing, options)
-    device = choose_device(options.device)
-    model = load_weights(run, find_detector(run.config.model), device)
     with new_films(run, source, workers=options.workers, display=display) as selection:
         films = selection.films
         if supervised and not {0, 1} <= set(films.label.tolist()):
@@ -94,16 +89,16 @@ def calibrate_run(run: Run, source: Source, options: CalibrateOptions, display: 
                 f"{run.path} learned from labels, and its thresholds are chosen on labelled films of both classes; "
                 f"{source.root} has not both"
             )
-        fitted = None
-        if options.refit:
+        fitted, changed = None, None
+        if refittable is not None:
             fitted, films = _halves(films)
             notes.append(
                 f"what scores compare with is fitted anew on {_refit_words(fitted, run, options)}; thresholds come "
                 f"from the other {_patients(films)}"
             )
-        changed = {} if fitted is None else _refit(run, model, fitted, options, device)
+            changed = _refit(run, refittable, fitted, options)
         with display("calibrating", len(films), "films") as advance:
-            calibration = calibrate(model, films, device, advance)
+            calibration = calibrate(scorer, films, advance)
         record = CalibrationSource(
             source=str(source.root),
             listing_hash=listing,
@@ -115,7 +110,7 @@ def calibrate_run(run: Run, source: Source, options: CalibrateOptions, display: 
         )
         reference = local_reference(run, films.subset(np.flatnonzero(films.label == 0)), options.cache)
         _keep(folder, calibration, record, reference, changed)
-        opened = OpenRun(run, model, calibration, device, calibration_name=name, cache_path=options.cache)
+        opened = OpenRun(run, scorer, calibration, options.device, calibration_name=name, cache_path=options.cache)
         own = read_calibration(run)
         return Calibrated(opened, folder, record, own, [*notes, *selection.notes], selection.failures)
 
@@ -125,34 +120,40 @@ def _keep(
     calibration: Calibration,
     record: CalibrationSource,
     reference: FilmReference,
-    changed: dict[str, Tensor],
+    changed: bytes | None,
 ) -> None:
     """Write the files of a calibration; last the one whose presence says that it is there."""
     for name in ("calibration.json", REFITTED, FILE, SOURCE):
         (folder / name).unlink(missing_ok=True)
     if changed:
-        write_atomic(folder / REFITTED, save(changed))
+        write_atomic(folder / REFITTED, changed)
     reference.write(folder / FILE)
     write_atomic(folder / SOURCE, to_json(record.model_dump()))
     write_atomic(folder / "calibration.json", to_json(calibration.model_dump()))
 
 
-def _check(run: Run, options: CalibrateOptions) -> bool:
-    """Refuse what can't be calibrated in this way; whether the run learned from labels."""
+def _check(run: Run, options: CalibrateOptions) -> None:
+    """Refuse what can't be calibrated in this way, before anything is loaded."""
     if options.only_local and not options.refit:
         raise InputError("--only-local says what --refit fits on; give --refit too")
-    kind = find_detector(run.config.model)
     if not run.finished:
+        from anomaly.training.weights import resume_command
+
         raise InputError(f"{run.path} is unfinished; {resume_command(run)} resumes it")
     if options.refit and run.config.members:
         raise InputError(
             f"{run.path} is made of {len(run.config.members)} runs, each with a reference of its own; leave out --refit"
         )
-    if options.refit and kind.fit_reference is Model.fit_reference:
+
+
+def _refittable(run: Run, options: CalibrateOptions) -> "TorchScorer":
+    """Return the run's detector, to be refitted; InputError where its scores compare with nothing."""
+    scorer = load_refittable(run, options.device)
+    if not scorer.refits:
         raise InputError(
             f"the scores of {run.config.model} compare with no films: there is nothing to refit; leave out --refit"
         )
-    return kind.targets == "labels"
+    return scorer
 
 
 def _default_name(source: Source) -> str:
@@ -208,6 +209,13 @@ def _training_normals(run: Run, cache_path: Path | None) -> FilmSet:
     return FilmSet(cache, run.config.variant, rows, run.config.size)
 
 
+def _refit(run: Run, scorer: "TorchScorer", fitted: FilmSet, options: CalibrateOptions) -> bytes:
+    """Fit what scores compare with anew, and return the tensors that this changes as a .safetensors file."""
+    from anomaly.pipeline.refit import refit
+
+    return refit(scorer, [fitted] if options.only_local else [_training_normals(run, options.cache), fitted])
+
+
 def _refit_words(fitted: FilmSet, run: Run, options: CalibrateOptions) -> str:
     local = f"{counted(len(fitted), 'local film')} of {_patients(fitted)}"
     if options.only_local:
@@ -217,19 +225,3 @@ def _refit_words(fitted: FilmSet, run: Run, options: CalibrateOptions) -> str:
 
 def _patients(films: FilmSet) -> str:
     return counted(len(set(films.column("patient"))), "patient")
-
-
-@torch.inference_mode()
-def _refit(
-    run: Run, model: Detector, fitted: FilmSet, options: CalibrateOptions, device: torch.device
-) -> dict[str, Tensor]:
-    """Fit what scores compare with anew, and return the tensors of the model that this changes."""
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    old = [] if options.only_local else [batches(_training_normals(run, options.cache), device)]
-    model.fit_reference(JoinedBatches([*old, batches(fitted, device)]))
-    model.to(device).eval()
-    return {
-        name: value.contiguous().cpu()
-        for name, value in model.state_dict().items()
-        if name not in before or before[name].shape != value.shape or not torch.equal(before[name], value)
-    }

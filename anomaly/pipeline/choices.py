@@ -195,7 +195,7 @@ def _scores_of_abnormal(
     if not len(films):
         raise InputError(f"{run.path} has no abnormal validation films to find a sensitivity on; use --false-alarms")
     with display("scoring", len(films), "abnormal validation films") as advance:
-        scores = score_films(opened.model, films, opened.device, advance)
+        scores = score_films(opened.model, films, advance)
     abnormal = ScoredFilms.of(films.column("patient"), films.column("study"), scores)
     if run.finished:
         record = AbnormalScores(calibration_sha256=digest, films=abnormal)

@@ -14,7 +14,7 @@ from anomaly.data.dataset import FilmSet
 from anomaly.models import find_detector
 from anomaly.models.base import Detector
 from anomaly.models.ensemble import FISHER, Ensemble, EnsembleConfig, Member
-from anomaly.pipeline.fit import finish, now, write_weights
+from anomaly.pipeline.fit import finish, write_weights
 from anomaly.pipeline.open_run import run_cache_and_split
 from anomaly.training.weights import load_weights
 from preprocessing import InputError
@@ -92,7 +92,7 @@ def _config(members: Sequence[runs.Run], settings: EnsembleConfig, size: int, de
         "precision": ", ".join(dict.fromkeys(run.config.precision for run in members)),
         "device": device.type,
         "versions": runs.versions(),
-        "created": now(),
+        "created": runs.now(),
     }
     return members[0].config.model_copy(update=changes)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -16,8 +15,10 @@ from anomaly.data.batch import as_batch, batches
 from anomaly.data.dataset import Films, FilmSet
 from anomaly.distributed import SINGLE_PROCESS, World
 from anomaly.evaluation.calibration import Calibration, calibrate
+from anomaly.evaluation.torch_scorer import TorchScorer
 from anomaly.formatting import command_line
-from anomaly.localization.base import LocalizationCalibration, LocalizationModel
+from anomaly.localization.base import LocalizationModel
+from anomaly.localization.detection import LocalizationCalibration
 from anomaly.localization.evaluate import choose_threshold
 from anomaly.memory import keep_freed_memory
 from anomaly.models.base import Detector, Model
@@ -64,12 +65,7 @@ def continue_or_create(prepared: Prepared, out: Path | None, *, resume: bool) ->
 
 
 def _create(path: Path, prepared: Prepared) -> runs.Run:
-    return runs.create(path, prepared.config.model_copy(update={"created": now()}))
-
-
-def now() -> str:
-    """Return the time in UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return runs.create(path, prepared.config.model_copy(update={"created": runs.now()}))
 
 
 def _changed(run: runs.Run, prepared: Prepared) -> list[str]:
@@ -242,7 +238,7 @@ def finish(model: Detector, films: FilmSet, run: runs.Run, device: torch.device)
 
     films  the validation films that it may be calibrated on: normal ones, or for labels both.
     """
-    calibration = calibrate(model, films, device)
+    calibration = calibrate(TorchScorer(model, device), films)
     keep_reference(run, films.cache.path)
     write_pictures(model, films, run, device, calibration)
     run.write("calibration.json", runs.to_json(calibration.model_dump()))

@@ -118,7 +118,7 @@ def heatmaps(
     main = run.main_score(by)
     passes: Iterator[_Drawn] = (
         drawn
-        for predicted in predict(run.model, selection.films, run.device, maps=True)
+        for predicted in predict(run.model, selection.films, maps=True)
         for drawn in _drawn(predicted, main, on_films)
     )
     if limit is not None:

@@ -98,7 +98,7 @@ def lesion_sheet(runs: Sequence[OpenRun], films: FilmSet, side: int) -> Picture:
             raise InputError(f"{run.run.path} draws no map")
         row, config = [], run.run.config
         sized = replace(films, variant=config.variant, size=config.size)
-        for part in predict(run.model, sized, run.device, maps=True):
+        for part in predict(run.model, sized, maps=True):
             pairs = zip(part.films.unit(), part.films.mask, strict=True)
             row += [blend(film, part.smoothed_map(i), mask, scale) for i, (film, mask) in enumerate(pairs)]
         rows.append(row)

@@ -195,7 +195,7 @@ class LoadedRun:
             only_local,
             replace=replace,
             cache=self._cache,
-            device=str(self._opened.device),
+            device=self._opened.device,
             workers=workers,
         )
         with source_of(normals) as source:

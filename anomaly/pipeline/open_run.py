@@ -6,19 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from anomaly.data.batch import batches
 from anomaly.data.dataset import FilmSet
 from anomaly.data.splits import assign_chosen, split_hash
 from anomaly.evaluation.calibration import Calibration, calibrate
 from anomaly.evaluation.named_calibration import REFITTED, calibration_folder, named_calibration
-from anomaly.models import find_detector
-from anomaly.models.base import Detector
-from anomaly.pipeline.plan import usable_rows
+from anomaly.evaluation.scorer import Scorer
+from anomaly.pipeline.backend import load_scorer
 from anomaly.runs import Run
-from anomaly.training.weights import load_best_checkpoint, load_weights, resume_command
 from preprocessing import InputError
 from preprocessing.cache.reader import Cache
 from preprocessing.wording import did_you_mean
@@ -29,9 +25,9 @@ class OpenRun:
     """A run's detector, ready to score."""
 
     run: Run
-    model: Detector
+    model: Scorer
     calibration: Calibration
-    device: torch.device
+    device: str = "auto"  # as it was asked for: "auto", "cpu", "cuda", ...
     note: str | None = None  # what a user of an unfinished run has to know
     calibration_name: str | None = None  # of the place whose calibration this is; None: the run's own
     cache_path: Path | None = None  # where the run's cache is now, if not where it was
@@ -47,33 +43,36 @@ class OpenRun:
         return name or self.model.score_names[0]
 
 
-def open_run(run: Run, device: torch.device, cache_path: Path | None = None, calibration: str | None = None) -> OpenRun:
+def open_run(run: Run, device: str = "auto", cache_path: Path | None = None, calibration: str | None = None) -> OpenRun:
     """Open a detector's run, with the calibration of this name (`anomaly calibrate`), or its own.
 
     An unfinished one has the best weights so far: what its scores compare with and its thresholds are fitted now, on
     films of its cache, and `note` says so. `cache_path` says where the cache is now, if not where it was.
     """
-    kind = find_detector(run.config.model)
     if run.finished:
         refitted = calibration_folder(run, calibration) / REFITTED if calibration is not None else None
         found = named_calibration(run, calibration)
-        model = load_weights(run, kind, device, refitted if refitted and refitted.is_file() else None)
+        model = load_scorer(run, device, refitted if refitted and refitted.is_file() else None)
         return OpenRun(run, model, found, device, calibration_name=calibration, cache_path=cache_path)
     if calibration is not None:
         raise InputError(f"{run.path} is unfinished and has its own calibration alone; leave out --calibration")
-    model, best_epoch, epochs = load_best_checkpoint(run, kind, device)
+    # An unfinished run is no bundle.
+    from anomaly.evaluation.torch_scorer import best_scorer
+    from anomaly.pipeline.plan import usable_rows
+    from anomaly.training.weights import resume_command
+
+    scorer, best_epoch, epochs = best_scorer(run, device)
     cache, split = run_cache_and_split(run, cache_path)
-    usable = usable_rows(cache, kind.targets)
+    usable = usable_rows(cache, scorer.targets)
     train, val = (
         FilmSet(cache, run.config.variant, usable[split[usable] == name], run.config.size) for name in ("train", "val")
     )
-    with torch.inference_mode():
-        model.fit_reference(batches(train, device))
+    scorer.fit_reference(train)
     note = (
         f"{run.path} is unfinished: these are the weights of epoch {best_epoch}, the best of {epochs} so far; "
         f"{resume_command(run)} resumes it"
     )
-    return OpenRun(run, model, calibrate(model, val, device), device, note, cache_path=cache_path)
+    return OpenRun(run, scorer, calibrate(scorer, val), device, note, cache_path=cache_path)
 
 
 def run_films(

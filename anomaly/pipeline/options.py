@@ -429,6 +429,25 @@ class CalibrateOptions:
 
 
 @dataclass(frozen=True)
+class ExportOptions:
+    """Make a bundle of a run."""
+
+    run: Annotated[
+        Path,
+        Flag("Run folder, or a bundle to check.", metavar="RUN", argument=True, complete="runs"),
+    ]
+    out: Annotated[Path | None, Flag("Folder of the bundle.  [default: RUN/bundle]", metavar="BUNDLE")] = None
+    check: Annotated[
+        bool, Flag("Score at most 64 test films by torch and by the bundle; of a bundle, its made-up films.")
+    ] = False
+    layout: Annotated[str, Flag("plain, or also as a MONAI bundle (monai) or for the Hugging Face Hub (hf).")] = "plain"
+    calibration: Annotated[str | None, Flag("Calibration of another place, as the bundle's own.", metavar="NAME")] = (
+        None
+    )
+    cache: RunCache = None
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """Make a page."""
 

@@ -4,11 +4,9 @@ import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from anomaly.console import silent
-from anomaly.localization.base import LocalizationModel
-from anomaly.localization.nets import load_localizer, load_segmenter
 from anomaly.models import TOOLS, find_model
 from anomaly.pipeline.options import CACHES, PhantomOptions, PreprocessOptions, names_of, pairs_of, words_of
 from anomaly.pipeline.selection import Display, advancing
@@ -23,6 +21,9 @@ from preprocessing.sources import Source, open_source
 from preprocessing.sources.annotations import annotate
 from preprocessing.wording import counted
 
+if TYPE_CHECKING:
+    from anomaly.localization.base import LocalizationModel
+
 PHANTOMS = CACHES / "phantoms"
 COMPRESSIONS = ("gzip", "lzf", "none")
 
@@ -34,7 +35,7 @@ class Preprocessed:
     report: BuildReport
     source: Source
     candidates: int  # films that the source lists, before those without annotations are left out
-    net: type[LocalizationModel] | None  # what the films are to train, with `--for`
+    net: "type[LocalizationModel] | None"  # what the films are to train, with `--for`
     notes: tuple[str, ...]  # what a user should know
     reason: str  # why this recipe was chosen, with `auto`
 
@@ -113,14 +114,14 @@ def preprocess(options: PreprocessOptions, *, display: Display = silent) -> Prep
     return Preprocessed(report, source, candidates, net, (*source.notes, *notes), reason)
 
 
-def localization_model(name: str) -> type[LocalizationModel]:
+def localization_model(name: str) -> "type[LocalizationModel]":
     """Return the class of a net that prepares films."""
     if name not in TOOLS:
         raise InputError(f"no net {name!r} that prepares films; there are: {', '.join(TOOLS)}")
     return cast("type[LocalizationModel]", find_model(name))
 
 
-def _defaults(options: PreprocessOptions, net: type[LocalizationModel] | None) -> dict[str, Any]:
+def _defaults(options: PreprocessOptions, net: "type[LocalizationModel] | None") -> dict[str, Any]:
     """Return the recipe's settings that follow from what the films are for."""
     defaults: dict[str, Any] = {"size": 128} | (dict(net.recipe) if net else {})
     return defaults | ({"size": options.size} if options.size else {})
@@ -153,6 +154,8 @@ def _steps(options: PreprocessOptions) -> tuple[dict[str, str], Nets]:
         if name != net or (named and not run):
             allowed = ", ".join((*classical, net, f"{net}:RUN"))
             raise InputError(f"no --{flag} {value!r}; there are: {allowed}")
+        from anomaly.localization.nets import load_localizer, load_segmenter
+
         path = Path(run) if named else None
         if net == "ssd":
             nets["localizer"] = load_localizer(path)

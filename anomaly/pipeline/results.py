@@ -14,7 +14,9 @@ from anomaly.evaluation.cohort import ScoredCohort
 from anomaly.evaluation.evaluation import Evaluation
 from anomaly.evaluation.figures import Metrics, Pooling, Unit
 from anomaly.evaluation.predict import predict
+from anomaly.evaluation.requirements import without_figures
 from anomaly.formatting import command_line
+from anomaly.models import about
 from anomaly.pipeline.gallery import MOST_WRONG, SHOWN, Layers
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.scoring import PValues, ScoringResult, cohort_of, score_selection
@@ -26,6 +28,7 @@ from anomaly.reporting.heatmap import blend, outlined
 from anomaly.reporting.model_card import render_model_card
 from anomaly.reporting.page import render_report, render_wrong
 from anomaly.runs import to_csv, to_json, write_atomic
+from preprocessing import InputError
 from preprocessing.where import LABELS
 from preprocessing.wording import counted
 
@@ -121,6 +124,8 @@ def write_page(
     an unfinished run are scored now. `cache_path` says where the cache is, if not where it was; `by` and `pooling` are
     those of `score_selection`.
     """
+    if lacking := without_figures():
+        raise InputError(f"a page shows figures: {lacking}")
     selection = recorded_films(run.run, "test", cache_path)
     scores = _known_scores(run, selection)
     figures = None
@@ -166,7 +171,7 @@ def _layers_of(run: OpenRun, selection: Selection, places: Sequence[int]) -> dic
     """Pass some films through the model and return what is shown of each, by place."""
     films = selection.films.subset(np.array(places, np.int64))
     layers: dict[int, Layers] = {}
-    for predicted in predict(run.model, films, run.device, maps=run.calibration.map_scale is not None):
+    for predicted in predict(run.model, films, maps=run.calibration.map_scale is not None):
         for index in range(len(predicted.films)):
             layers[places[predicted.places.start + index]] = Layers.of(predicted, index)
     return layers
@@ -212,7 +217,7 @@ def _page_context(
         else f"{config.model} ({config.preset})",
         data=f"{films.cache.source}, variant {films.variant}, {films.size} px, split {figures.split}",
         evaluation=evaluation,
-        about=next(iter((type(run.model).__doc__ or "").strip().splitlines()), ""),
+        about=about(config.model),
         supervised=run.model.targets == "labels",
         films=config.films,
         trainings=len(config.members) or 1,

@@ -18,6 +18,7 @@ from anomaly.evaluation.evaluation import Evaluation, evaluate
 from anomaly.evaluation.figures import EvaluationSettings, LocalizationFigures, Metrics, Pooling, Unit
 from anomaly.evaluation.localization import LocalizationRanking
 from anomaly.evaluation.predict import PredictedFilms, ScoreColumns, predict
+from anomaly.evaluation.requirements import without_figures
 from anomaly.evaluation.shift import FactColumns
 from anomaly.formatting import with_interval
 from anomaly.pipeline.film_reference import Likeness, likeness
@@ -64,10 +65,11 @@ class ScoringResult:
     selection: Selection
     scored: ScoredCohort
     main: str  # the score that flags, ranks and is reported first
-    evaluation: Evaluation | None  # None for new films, and where the model was trained on some of the films
+    evaluation: Evaluation | None  # None of unlabelled films, and where the model was trained on some of the films
     gallery: GalleryCollector
     maps: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # by place, where they were asked for
     likeness: Likeness = field(default_factory=Likeness)  # whether the films are like those of the training
+    no_figures: str | None = None  # why labelled films have none: packages that are missing
 
     @property
     def calibration(self) -> Calibration:
@@ -123,6 +125,7 @@ class ScoringResult:
             *self.selection.notes,
             *self.shift,
             *([remembered] if remembered else []),
+            *([self.no_figures] if self.no_figures else []),
             *self.calibration_notes,
         ]
 
@@ -245,9 +248,12 @@ def score_selection(
     main, films = run.main_score(by), selection.films
     cohort = cohort_of(selection, by_column)
     columns, facts, gallery = ScoreColumns(films), FactColumns(films), GalleryCollector(main)
-    pointing = _Pointing(films, cohort) if _measurable(selection) and run.calibration.map_scale is not None else None
+    measurable, lacking = _measurable(selection), without_figures()
+    no_figures = f"no figures of these labelled films: {lacking}" if measurable and lacking else None
+    measurable = measurable and lacking is None
+    pointing = _Pointing(films, cohort) if measurable and run.calibration.map_scale is not None else None
     with display("scoring", len(films), "films") as advance:
-        for predicted in predict(run.model, films, run.device, maps=run.calibration.map_scale is not None):
+        for predicted in predict(run.model, films, maps=run.calibration.map_scale is not None):
             columns.add(predicted)
             facts.add(predicted.places, predicted.films)
             gallery.add(predicted)
@@ -261,7 +267,7 @@ def score_selection(
     if fdr is not None:
         run = replace(run, calibration=run.calibration.discovering(fdr, scored))
     evaluation = None
-    if _measurable(selection):
+    if measurable:
         calibration = run.calibration
         supervised = run.model.targets == "labels" and _probabilities(scored.scores[main])
         evaluation = evaluate(
@@ -275,7 +281,7 @@ def score_selection(
             command=command,
         )
     like = likeness(run, films, facts.finish(), scored.scores[main], main, new=selection.name == "new")
-    return ScoringResult(run, selection, scored, main, evaluation, gallery, likeness=like)
+    return ScoringResult(run, selection, scored, main, evaluation, gallery, likeness=like, no_figures=no_figures)
 
 
 class _Pointing:

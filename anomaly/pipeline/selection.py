@@ -16,13 +16,13 @@ from pydantic import ValidationError
 from anomaly.console import Advance, silent
 from anomaly.data.dataset import FilmSet
 from anomaly.data.splits import SPLITS
-from anomaly.localization.nets import load_localizer, load_segmenter
+from anomaly.pipeline.backend import recorded_nets
 from anomaly.pipeline.open_run import run_cache_and_split, run_films
 from anomaly.runs import Record, Run, to_json, write_atomic
 from preprocessing import InputError
 from preprocessing.build import BuildOptions, build, made_digest
 from preprocessing.cache.reader import Cache
-from preprocessing.recipe import Nets, Recipe
+from preprocessing.recipe import Recipe
 from preprocessing.sources import Source
 from preprocessing.sources.paths import safe_name
 from preprocessing.wording import counted, did_you_mean
@@ -84,7 +84,7 @@ def new_films(run: Run, source: Source, *, workers: int = 0, display: Display = 
     those that prepared the run's films.
     """
     recorded, config = run.config.cache, run.config
-    recipe, nets = Recipe.from_json(recorded.recipe), _recorded_nets(run)
+    recipe, nets = Recipe.from_json(recorded.recipe), recorded_nets(run)
     if made_digest(recipe, nets) != recorded.recipe_digest:
         raise InputError(
             f"{run.path} was trained on films prepared by another version of the recipe {recipe.name}; "
@@ -158,20 +158,3 @@ def advancing(advance: Advance) -> Callable[[Any], None]:
             done = state.done
 
     return on_progress
-
-
-def _recorded_nets(run: Run) -> Nets:
-    """Return the nets that prepared a run's films, to prepare new ones in the same way."""
-    nets: dict[str, Any] = {}
-    for part, load in (("localizer", load_localizer), ("segmenter", load_segmenter)):
-        if part in run.config.cache.nets:
-            recorded = run.config.cache.nets[part]
-            nets[part] = load(Path(recorded["run"]) if recorded["run"] else None)
-            if nets[part].digest != recorded["digest"]:
-                place = recorded["run"] or f"the {recorded['name']} of this version of the package"
-                remedy = "put the run back there" if recorded["run"] else "install the version that prepared them"
-                raise InputError(
-                    f"{place} is not the {recorded['name']} that prepared the films of {run.path}: it has "
-                    f"other weights; {remedy}, or prepare the films again and train again"
-                )
-    return Nets(**nets)

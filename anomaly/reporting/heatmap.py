@@ -24,6 +24,7 @@ REACH = 2.0  # the colors run from 0 to this many times the scale: normal films 
 CLEAR = 0.5  # times the scale: the film alone shows below
 DENSE = 0.75  # the heat's largest share of the color: bone still shows through
 
+FONT = Path(__file__).parent / "fonts" / "DejaVuSans.ttf"
 _SHORTEST = 384  # smaller films are enlarged by a whole factor, or no title would fit
 _INK, _PAPER = (235, 235, 235), (16, 16, 16)
 
@@ -159,11 +160,10 @@ def _shortened(text: str, room: float, width: Callable[[str], float]) -> str:
 
 @cache
 def _font(size: int) -> Any:
-    """Matplotlib's DejaVu Sans: the only font that is surely there and knows more than ASCII."""
-    import matplotlib
+    """DejaVu Sans, which comes with the package: no font is surely on a machine, and this one knows more than ASCII."""
     from PIL import ImageFont
 
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+    return ImageFont.truetype(FONT, size)
 
 
 @cache

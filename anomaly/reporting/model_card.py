@@ -9,15 +9,15 @@ from anomaly.reporting.checklists import SUBGROUP_HEAD, Item, Subgroup, gmlp, re
 from anomaly.reporting.context import ReportContext
 from preprocessing.wording import counted
 
-_NO_DEVICE = (
+NO_DEVICE = (
     "NOT A MEDICAL DEVICE: it is not approved for use on patients. No diagnosis, triage, treatment or discharge may "
     "rest on its scores or heatmaps."
 )
-_OTHER_FILMS = (
+OTHER_FILMS = (
     "Films of other body parts, projections, machines or preparation than those of training: whatever is unfamiliar "
     "scores as abnormal, be it a disease, a marker or a scanner."
 )
-_SYNTHETIC = "The films are synthetic: the figures say nothing about medicine."
+SYNTHETIC = "The films are synthetic: the figures say nothing about medicine."
 _SUBGROUPS = "Differences by age, sex, machine or hospital were not measured."
 _PURPOSES = {"train": "for training", "val": "for validation", "abnormal": "abnormal ones among those for training"}
 
@@ -35,7 +35,7 @@ def model_card(context: ReportContext) -> dict[str, list[str]]:
             "Research: ranking films like those of training by how unusual they are, and comparing detectors on the "
             "same films.",
         ],
-        "Not intended for": [_NO_DEVICE, _OTHER_FILMS],
+        "Not intended for": [NO_DEVICE, OTHER_FILMS],
         "Data": _data(context),
         "Limits": _limits(context),
     }
@@ -116,7 +116,7 @@ def _data(context: ReportContext) -> list[str]:
 def _limits(context: ReportContext) -> list[str]:
     """What the figures do not show."""
     figures, main = context.figures, context.figures.main
-    sentences = [_SYNTHETIC] if context.figures.synthetic else []
+    sentences = [SYNTHETIC] if context.figures.synthetic else []
     if main.roc_auc is None:
         sentences.append("Its performance is unknown: there are no figures.")
     else:
@@ -153,9 +153,9 @@ def bench_card(table: Table) -> dict[str, list[str]]:
         "Intended use": [
             "Research: which detector, on which preparation of the films, and whether the difference is real.",
         ],
-        "Not intended for": [_NO_DEVICE, _OTHER_FILMS],
+        "Not intended for": [NO_DEVICE, OTHER_FILMS],
         "Limits": [
-            *([_SYNTHETIC] if table.synthetic else []),
+            *([SYNTHETIC] if table.synthetic else []),
             "Films of one source. The ranking of detectors may differ elsewhere.",
             "The best row of a column was selected on the test set: its figure is optimistic.",
             _SUBGROUPS,

@@ -15,8 +15,11 @@ from preprocessing.readers.levels import depth_of
 
 
 def open_nifti(data: bytes) -> Header:
-    """Read the header; `InputError` for several slices or frames."""
-    import nibabel
+    """Read the header; `InputError` for several slices or frames, and where nibabel is missing."""
+    try:
+        import nibabel
+    except ImportError:
+        raise InputError("a NIfTI film needs nibabel: `pip install nibabel`") from None
 
     packed = data.startswith(b"\x1f\x8b")
     head = gzip.GzipFile(fileobj=io.BytesIO(data)).read(540) if packed else data[:540]
