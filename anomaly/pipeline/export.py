@@ -106,6 +106,8 @@ def check_export(exported: Exported, run: Run, cache: Path | None = None) -> tup
         expected.append(_predicted(model, batch, maps=pictures))
         found.append(run_graph(session, batch.film.numpy(), batch.mask.numpy()))
     spread = _spread(exported.calibration, model.score_names)
+    if exported.calibration.normals is None:  # a run of format 4
+        spread = _joined(expected)["scores"].std(axis=0)
     thresholds = exported.calibration.thresholds["mean"]["film"]
     names, rounding = list(model.score_names), exported.bundle.rounding
     return compare(names, _joined(expected), _joined(found), spread, thresholds, rounding), len(films)
