@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import typer
 
 # Each of these adds its verbs to the app, in the order in which --help lists them.
-from anomaly.cli import auto, benching, calibrating, demo, doctor, films, runs, scoring, training, zoo  # noqa: F401
+from anomaly.cli import auto, benching, calibrating, demo, doctor, films, runs, scoring, serving, training, zoo  # noqa: F401
 from anomaly.cli.declare import app
 from anomaly.console import accept_any_encoding, plain
 from preprocessing import InputError
