@@ -18,6 +18,7 @@ from anomaly.cli import (  # noqa: F401
     films,
     runs,
     scoring,
+    serving,
     training,
     zoo,
 )

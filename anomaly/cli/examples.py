@@ -44,6 +44,15 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "anomaly export runs/cae-1 --check",
         "anomaly export runs/cae-1 --out north --calibration north --layout hf",
     ),
+    "serve": (
+        "anomaly serve runs/cae-1",
+        "anomaly serve runs/cae-1 --dicom 11112 --aet ANOMALY --send-to PACS@127.0.0.1:4242",
+        "anomaly serve runs/cae-1 --host 0.0.0.0 --token-file token --tls-cert cert.pem --tls-key key.pem",
+    ),
+    "watch": (
+        "anomaly watch runs/cae-1 incoming --out results",
+        "anomaly watch runs/cae-1 incoming --out results --once --formats png,dicom",
+    ),
     "auto": ("anomaly auto films --minutes 20", "anomaly auto cache/hands.h5 --choose-by planted"),
     "report": ("anomaly report", "anomaly report runs/bench-1"),
     "runs": ("anomaly runs --sort auc", "anomaly runs runs/bench-1/cells", "anomaly runs --json"),

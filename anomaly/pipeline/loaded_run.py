@@ -66,6 +66,21 @@ class LoadedRun:
         return self._opened.model.score_names
 
     @property
+    def main_score(self) -> str:
+        """The score that flags and ranks: the one chosen by `anomaly score`, else the model's first."""
+        return self._chosen(Choices()).score
+
+    @property
+    def map_scale(self) -> float | None:
+        """Where the colors of heatmaps end, in `map_unit`; None: the model draws none."""
+        return self._opened.calibration.map_scale
+
+    @property
+    def map_unit(self) -> str:
+        """The unit of the heatmaps."""
+        return self._opened.model.map_unit
+
+    @property
     def thresholds(self) -> Mapping[Unit, Mapping[str, float]]:
         """ "film", "study" or "patient" -> score -> the value from which one is flagged, by the mean over its films."""
         return self._chosen(Choices()).run.calibration.thresholds["mean"]
@@ -90,6 +105,7 @@ class LoadedRun:
         flag: tuple[FlagKind, float] | None = None,
         maps: bool = False,
         workers: int = 0,
+        as_set: bool = True,
     ) -> ScoringResult:
         """Score films; where labels are known, with all figures.
 
@@ -104,6 +120,8 @@ class LoadedRun:
                of abnormal validation films is flagged; ("threshold", 2.5), from that score; ("fdr", 0.1), as many of
                these films as hold the false discovery rate (Benjamini and Hochberg). None: the run's thresholds.
         workers  processes that prepare films; 0 takes what suits the machine.
+        as_set  whether new films are also compared, as a set, with those of the training. Without it, what is said of
+               a film does not depend on the films beside it: a service scores together what happens to wait.
 
         What `anomaly score` was told before, the run remembers: it stands in for None in `by`, `aggregate` and `flag`,
         and is among the `notes` of the result.
@@ -127,6 +145,7 @@ class LoadedRun:
                 display=self._display,
                 collect=(kept,) if maps else (),
                 fdr=chosen.fdr,
+                as_set=as_set,
             )
             return replace(result, maps=kept.maps)
 

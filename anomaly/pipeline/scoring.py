@@ -236,6 +236,7 @@ def score_selection(
     display: Display = silent,
     collect: Sequence[Collector] = (),
     fdr: float | None = None,
+    as_set: bool = True,
 ) -> ScoringResult:
     """Score films, and compute every figure that their labels allow; each film passes the model once.
 
@@ -243,7 +244,8 @@ def score_selection(
     by_column  columns of the films, such as region or sex, by whose values figures are wanted too.
     command  what was typed, for the record.    collect  what else is kept of the pass, such as the maps of some films.
     fdr  the false discovery rate at which films of these, taken together, are flagged, instead of by the run's
-    thresholds.
+    thresholds.    as_set  whether new films are also compared, as a set, with those of the training; without it, what
+    is said of a film does not depend on the films beside it.
     """
     main, films = run.main_score(by), selection.films
     cohort = cohort_of(selection, by_column)
@@ -280,7 +282,7 @@ def score_selection(
             run=str(run.run.path),
             command=command,
         )
-    like = likeness(run, films, facts.finish(), scored.scores[main], main, new=selection.name == "new")
+    like = likeness(run, films, facts.finish(), scored.scores[main], main, new=as_set and selection.name == "new")
     return ScoringResult(run, selection, scored, main, evaluation, gallery, likeness=like, no_figures=no_figures)
 
 

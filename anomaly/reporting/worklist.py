@@ -41,6 +41,7 @@ class WorklistContext:
     folder: str = "worklist"  # of the pictures, beside the page
     map_scale: float | None = None  # where the colors of maps end; None: no maps
     map_unit: str = "squared error"
+    pictures_by: str = "anomaly score --pictures N"  # what makes more of them
     failures: Sequence[tuple[str, str]] = ()  # path and reason of films that can't be read
 
 

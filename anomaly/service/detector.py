@@ -1,0 +1,234 @@
+"""The detector of a worker process: films on the disk in, results and heatmaps beside them out."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from anomaly.runs import FULL, DiskFull, Run, to_json, write_atomic
+from anomaly.service.records import DetectorFacts, FilmResult, PartResult
+from anomaly.service.spool import now
+from preprocessing import InputError
+
+if TYPE_CHECKING:
+    from anomaly.pipeline.heatmaps import Heatmap
+    from anomaly.pipeline.scoring import ScoringResult, UnitScore
+
+
+@dataclass(frozen=True)
+class Task:
+    """A film to score.
+
+    Its files are `<stem>.json`, `<stem>_heatmap.png`, ...; with `-1` and `-2` after the stem, of two hands.
+    """
+
+    id: str
+    film: Path
+    folder: Path  # where its files go
+    stem: str
+    heatmaps: tuple[str, ...] = ()  # of png, tiff, npy
+    dicom: bool = False
+
+    @property
+    def result(self) -> Path:
+        """The file of the result, written last."""
+        return self.folder / f"{self.stem}.json"
+
+
+class Detector(Protocol):
+    """What scores films, in a worker process."""
+
+    facts: DetectorFacts
+
+    def score(self, tasks: Sequence[Task]) -> list[FilmResult]:
+        """Score films, write their files and return their results, in this order.
+
+        A film that can't be scored has a result that says so. Raises DiskFull where files can't be written.
+        """
+
+
+@dataclass(frozen=True)
+class OpenRunFolder:
+    """Opens a run folder or bundle; picklable, to be called in the worker."""
+
+    run: Path
+    calibration: str | None = None
+    device: str = "auto"
+
+    def __call__(self) -> Detector:
+        """Open it; raises InputError as `anomaly.load` does."""
+        return RunDetector(self)
+
+
+class RunDetector:
+    """A run at work."""
+
+    def __init__(self, opened: OpenRunFolder) -> None:
+        import anomaly
+
+        self._run = anomaly.load(opened.run, calibration=opened.calibration, device=opened.device)
+        main = self._run.main_score
+        self.facts = DetectorFacts(
+            model=self._run.model,
+            run=self._run.path.resolve().name,
+            score_name=main,
+            threshold=self._run.thresholds["film"][main],
+            map_scale=self._run.map_scale,
+            map_unit=self._run.map_unit,
+            synthetic=Run(self._run.path).config.cache.synthetic,
+        )
+
+    def score(self, tasks: Sequence[Task]) -> list[FilmResult]:
+        """Score films in one pass; where that fails, each by itself, so that one harms no other."""
+        try:
+            results = self._score(tasks)
+        except DiskFull:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise DiskFull(f"{error.filename or 'disk'}: {error.strerror}") from error
+            if len(tasks) > 1:
+                return [result for task in tasks for result in self.score([task])]
+            reason = str(error) if isinstance(error, InputError) else f"unexpected {type(error).__name__}: {error}"
+            results = [_failed(tasks[0], reason)]
+        for task, result in zip(tasks, results, strict=True):
+            write_atomic(task.result, to_json(result.model_dump(mode="json")))
+        return results
+
+    def _score(self, tasks: Sequence[Task]) -> list[FilmResult]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unreadable films, each of which has a result of its own
+            # Prepared in this process, which is to hold all memory that a film takes; films that happen to wait
+            # together are no set to compare with the training's.
+            scored = self._run.score([task.film for task in tasks], workers=1, as_set=False)
+        names = _names([task.film for task in tasks])
+        failures = dict(scored.failures)
+        parts: dict[str, list[tuple[int, UnitScore]]] = {}
+        for film in scored.films:
+            name, _, hand = film.id.rpartition("#")
+            whole = film.id in names
+            parts.setdefault(film.id if whole else name, []).append((0 if whole else int(hand), film))
+        drawn = self._draw([task for task, name in zip(tasks, names, strict=True) if name in parts])
+        results = []
+        for task, name in zip(tasks, names, strict=True):
+            if name in parts:
+                results.append(self._result(scored, parts[name], drawn.get(task.id, _Drawn())))
+            else:
+                results.append(_failed(task, failures.get(name, "it shows no film")))
+        return results
+
+    def _draw(self, tasks: Sequence[Task]) -> "dict[str, _Drawn]":
+        """Write the heatmaps and DICOM objects that are asked for; task -> what was written."""
+        tasks = [task for task in tasks if task.heatmaps or task.dicom]
+        if not tasks:
+            return {}
+        if self.facts.map_scale is None:
+            none = f"no heatmap and no DICOM objects: {self.facts.model} scores a film as a whole"
+            return {task.id: _Drawn(notes=[none]) for task in tasks}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            heatmaps = self._run.heatmap([task.film for task in tasks], space="film", workers=1)
+        by_name = dict(zip(_names([task.film for task in tasks]), tasks, strict=True))
+        drawn = {task.id: _Drawn() for task in tasks}
+        for heatmap in heatmaps:
+            whole = heatmap.name in by_name
+            task = by_name[heatmap.name if whole else heatmap.name.rpartition("#")[0]]
+            drawn[task.id].add(task, 0 if whole else heatmap.hand, heatmap)
+        return drawn
+
+    def _result(
+        self,
+        scored: "ScoringResult",
+        parts: "Sequence[tuple[int, UnitScore]]",
+        drawn: "_Drawn",
+    ) -> FilmResult:
+        outside = any(film.out_of_domain for _, film in parts)
+        remembered = scored.run.remembered
+        return FilmResult(
+            state="scored",
+            finished=now(),
+            model=self.facts.model,
+            run=self.facts.run,
+            score_name=scored.main,
+            threshold=scored.threshold("film"),
+            synthetic=self.facts.synthetic,
+            parts=[
+                PartResult(
+                    part=part,
+                    score=film.score,
+                    scores=film.scores,
+                    flagged=film.flagged,
+                    p_value=film.p_value,
+                    p_interval=film.p_interval,
+                    out_of_domain=film.out_of_domain,
+                    files=drawn.files.get(part, []),
+                )
+                for part, film in parts
+            ],
+            notes=[
+                *([OUTSIDE] if outside else []),
+                *drawn.notes,
+                *([remembered] if remembered else []),
+                *scored.calibration_notes,
+            ],
+        )
+
+
+OUTSIDE = "the film is unlike those of the training (another body part?), so its score means nothing"
+
+
+def _failed(task: Task, reason: str) -> FilmResult:
+    # A list of one film that can't be read is an error, which names the list first.
+    reason = reason.partition("left out: ")[2] or reason
+    reason = reason.removeprefix(f"{task.film.name}: ").replace(str(task.film), "the film")
+    reason = " ".join(reason.split())[:500]
+    return FilmResult(state="failed", finished=now(), error=reason)
+
+
+def _names(films: Sequence[Path]) -> list[str]:
+    """Return what films given together are called: their paths below the folder that all have in common."""
+    places = [film.resolve() for film in films]
+    root = os.path.commonpath([place.parent for place in places])
+    return [place.relative_to(root).as_posix() for place in places]
+
+
+@dataclass
+class _Drawn:
+    """What was written of a film beside its scores."""
+
+    files: dict[int, list[str]] = field(default_factory=dict)  # part -> names
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, task: Task, part: int, heatmap: "Heatmap") -> None:
+        """Write the files of a part of a film."""
+        stem = f"{task.stem}-{part}" if part else task.stem
+        names = self.files.setdefault(part, [])
+        for suffix in task.heatmaps:
+            heatmap.save(task.folder / f"{stem}_heatmap.{suffix}")
+            names.append(f"heatmap.{suffix}")
+        if task.dicom:
+            try:
+                names += _write_dicom(task, stem, heatmap)
+            except DiskFull:
+                raise
+            except InputError as error:
+                reason = f"no DICOM objects: {error}"
+                self.notes += [reason] if reason not in self.notes else []
+
+
+def _write_dicom(task: Task, stem: str, heatmap: "Heatmap") -> list[str]:
+    """Write the DICOM objects of a finding; raises InputError where the film has no study that they could join."""
+    from anomaly.export.dicom_objects import dicom_bytes, dicom_results, kind_of
+    from preprocessing.readers import read_dicom_header
+
+    source = read_dicom_header("the film", task.film.read_bytes())
+    if source is None:
+        raise InputError("the film is no DICOM film, so there is no study that they could join")
+    names = []
+    for result in dicom_results(source, heatmap.finding(datetime.now().astimezone())):
+        names.append(f"{kind_of(result)}.dcm")
+        write_atomic(task.folder / f"{stem}_{names[-1]}", dicom_bytes(result))
+    return names
