@@ -34,7 +34,6 @@ Nothing in it is pickled. Every file is written beside its place and moved there
 
 import csv
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -55,6 +54,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anomaly.console import plain
 from preprocessing import InputError
+from preprocessing.locks import file_lock, is_held
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -338,11 +338,7 @@ class Run:
 
     def busy(self) -> bool:
         """Whether a process is training in the folder now."""
-        try:
-            with self.locked():
-                return False
-        except InputError:
-            return True
+        return is_held(self.path / ".lock")
 
     def write(self, name: str, content: bytes | str) -> Path:
         """Write one file of the folder safely and return its path."""
@@ -374,13 +370,11 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for training: two processes in one run would overwrite each other."""
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with file_lock(self.path / ".lock") as held:
+            if not held:
                 raise InputError(
                     f"{self.path} is being trained by another process; wait for it or choose another --out"
-                ) from None
+                )
             yield
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anomaly.experiments.run_list import find_runs, folder_bytes, is_held
+from anomaly.experiments.run_list import find_runs, folder_bytes
 from anomaly.runs import RUNS, aside
 from preprocessing import InputError
+from preprocessing.locks import is_held
 
 
 @dataclass(frozen=True)

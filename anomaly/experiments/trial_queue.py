@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from anomaly import runs
-from anomaly.experiments.locks import file_lock
 from anomaly.experiments.storage import import_optuna, is_finished, is_running, open_study
 from anomaly.experiments.study import Search, Value
 from anomaly.models.search_space import Choice, Range
+from preprocessing.locks import file_lock
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
