@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing import InputError
+from preprocessing.cache.own import points_elsewhere
 from preprocessing.cache.schema import (
     COLUMNS,
     FORMAT,
@@ -192,6 +193,8 @@ class Cache:
             raise InputError(
                 f"{self.path}: cache schema {attrs.get('schema')}, this version reads {VERSION}; run `{_remake(file)}`"
             )
+        if fault := points_elsewhere(file):
+            raise InputError(f"{self.path}: {fault}, and a cache holds its films itself; run `{_remake(file)}`")
         if not attrs["complete"]:
             command = _command(file) if self.path.suffix == ".partial" else _remake(file)  # the one goes on with it
             raise InputError(f"{self.path}: not finished; run `{command}`")
