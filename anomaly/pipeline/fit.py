@@ -33,29 +33,32 @@ from preprocessing import InputError
 
 
 def continue_or_create(prepared: Prepared, out: Path | None, *, resume: bool) -> runs.Run:
-    """Return the run folder to train in; the same command after an interruption gets the folder it had.
+    """Return the run folder to train in, as `folder_for` finds it, created where it is new."""
+    return created(folder_for(prepared.config, out, resume=resume), prepared.config)
+
+
+def folder_for(config: runs.RunConfig, out: Path | None, *, resume: bool) -> runs.Run | Path:
+    """Return the run to go on with, or where to create it: the same command after an interruption gets what it had.
 
     Without `out`, that is the unfinished `runs/<model>-<n>` of the very same settings, or else the next number. With
     `out`, a run there must be unfinished and have the same settings. `resume` insists on a run that is there, and takes
     a finished one too.
     """
     if out is None:
-        for path in reversed(runs.numbered(prepared.plan.model)):
+        for path in reversed(runs.numbered(config.model)):
             if (path / "run.json").is_file():
                 run = runs.Run(path)
-                if not run.finished and not _changed(run, prepared) and not run.busy():
+                if not run.finished and not _changed(run, config) and not run.busy():
                     return run
         if resume:
-            raise InputError(
-                f"{runs.RUNS}/ has no unfinished {prepared.plan.model} with these settings; leave out --resume"
-            )
-        return _create(runs.next_path(prepared.plan.model), prepared)
+            raise InputError(f"{runs.RUNS}/ has no unfinished {config.model} with these settings; leave out --resume")
+        return runs.next_path(config.model)
     if not (out / "run.json").is_file():
         if resume:
             raise InputError(f"{out} is not a run folder that can be resumed; leave out --resume")
-        return _create(out, prepared)
+        return out
     run = runs.Run(out)
-    if changed := _changed(run, prepared):
+    if changed := _changed(run, config):
         raise InputError(f"{out} was started with other settings: {'; '.join(changed)}; use those, or another --out")
     if run.finished and not resume:
         scores = command_line("anomaly", "score", out)
@@ -63,8 +66,9 @@ def continue_or_create(prepared: Prepared, out: Path | None, *, resume: bool) ->
     return run
 
 
-def _create(path: Path, prepared: Prepared) -> runs.Run:
-    return runs.create(path, prepared.config.model_copy(update={"created": now()}))
+def created(place: runs.Run | Path, config: runs.RunConfig) -> runs.Run:
+    """Return the run that `folder_for` found, created where there was none."""
+    return place if isinstance(place, runs.Run) else runs.create(place, config.model_copy(update={"created": now()}))
 
 
 def now() -> str:
@@ -72,14 +76,14 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _changed(run: runs.Run, prepared: Prepared) -> list[str]:
-    """Return in what a run differs from a plan; the same films under another path or name are the same films."""
+def _changed(run: runs.Run, wanted: runs.RunConfig) -> list[str]:
+    """Return in what a run differs from the one wanted; the same films under another path or name are the same."""
 
     def compared(config: runs.RunConfig) -> dict[str, object]:
         plain = config.model_dump(exclude={"format", "created", "cache", "stopped"})
         return plain | {"cache": {"content_hash": config.cache.content_hash}}
 
-    return runs.differences(compared(run.config), compared(prepared.config))
+    return runs.differences(compared(run.config), compared(wanted))
 
 
 def fit(

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from anomaly.formatting import command_line
 from anomaly.memory import keep_freed_memory
+from anomaly.models import find_detector
 from anomaly.models.base import Model
 from anomaly.runs import Run, checkpoint_state
 from anomaly.training.device import make_repeatable
@@ -52,7 +53,17 @@ def resume_command(run: Run) -> str:
         films = ["--more-films", begun.more_films] if begun.more_films else []
         epochs = ["--more-epochs", run.config.settings.training["epochs"], "--seed", run.config.seed]
         words = ["anomaly", "train", begun.run, *films, *map(str, epochs)]
+    if run.config.members:
+        chosen = zip(run.config.members, run.config.settings.model["members"], strict=True)
+        members = (run_text if _is_first(one) else f"{run_text}:{one['score']}" for run_text, one in chosen)
+        return f"`{command_line('anomaly', 'ensemble', *members, '--out', run.path)}`"
     return f"`{command_line(*words, '--out', run.path, '--resume')}`"
+
+
+def _is_first(member: Mapping[str, Any]) -> bool:
+    """Whether the score that a member of an ensemble brings is the first of its model, as where none is named."""
+    names = find_detector(str(member["model"])).score_names
+    return isinstance(names, tuple) and names[:1] == (member["score"],)
 
 
 def _loaded(
