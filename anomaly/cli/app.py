@@ -14,6 +14,8 @@ from anomaly.console import accept_any_encoding, plain
 from preprocessing import InputError
 
 INTERRUPTED = 130
+RESUMED = {"preprocess", "train", "tune", "bench", "phantom", "demo", "models", "auto", "ensemble"}
+"""Verbs that go on where they were interrupted."""
 UsageError: Any = (
     typer.BadParameter.__base__
 )  # what every misuse of the command line is; typer exports only its children

@@ -37,7 +37,7 @@ def combine(
 
     scores  the score of each member that enters `fisher`; None for its first.    cache_path  where their cache is now,
     if not where it was. The ensemble's films have the largest size among the members'. The members' weights are copied:
-    the new run needs none of their folders. An ensemble of the very same that was interrupted is finished in its folder.
+    the new run needs none of their folders. One that was interrupted is finished in its folder by the same call.
     """
     models = [load_weights(run, find_detector(run.config.model), device) for run in members]
     _check_members(members)
