@@ -53,6 +53,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anomaly.console import plain
+from anomaly.formatting import csv_cell, from_csv_cell
+from anomaly.names import fitting
 from preprocessing import InputError
 from preprocessing.locks import file_lock, is_held
 
@@ -239,12 +241,14 @@ def to_json(value: Any) -> str:
 
 
 def to_csv(columns: Mapping[str, Sequence[Any]]) -> str:
-    """Return columns of equal length as CSV with a header; floats keep every digit."""
+    """Return columns of equal length as CSV with a header; floats keep every digit, texts are never formulas."""
+    return "".join(map(_csv_line, [tuple(columns), *zip(*columns.values(), strict=True)]))
+
+
+def _csv_line(cells: Sequence[Any]) -> str:
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return out.getvalue()
+    csv.writer(out, lineterminator="\r\n").writerow(map(csv_cell, cells))  # so that it quotes carriage returns too
+    return out.getvalue().removesuffix("\r\n") + "\n"
 
 
 def sha256(path: Path) -> str:
@@ -253,15 +257,32 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the lines of a CSV file, by the names of its header."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+def read_csv(path: Path, remake: str = "") -> list[dict[str, str]]:
+    """Return the lines of a file that `to_csv` made, by the names of its header; InputError where it is damaged.
+
+    remake  the command that makes it anew; without one, only training does.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = [[from_csv_cell(cell) for cell in line] for line in csv.reader(file, strict=True)]
+        if not lines:
+            raise ValueError("it is empty")
+        head = lines[0]
+        for number, line in enumerate(lines, 1):
+            if len(line) != len(head):
+                raise ValueError(f"line {number} has {len(line)} of {len(head)} cells")
+        return [dict(zip(head, line, strict=True)) for line in lines[1:]]
+    except (ValueError, csv.Error) as error:
+        remedy = f"run `{remake}` to make it again" if remake else "put the right file back, or train again"
+        raise InputError(f"{path} is damaged ({' '.join(str(error).split())}); {remedy}") from None
 
 
 def inside(folder: Path, relative: str) -> Path:
-    """Return `folder / relative`, refusing a path that leaves the folder: names come from manifests and archives."""
-    path = (folder / relative).resolve()
+    """Return `folder / relative`, refusing a path that leaves the folder: names come from manifests and archives.
+
+    What is too long for a name is cut as `fitting` does.
+    """
+    path = (folder / fitting(relative)).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise InputError(f"{relative!r} leaves {folder}; rename it in the source")
     return path

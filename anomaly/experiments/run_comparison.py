@@ -112,10 +112,10 @@ def _test_films(run: Run) -> dict[str, dict[str, str]]:
     file = run.path / "scores.csv"
     if not file.is_file():
         raise InputError(f"{run.path} is not scored yet; run `{command_line('anomaly', 'score', run.path)}`")
+    again = command_line("anomaly", "score", run.path)
     try:
-        return {line["film"]: line for line in read_csv(file) if line["label"] in LABEL_VALUES}
-    except (KeyError, UnicodeDecodeError) as error:
-        again = command_line("anomaly", "score", run.path)
+        return {line["film"]: line for line in read_csv(file, again) if line["label"] in LABEL_VALUES}
+    except KeyError as error:
         raise InputError(f"{file} is damaged ({plain(str(error))}); run `{again}` to make it again") from None
 
 

@@ -1,6 +1,5 @@
 """The files of scored films: scores.csv, studies.csv, patients.csv, metrics.json, charts, pages."""
 
-import csv
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from anomaly.reporting.galleries import Shown, gallery_rows
 from anomaly.reporting.heatmap import blend, outlined
 from anomaly.reporting.model_card import render_model_card
 from anomaly.reporting.page import render_report, render_wrong
-from anomaly.runs import to_csv, to_json, write_atomic
+from anomaly.runs import read_csv, to_csv, to_json, write_atomic
 from preprocessing.where import LABELS
 from preprocessing.wording import counted
 
@@ -144,14 +143,13 @@ def _known_scores(run: OpenRun, selection: Selection) -> dict[str, NDArray[np.fl
     file = run.run.path / CSV_FILES["film"]
     if not run.run.finished or not file.is_file() or not (run.run.path / "metrics.json").is_file():
         return None
-    with file.open(newline="") as lines:
-        head, *rows = list(csv.reader(lines))
+    lines = read_csv(file, command_line("anomaly", "score", run.run.path))
     films = selection.films
-    if [row[0] for row in rows] != films.cache.names[films.rows].tolist():
+    if [line.get("film") for line in lines] != films.cache.names[films.rows].tolist():
         return None
-    first, last = head.index("split") + 1, head.index("flagged")
-    values = np.array([row[first:last] for row in rows], np.float64)  # (n, scores)
-    return dict(zip(head[first:last], values.T, strict=True))
+    head = list(lines[0])
+    names = head[head.index("split") + 1 : head.index("flagged")]
+    return {name: np.array([line[name] for line in lines], np.float64) for name in names}
 
 
 def _as_chosen(figures: Metrics, run: OpenRun, main: str, pooling: Pooling) -> bool:
