@@ -166,6 +166,8 @@ class RunConfig(Record):
     """The run that it goes on from; None: it began anew."""
     stopped: int | None = None
     """The epoch after which it was stopped, by hand or at a deadline; None: it trained to its end."""
+    threads: list[int] = Field(default_factory=list)
+    """Of the processor, that it was trained on: a number more wherever it was resumed on others."""
     created: str = ""
     """UTC, ISO 8601."""
 
@@ -209,6 +211,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         if error.errno in FULL:
             size = f"{len(data) / 1e6:.1f} MB"
             raise DiskFull(f"{path}: the disk is full; free {size} or more and type the same command again") from error
+        error.filename = str(path)  # not the hidden name that nobody knows
         raise
     except BaseException:
         beside.unlink(missing_ok=True)
@@ -334,6 +337,11 @@ class Run:
     def finished(self) -> bool:
         """Whether training ended and the weights are there."""
         return (self.path / "calibration.json").is_file()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of the training is left to do: a kill may come between its last two steps."""
+        return self.finished and not (self.path / "checkpoint.safetensors").is_file()
 
     def epochs_done(self) -> int:
         """Return how many epochs an interrupted training has behind it."""

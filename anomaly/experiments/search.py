@@ -199,7 +199,7 @@ def _objective(score: str | None) -> str:
 def _settings(prepared: Prepared, space: Space, score: str | None, least_epochs: int) -> dict[str, JsonValue]:
     """Return all that trials of one study have in common; a search that differs in it is another study."""
     config = prepared.config
-    own = {"cache", "device", "versions", "settings", "format", "created", "members"}
+    own = {"cache", "device", "versions", "settings", "format", "created", "members", "threads"}
     settings = {
         **config.model_dump(exclude=own),
         "cache": {"content_hash": prepared.cache.content_hash},

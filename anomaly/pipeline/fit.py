@@ -30,6 +30,7 @@ from anomaly.training.device import choose_device, make_repeatable
 from anomaly.training.tracking import open_tracker
 from anomaly.training.trainer import Trainer, history_csv
 from preprocessing import InputError
+from preprocessing.wording import counted
 
 
 def continue_or_create(prepared: Prepared, out: Path | None, *, resume: bool) -> runs.Run:
@@ -48,7 +49,7 @@ def folder_for(config: runs.RunConfig, out: Path | None, *, resume: bool) -> run
         for path in reversed(runs.numbered(config.model)):
             if (path / "run.json").is_file():
                 run = runs.Run(path)
-                if not run.finished and not _changed(run, config) and not run.busy():
+                if not run.ended and not _changed(run, config) and not run.busy():
                     return run
         if resume:
             raise InputError(f"{runs.RUNS}/ has no unfinished {config.model} with these settings; leave out --resume")
@@ -60,7 +61,7 @@ def folder_for(config: runs.RunConfig, out: Path | None, *, resume: bool) -> run
     run = runs.Run(out)
     if changed := _changed(run, config):
         raise InputError(f"{out} was started with other settings: {'; '.join(changed)}; use those, or another --out")
-    if run.finished and not resume:
+    if run.ended and not resume:
         scores = command_line("anomaly", "score", out)
         raise InputError(f"{out} exists and is finished; choose another --out, or score it: `{scores}`")
     return run
@@ -80,7 +81,7 @@ def _changed(run: runs.Run, wanted: runs.RunConfig) -> list[str]:
     """Return in what a run differs from the one wanted; the same films under another path or name are the same."""
 
     def compared(config: runs.RunConfig) -> dict[str, object]:
-        plain = config.model_dump(exclude={"format", "created", "cache", "stopped"})
+        plain = config.model_dump(exclude={"format", "created", "cache", "stopped", "threads"})
         return plain | {"cache": {"content_hash": config.cache.content_hash}}
 
     return runs.differences(compared(run.config), compared(wanted))
@@ -103,13 +104,14 @@ def fit(
     """
     device = choose_device(prepared.plan.device)
     with run.locked() if world.first else nullcontext():
+        checkpoint = run.path / "checkpoint.safetensors"
         if run.finished:
+            checkpoint.unlink(missing_ok=True)  # where a kill came just before
             return run
         make_repeatable(device)
         keep_freed_memory()
         torch.manual_seed(prepared.plan.seed)
         model = prepared.model(prepared.model_config, prepared.config.size)
-        checkpoint = run.path / "checkpoint.safetensors"
         begun_with = None if checkpoint.is_file() else prepared.config.begun_with
         if begun_with:  # before the trainer, by which the model learns how many films of each class there are
             model.load_state_dict(weights_begun_with(begun_with))
@@ -136,6 +138,7 @@ def fit(
             world.wait()
             return run
         closing = _Closing(model, prepared, run, device, trainer.validation)
+        _note_threads(run)
         _train(trainer, run, prepared, on_epoch, closing, track, should_stop)
         model.eval()
         with torch.inference_mode():
@@ -145,6 +148,18 @@ def fit(
         checkpoint.unlink(missing_ok=True)
         world.wait()
     return run
+
+
+def _note_threads(run: runs.Run) -> None:
+    """Record on how many threads the training goes on, and say so where that is another number than before."""
+    now_used, before = torch.get_num_threads(), run.config.threads
+    if before and before[-1] != now_used:
+        warn(
+            f"{run.path} was trained with {counted(before[-1], 'thread')} so far, now with {now_used}: sums round "
+            "otherwise, so that its weights are not bit for bit those of an uninterrupted training; run.json says so"
+        )
+    if before[-1:] != [now_used]:
+        run.update(threads=[*before, now_used])
 
 
 def _train(
