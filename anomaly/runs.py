@@ -14,6 +14,7 @@
     calibration.json         how normal validation films score, thresholds, the one map scale; written last
     calibrations/<name>/     by `anomaly calibrate`: calibration.json, films.safetensors and, with --refit,
                              reference.safetensors, of normal films of another place; source.json says which
+    manifest.json            the SHA-256 of each file that numbers are made of, compared when a run is opened
     choices.json             by `anomaly score`: what was chosen there, to be used from then on
     abnormal.json            by `anomaly score --sensitivity`: how abnormal validation films score
     scores.csv               by `anomaly score`: film, study, patient, label, split, every score, flagged, p_value,
@@ -320,7 +321,7 @@ class Run:
             )
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{file} is damaged ({error}); train again with another --out") from None
         version = content.get("format") if isinstance(content, dict) else None
         if isinstance(version, int) and not OLDEST <= version <= FORMAT:

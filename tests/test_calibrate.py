@@ -62,6 +62,7 @@ def moved(run: Run) -> Run:
     """The run without its cache."""
     config = run.config.model_copy(update={"cache": run.config.cache.model_copy(update={"path": "/gone/films.h5"})})
     run.write("run.json", to_json(config.model_dump()))
+    (run.path / "manifest.json").unlink(missing_ok=True)  # which says that run.json is another
     return Run(run.path)
 
 

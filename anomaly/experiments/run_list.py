@@ -99,7 +99,7 @@ def _listed(path: Path) -> Listed:
     is_bench = (path / "bench.json").is_file()
     try:
         return _bench(path) if is_bench else _run(path)
-    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         created = _modified(path)
         return Listed(

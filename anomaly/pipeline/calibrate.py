@@ -24,6 +24,7 @@ from anomaly.data.dataset import FilmSet
 from anomaly.data.joined import JoinedBatches
 from anomaly.evaluation.calibration import Calibration, calibrate, read_calibration
 from anomaly.evaluation.named_calibration import REFITTED, calibration_folder
+from anomaly.manifest import write_listed
 from anomaly.models import find_detector
 from anomaly.models.base import Detector, Model
 from anomaly.pipeline.film_reference import FILE, FilmReference, local_reference
@@ -31,7 +32,7 @@ from anomaly.pipeline.fit import now
 from anomaly.pipeline.open_run import OpenRun, run_cache_and_split
 from anomaly.pipeline.options import CalibrateOptions
 from anomaly.pipeline.selection import Display, new_films
-from anomaly.runs import Record, Run, to_json, write_atomic
+from anomaly.runs import Record, Run, to_json
 from anomaly.training.device import choose_device
 from anomaly.training.weights import load_weights, resume_command
 from preprocessing import InputError
@@ -131,10 +132,10 @@ def _keep(
     for name in ("calibration.json", REFITTED, FILE, SOURCE):
         (folder / name).unlink(missing_ok=True)
     if changed:
-        write_atomic(folder / REFITTED, save(changed))
+        write_listed(folder / REFITTED, save(changed))
     reference.write(folder / FILE)
-    write_atomic(folder / SOURCE, to_json(record.model_dump()))
-    write_atomic(folder / "calibration.json", to_json(calibration.model_dump()))
+    write_listed(folder / SOURCE, to_json(record.model_dump()))
+    write_listed(folder / "calibration.json", to_json(calibration.model_dump()))
 
 
 def _check(run: Run, options: CalibrateOptions) -> bool:

@@ -19,6 +19,7 @@ from anomaly.evaluation.calibration import Calibration, calibrate
 from anomaly.formatting import command_line
 from anomaly.localization.base import LocalizationCalibration, LocalizationModel
 from anomaly.localization.evaluate import choose_threshold
+from anomaly.manifest import list_files
 from anomaly.memory import keep_freed_memory
 from anomaly.models.base import Detector, Model
 from anomaly.pipeline.film_reference import keep_reference
@@ -31,6 +32,9 @@ from anomaly.training.tracking import open_tracker
 from anomaly.training.trainer import Trainer, history_csv
 from preprocessing import InputError
 from preprocessing.wording import counted
+
+LISTED = ("run.json", "weights.safetensors", "history.csv", "warnings.json", "films.safetensors")
+"""What a training leaves, beside its calibration, that numbers are made of."""
 
 
 def continue_or_create(prepared: Prepared, out: Path | None, *, resume: bool) -> runs.Run:
@@ -248,7 +252,7 @@ class _Closing:
             )
         self._draw_detections(choice.threshold)
         calibration = LocalizationCalibration(threshold=choice.threshold, films=len(films))
-        self.run.write("calibration.json", runs.to_json(calibration.model_dump()))
+        conclude(self.run, runs.to_json(calibration.model_dump()))
 
     def _draw_detections(self, threshold: float | None) -> None:
         model, films = cast("LocalizationModel", self.model), cast("Films", self.validation)
@@ -264,7 +268,13 @@ def finish(model: Detector, films: FilmSet, run: runs.Run, device: torch.device)
     calibration = calibrate(model, films, device)
     keep_reference(run, films.cache.path)
     write_pictures(model, films, run, device, calibration)
-    run.write("calibration.json", runs.to_json(calibration.model_dump()))
+    conclude(run, runs.to_json(calibration.model_dump()))
+
+
+def conclude(run: runs.Run, calibration: str) -> None:
+    """Write calibration.json, whose presence says that the run is whole, once all files are in the manifest."""
+    list_files(run.path, LISTED, {"calibration.json": calibration})
+    run.write("calibration.json", calibration)
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from anomaly.evaluation.evaluation import Evaluation
 from anomaly.evaluation.figures import Metrics, Pooling, Unit
 from anomaly.evaluation.predict import predict
 from anomaly.formatting import command_line
+from anomaly.manifest import check_file, write_listed
 from anomaly.pipeline.gallery import MOST_WRONG, SHOWN, Layers
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.scoring import PValues, ScoringResult, cohort_of, score_selection
@@ -50,12 +51,12 @@ def write_results(result: ScoringResult, folder: Path) -> Written:
     for unit, name in CSV_FILES.items():
         columns = _csv_columns(result, unit)
         columns["out_of_domain"] = _flags(result.out_of_domain(unit), len(result.groups(unit).ids))
-        write_atomic(folder / name, to_csv(columns))
+        write_listed(folder / name, to_csv(columns))
         written.append((folder / name, counted(len(result.groups(unit).ids), unit)))
     if result.evaluation is None:
         return written
     figures = result.evaluation.figures
-    write_atomic(folder / "metrics.json", to_json(figures.to_data()))
+    write_listed(folder / "metrics.json", to_json(figures.to_data()))
     written.append((folder / "metrics.json", "every figure"))
     reliabilities = {unit: classifier.reliability for unit, classifier in (figures.classes or {}).items()}
     diagram = reliability_png(reliabilities, synthetic=figures.synthetic)
@@ -143,7 +144,10 @@ def _known_scores(run: OpenRun, selection: Selection) -> dict[str, NDArray[np.fl
     file = run.run.path / CSV_FILES["film"]
     if not run.run.finished or not file.is_file() or not (run.run.path / "metrics.json").is_file():
         return None
-    lines = read_csv(file, command_line("anomaly", "score", run.run.path))
+    again = command_line("anomaly", "score", run.run.path)
+    for name in (file.name, "metrics.json"):
+        check_file(run.run.path / name, f"run `{again}` to make it again")
+    lines = read_csv(file, again)
     films = selection.films
     if [line.get("film") for line in lines] != films.cache.names[films.rows].tolist():
         return None

@@ -8,11 +8,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from anomaly.console import warn
 from anomaly.formatting import command_line
+from anomaly.manifest import FILE, check_files
 from anomaly.memory import keep_freed_memory
 from anomaly.models import find_detector
 from anomaly.models.base import Model
-from anomaly.runs import Run, checkpoint_state
+from anomaly.runs import RESULTS, Run, checkpoint_state
 from anomaly.training.device import make_repeatable
 from preprocessing import InputError
 
@@ -31,6 +33,9 @@ def load_weights(run: Run, kind: type[M], device: torch.device, refitted: Path |
     path = run.path / "weights.safetensors"
     if not path.is_file():
         raise InputError(f"{path} is gone; train again with another --out")
+    remedy = "put the right file back, or train again with another --out"
+    if path.name not in check_files(run.path, remedy, RESULTS):
+        warn(f"{run.path} is of an older version and has no {FILE}: damage to its files would not be noticed")
     return _loaded(run, kind, device, path, prefix="", refitted=refitted)
 
 
