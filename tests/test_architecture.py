@@ -13,7 +13,8 @@ HEAVY = {"torch", "torchvision", "imgaug", "cv2", "sklearn", "skimage", "matplot
 # The rooms, bottom up: a file imports from its own room and from those below it.
 ANOMALY = [
     {"memory", "formatting", "console", "names", "private_folder"},
-    {"runs", "distributed", "manifest"},
+    {"runs", "distributed"},
+    {"manifest"},
     {"nn"},
     {"data"},
     {"models"},
