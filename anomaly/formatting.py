@@ -6,6 +6,30 @@ from collections.abc import Iterable, Sequence
 
 # ------------------------------------------------------------------------------------------------------------- tables
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""What a spreadsheet program takes for the beginning of a formula, in full width too (OWASP, "CSV Injection")."""
+
+
+def csv_cell(value: object) -> object:
+    """Return a value as it stands in a CSV file: a text that a spreadsheet would run as a formula after an apostrophe.
+
+    Numbers stay as they are. A text that begins with an apostrophe gets a second one, so that `from_csv_cell` gives
+    back every text.
+
+    >>> csv_cell("=cmd|'/c calc'!A0"), csv_cell("a.png"), csv_cell(-1.5), csv_cell("'a")
+    ("'=cmd|'/c calc'!A0", 'a.png', -1.5, "''a")
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith((*FORMULA, "'")) else value
+
+
+def from_csv_cell(text: str) -> str:
+    """Return the text of which `csv_cell` made this one.
+
+    >>> from_csv_cell("'=1"), from_csv_cell("''a"), from_csv_cell("a.png")
+    ('=1', "'a", 'a.png')
+    """
+    return text.removeprefix("'")
+
 
 def number(value: float | None) -> str:
     """Three decimals without the leading zero, a dash for an undefined value.

@@ -14,6 +14,7 @@
     calibration.json         how normal validation films score, thresholds, the one map scale; written last
     calibrations/<name>/     by `anomaly calibrate`: calibration.json, films.safetensors and, with --refit,
                              reference.safetensors, of normal films of another place; source.json says which
+    manifest.json            the SHA-256 of each file that numbers are made of, compared when a run is opened
     choices.json             by `anomaly score`: what was chosen there, to be used from then on
     abnormal.json            by `anomaly score --sensitivity`: how abnormal validation films score
     scores.csv               by `anomaly score`: film, study, patient, label, split, every score, flagged, p_value,
@@ -34,7 +35,6 @@ Nothing in it is pickled. Every file is written beside its place and moved there
 
 import csv
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -55,7 +55,10 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anomaly.console import plain
+from anomaly.formatting import csv_cell, from_csv_cell
+from anomaly.names import fitting
 from preprocessing import InputError
+from preprocessing.locks import file_lock, is_held
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -165,6 +168,8 @@ class RunConfig(Record):
     """The run that it goes on from; None: it began anew."""
     stopped: int | None = None
     """The epoch after which it was stopped, by hand or at a deadline; None: it trained to its end."""
+    threads: list[int] = Field(default_factory=list)
+    """Of the processor, that it was trained on: a number more wherever it was resumed on others."""
     created: str = ""
     """UTC, ISO 8601."""
 
@@ -208,6 +213,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         if error.errno in FULL:
             size = f"{len(data) / 1e6:.1f} MB"
             raise DiskFull(f"{path}: the disk is full; free {size} or more and type the same command again") from error
+        error.filename = str(path)  # not the hidden name that nobody knows
         raise
     except BaseException:
         beside.unlink(missing_ok=True)
@@ -245,12 +251,14 @@ def to_json(value: Any) -> str:
 
 
 def to_csv(columns: Mapping[str, Sequence[Any]]) -> str:
-    """Return columns of equal length as CSV with a header; floats keep every digit."""
+    """Return columns of equal length as CSV with a header; floats keep every digit, texts are never formulas."""
+    return "".join(map(_csv_line, [tuple(columns), *zip(*columns.values(), strict=True)]))
+
+
+def _csv_line(cells: Sequence[Any]) -> str:
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return out.getvalue()
+    csv.writer(out, lineterminator="\r\n").writerow(map(csv_cell, cells))  # so that it quotes carriage returns too
+    return out.getvalue().removesuffix("\r\n") + "\n"
 
 
 def sha256(path: Path) -> str:
@@ -259,15 +267,32 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return the lines of a CSV file, by the names of its header."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+def read_csv(path: Path, remake: str = "") -> list[dict[str, str]]:
+    """Return the lines of a file that `to_csv` made, by the names of its header; InputError where it is damaged.
+
+    remake  the command that makes it anew; without one, only training does.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = [[from_csv_cell(cell) for cell in line] for line in csv.reader(file, strict=True)]
+        if not lines:
+            raise ValueError("it is empty")
+        head = lines[0]
+        for number, line in enumerate(lines, 1):
+            if len(line) != len(head):
+                raise ValueError(f"line {number} has {len(line)} of {len(head)} cells")
+        return [dict(zip(head, line, strict=True)) for line in lines[1:]]
+    except (ValueError, csv.Error) as error:
+        remedy = f"run `{remake}` to make it again" if remake else "put the right file back, or train again"
+        raise InputError(f"{path} is damaged ({' '.join(str(error).split())}); {remedy}") from None
 
 
 def inside(folder: Path, relative: str) -> Path:
-    """Return `folder / relative`, refusing a path that leaves the folder: names come from manifests and archives."""
-    path = (folder / relative).resolve()
+    """Return `folder / relative`, refusing a path that leaves the folder: names come from manifests and archives.
+
+    What is too long for a name is cut as `fitting` does.
+    """
+    path = (folder / fitting(relative)).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise InputError(f"{relative!r} leaves {folder}; rename it in the source")
     return path
@@ -302,7 +327,7 @@ class Run:
             )
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{file} is damaged ({error}); train again with another --out") from None
         version = content.get("format") if isinstance(content, dict) else None
         if isinstance(version, int) and not OLDEST <= version <= FORMAT:
@@ -319,6 +344,11 @@ class Run:
     def finished(self) -> bool:
         """Whether training ended and the weights are there."""
         return (self.path / "calibration.json").is_file()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of the training is left to do: a kill may come between its last two steps."""
+        return self.finished and not (self.path / "checkpoint.safetensors").is_file()
 
     def epochs_done(self) -> int:
         """Return how many epochs an interrupted training has behind it."""
@@ -344,11 +374,7 @@ class Run:
 
     def busy(self) -> bool:
         """Whether a process is training in the folder now."""
-        try:
-            with self.locked():
-                return False
-        except InputError:
-            return True
+        return is_held(self.path / ".lock")
 
     def write(self, name: str, content: bytes | str) -> Path:
         """Write one file of the folder safely and return its path."""
@@ -380,13 +406,11 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for training: two processes in one run would overwrite each other."""
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with file_lock(self.path / ".lock") as held:
+            if not held:
                 raise InputError(
                     f"{self.path} is being trained by another process; wait for it or choose another --out"
-                ) from None
+                )
             yield
 
 

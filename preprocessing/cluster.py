@@ -1,11 +1,14 @@
 """A Dask cluster: connected to, asked whether it can do the work, and given tasks."""
 
 import socket
+import time
 from asyncio import CancelledError
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
 from itertools import islice
 from typing import Any
 
@@ -13,6 +16,9 @@ from preprocessing import InputError
 from preprocessing.workers import LOST
 
 CLUSTER_SECONDS = 10  # for a cluster's scheduler, and its workers, to answer
+POLL_SECONDS = 5.0  # after which it is asked whether there are workers that a result could come from
+GONE_SECONDS = 120.0  # without any worker, after which the work ends: a queue may take a while to replace them
+PACKAGE = "xray-anomaly"
 
 
 @dataclass(frozen=True)
@@ -59,24 +65,54 @@ class Cluster:
 
         Raises what the function raises, `lost` where a task ended its workers, and InputError where the cluster fails.
         """
-        from distributed import as_completed
-
         todo = iter(tasks)
-        first = [self._submit(function, task) for task in islice(todo, self.at_once)]
-        futures: Any = as_completed(first, loop=self.client.loop)  # type: ignore[no-untyped-call]
+        futures = [self._submit(function, task) for task in islice(todo, self.at_once)]
         try:
-            for future in futures:
-                yield self._result(future, raise_lost=True)
-                if (task := next(todo, None)) is not None:
-                    futures.add(self._submit(function, task))
+            while futures:
+                for future in self._wait(futures):
+                    futures.remove(future)
+                    yield self._result(future, raise_lost=True)
+                    if (task := next(todo, None)) is not None:
+                        futures.append(self._submit(function, task))
         finally:
-            self.client.cancel(list(futures.futures))
+            self.client.cancel(futures)
 
     def _submit(self, function: Callable[[Any], Any], task: Any) -> Any:
         return self.client.submit(function, task, pure=False, resources=self.resources or None)
 
+    def _wait(self, futures: list[Any]) -> list[Any]:
+        """Wait until some of the futures are done, and return these; InputError where no worker is left to do them."""
+        from distributed import wait
+
+        gone_since: float | None = None
+        while True:
+            try:
+                with self.client.as_current():  # this function alone takes no client
+                    done = wait(futures, timeout=POLL_SECONDS, return_when="FIRST_COMPLETED").done  # type: ignore[no-untyped-call]
+                return [future for future in futures if future in done]
+            except TimeoutError:
+                workers = self._cores()
+            except (Exception, CancelledError) as error:
+                raise _failed(self.address, error) from error
+            gone_since = None if workers else gone_since or time.monotonic()
+            if gone_since is None:
+                continue
+            if time.monotonic() - gone_since > GONE_SECONDS:
+                raise InputError(
+                    f"{self.address}: the cluster has had no worker for {GONE_SECONDS:.0f} s; start some with "
+                    f"`dask worker {self.address}`, and the same command resumes"
+                )
+
+    def _cores(self) -> dict[str, int]:
+        """Return the cores of each worker there is now."""
+        try:
+            return dict(self.client.ncores())
+        except (Exception, CancelledError) as error:
+            raise _failed(self.address, error) from error
+
     def _result(self, future: Any, *, raise_lost: bool = False) -> Any:
         try:
+            self._wait([future])
             return future.result()
         except self.lost:
             if raise_lost:
@@ -123,15 +159,30 @@ def connect(
             raise InputError(
                 f"{address}: the cluster has no workers; start some with `dask worker {address}`"
             ) from error
-        for worker, seen in client.run(able, on_error="return").items():
-            if seen != version:
-                fault = "has another version of this program" if isinstance(seen, int) else on_one_line(seen)
+        own = package_version()
+        for worker, seen in client.run(_versions, able, on_error="return").items():
+            if seen != (version, own):
+                other = isinstance(seen, tuple)
+                fault = f"has version {seen[1] or 'unknown'} of this program, not {own}" if other else on_one_line(seen)
                 raise InputError(f"{address}: worker {worker}: {fault}; it needs this program, and {needs} there")
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         gpus = [int(worker.get("resources", {}).get("GPU", 0)) for worker in workers]
         resources = {"GPU": 1} if gpu and any(gpus) else {}
         cores = sum(client.ncores().values())  # type: ignore[no-untyped-call]
         yield Cluster(address, client, cores, sum(gpus) if resources else len(gpus), resources, KilledWorker)
+
+
+def package_version() -> str:
+    """Return the version of this package, "" where it is run from its sources without being installed."""
+    try:
+        return version_of(PACKAGE)
+    except PackageNotFoundError:
+        return ""
+
+
+def _versions(able: Callable[[], object]) -> tuple[object, str]:
+    """Return, on a worker, what `able` does, and the version of the package."""
+    return able(), package_version()
 
 
 def _failed(address: str, error: BaseException) -> InputError:

@@ -316,6 +316,7 @@ def test_a_cache_that_moved_is_named(run: Run, cache: Cache, tmp_path: Path) -> 
     shutil.copytree(run.path, tmp_path / "run")
     text = (tmp_path / "run/run.json").read_text()
     (tmp_path / "run/run.json").write_text(text.replace(str(cache.path), "/gone/films.h5"))
+    (tmp_path / "run/manifest.json").unlink()
     with pytest.raises(anomaly.InputError, match=r"the cache /gone/films\.h5 of .*run is gone"):
         anomaly.load(tmp_path / "run", device="cpu").score()
     moved = anomaly.load(tmp_path / "run", cache=cache.path, device="cpu").score()

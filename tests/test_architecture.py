@@ -12,8 +12,9 @@ HEAVY = {"torch", "torchvision", "imgaug", "cv2", "sklearn", "skimage", "matplot
 
 # The rooms, bottom up: a file imports from its own room and from those below it.
 ANOMALY = [
-    {"memory", "formatting", "console"},
+    {"memory", "formatting", "console", "names", "private_folder"},
     {"runs", "distributed"},
+    {"manifest"},
     {"nn"},
     {"data"},
     {"models"},

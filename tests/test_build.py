@@ -846,3 +846,30 @@ def test_the_command_ends_with_one_line_wherever_the_disk_becomes_full(tmp_path,
     assert run(-1).returncode == 0
     assert Cache(out).content_hash == Cache(whole.path).content_hash
     assert Cache(out).verify() == []
+
+
+def test_a_cluster_whose_workers_are_gone_for_good_ends_the_build(tmp_path, cluster, monkeypatch):
+    address, processes = cluster
+    monkeypatch.setattr("preprocessing.cluster.POLL_SECONDS", 0.2)
+    monkeypatch.setattr("preprocessing.cluster.GONE_SECONDS", 1.0)
+    films, workers = tree(tmp_path / "films", 40), tmp_path / "workers"
+    workers.mkdir()
+
+    def end_workers(progress):
+        if (progress.phase, progress.done) == ("films", 4):
+            for process in processes[1:]:
+                process.kill()
+
+    net = Pair(workers, 0.05)
+    with pytest.raises(
+        InputError, match=r"has had no worker for 1 s; start some with .*, and the same command resumes"
+    ):
+        make(films, tmp_path / "t.h5", nets=Nets(localizer=net), cluster=address, on_progress=end_workers)
+    assert make(films, tmp_path / "t.h5", nets=Nets(localizer=net)).kept >= 4
+
+
+def test_a_worker_with_another_version_of_the_package_is_refused(tmp_path, cluster, monkeypatch):
+    address, _ = cluster
+    monkeypatch.setattr("preprocessing.cluster.package_version", lambda: "0.0.1")
+    with pytest.raises(InputError, match=r"worker tcp://\S+: has version \S+ of this program, not 0\.0\.1; it needs"):
+        make(tree(tmp_path / "films", 4), tmp_path / "t.h5", cluster=address)

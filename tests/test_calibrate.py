@@ -21,6 +21,7 @@ from anomaly.evaluation.calibration import FALSE_ALARMS, Calibration, ScoredFilm
 from anomaly.evaluation.conformal import Reference
 from anomaly.evaluation.named_calibration import calibration_folder, calibration_names, named_calibration
 from anomaly.evaluation.predict import score
+from anomaly.manifest import write_listed
 from anomaly.pipeline.calibrate import Calibrated, calibrate_run
 from anomaly.pipeline.film_reference import keep_reference
 from anomaly.pipeline.open_run import open_run
@@ -62,6 +63,7 @@ def moved(run: Run) -> Run:
     """The run without its cache."""
     config = run.config.model_copy(update={"cache": run.config.cache.model_copy(update={"path": "/gone/films.h5"})})
     run.write("run.json", to_json(config.model_dump()))
+    (run.path / "manifest.json").unlink(missing_ok=True)  # which says that run.json is another
     return Run(run.path)
 
 
@@ -83,9 +85,10 @@ def test_thresholds_come_from_the_normal_films_of_the_place(own: Run, site: Path
     assert found.thresholds["mean"]["film"]["mse"] == pytest.approx(expected, rel=1e-4)
     assert f"left out: {abnormal} films labelled abnormal" in done.notes
     assert (own.path / "calibration.json").read_bytes() == before  # the run's own stays
-    assert sorted(path.name for path in done.folder.iterdir()) == [
+    assert sorted(path.name for path in done.folder.glob("[!.]*")) == [
         "calibration.json",
         "films.safetensors",
+        "manifest.json",
         "source.json",
     ]
 
@@ -155,7 +158,9 @@ def test_scores_that_rise_without_abnormal_films_are_a_shift(own: Run, site: Pat
     low = {name: (np.tile(values, 20) - 1e3).tolist() for name, values in calibration.normals.scores.items()}
     places = list(range(len(low["mse"])))
     normals = ScoredFilms(patient=places, study=places, scores=low)
-    own.write("calibration.json", to_json(calibration.model_copy(update={"normals": normals}).model_dump()))
+    write_listed(
+        own.path / "calibration.json", to_json(calibration.model_copy(update={"normals": normals}).model_dump())
+    )
     result = anomaly.load(own.path, device="cpu").score(site, workers=1)
     assert any("scores higher: KS" in sentence for sentence in result.shift)
 

@@ -89,6 +89,7 @@ def test_a_sensitivity_is_that_of_abnormal_validation_films(capsys: Capture, min
     assert set(kept["films"]["scores"]) >= {"mse", "mean_grey"}
     # Kept scores serve as long as they are of this calibration.
     kept["films"]["scores"]["mse"] = [9.0 for _ in kept["films"]["patient"]]
+    (mine / "manifest.json").unlink()
     (mine / ABNORMAL).write_text(json.dumps(kept))
     score(capsys, mine, *ALL)
     assert not columns(mine / "all", "film", "flagged")[0].any()
@@ -262,6 +263,7 @@ def test_a_run_of_the_format_before_is_scored_without_p_values(capsys: Capture, 
     file.write_text(json.dumps(old | {"quantile": 0.95, "rule": "quantile"}))
     config = json.loads((mine / "run.json").read_text())
     (mine / "run.json").write_text(json.dumps(config | {"format": OLDEST}))
+    (mine / "manifest.json").unlink()
     out, _ = score(capsys, mine)
     assert "no p-values: the calibration is of an older version, which kept no scores of normal films: train" in out
     assert "5% of the validation normals reach the threshold" in out

@@ -149,6 +149,7 @@ def test_films_are_prepared_by_nets_of_ones_own(
     assert "is a run of unet, which" not in refused(capsys, "score", "runs/unet-1", film)
     assert "unet prepares films and scores none" in refused(capsys, "heatmap", "runs/unet-1")
     Path("runs/unet-1/calibration.json").write_text('{"threshold": 0.9}')
+    Path("runs/unet-1/manifest.json").unlink()
     assert "it has other weights" in refused(capsys, "score", "runs/cae-1", film)
 
 

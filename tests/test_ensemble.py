@@ -224,3 +224,45 @@ def test_what_can_not_be_put_together_is_refused(run: Run, cache: Cache, tmp_pat
     with pytest.raises(InputError, match="has variant raw"):
         combine([run, raw], tmp_path / "mixed", None, CPU)
     assert not (tmp_path / "one").exists() and not (tmp_path / "mixed").exists()
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"anomaly.pipeline.ensemble.{step}", stopped)
+
+
+@pytest.mark.parametrize("step", ["write_weights", "finish"])
+@pytest.mark.parametrize("named", [True, False])
+def test_the_same_command_goes_on_after_a_stop(
+    run: Run, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, named: bool
+) -> None:
+    other = trained(cache, tmp_path / "other")
+    out = tmp_path / "both" if named else None
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, step)
+        combine([run, other], out, None, CPU)
+    half = Run(out or Path("runs/ensemble-1"))
+    with pytest.raises(InputError, match=rf"`anomaly ensemble {run.path} {other.path} --out {half.path}` resumes it"):
+        open_run(half, CPU)
+    made = combine([run, other], out, None, CPU)
+    assert made.path == half.path and made.finished
+    whole = combine([run, other], tmp_path / "whole", None, CPU)
+    for name in ("weights.safetensors", "calibration.json", "films.safetensors"):
+        assert (made.path / name).read_bytes() == (whole.path / name).read_bytes()
+
+
+def test_a_folder_of_other_members_is_not_gone_on_with(
+    run: Run, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, third = trained(cache, tmp_path / "other"), trained(cache, tmp_path / "third", seed=2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, "finish")
+        combine([run, other], tmp_path / "both", None, CPU)
+    with pytest.raises(InputError, match="started with other settings: members: "):
+        combine([run, third], tmp_path / "both", None, CPU)
+    assert combine([run, third], None, None, CPU).path == Path("runs/ensemble-1")
+    combine([run, other], tmp_path / "both", None, CPU)
+    with pytest.raises(InputError, match="both exists and is finished"):
+        combine([run, other], tmp_path / "both", None, CPU)

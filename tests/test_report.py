@@ -498,6 +498,9 @@ def test_scores_of_other_films_are_not_taken_for_these(run, tmp_path) -> None:
     scores = mine.run.path / "scores.csv"
     lines = scores.read_text().splitlines()
     scores.write_text("\n".join(lines[:-1]))
+    with pytest.raises(InputError, match=r"scores\.csv was changed or damaged .*; run `anomaly score "):
+        write_page(mine)
+    (mine.run.path / "manifest.json").unlink()
     assert scores in dict(write_page(mine)) and scores.read_text().splitlines() == lines
 
 

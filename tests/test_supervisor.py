@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from anomaly.experiments import supervisor
-from anomaly.experiments.locks import file_lock
 from anomaly.experiments.supervisor import MOST_DEATHS, exit_on_sigterm, supervise
 from preprocessing import InputError
+from preprocessing.locks import file_lock
 
 # --- what workers do; they find these by name ---
 

@@ -372,3 +372,41 @@ def test_all_convolutions_on_maps_are_compiled(name: str) -> None:
         inside = {layer for part in compilable({player: modules}) for layer in part.modules()}
         layers = {layer for module in modules for layer in module.modules() if isinstance(layer, nn.Conv2d)}
         assert inside and {layer for layer in layers - inside if not isinstance(layer, ToPoint)} == set()
+
+
+def test_a_training_killed_before_its_last_step_is_recognized(cache: Cache) -> None:
+    """Between calibration.json, which says that the run is whole, and the removal of the checkpoint."""
+    prepared = prepare(plan(cache))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        unlink = Path.unlink
+
+        def killed(path: Path, missing_ok: bool = False) -> None:
+            if path.name == "checkpoint.safetensors":
+                raise KeyboardInterrupt
+            unlink(path, missing_ok=missing_ok)
+
+        patch.setattr(Path, "unlink", killed)
+        fit(prepared, continue_or_create(prepared, None, resume=False), workers=0, on_epoch=lambda report: None)
+    weights = Path("runs/cae-1/weights.safetensors").read_bytes()
+    run = continue_or_create(prepared, None, resume=False)
+    assert run.path == Path("runs/cae-1") and run.finished and not run.ended
+    fit(prepared, run, workers=0, on_epoch=lambda report: None)
+    assert run.ended and Path("runs/cae-1/weights.safetensors").read_bytes() == weights
+    assert continue_or_create(prepared, None, resume=False).path == Path("runs/cae-2")
+
+
+def test_a_resume_on_another_number_of_threads_is_recorded(
+    cache: Cache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = prepare(plan(cache))
+    run = continue_or_create(prepared, tmp_path / "run", resume=False)
+
+    def stop(report: EpochReport) -> None:
+        raise KeyboardInterrupt
+
+    for threads in (1, 1, 2):
+        torch.set_num_threads(threads)
+        with pytest.raises(KeyboardInterrupt):
+            fit(prepared, continue_or_create(prepared, run.path, resume=True), workers=0, on_epoch=stop)
+        assert ("was trained with 1 thread so far, now with 2" in capsys.readouterr().err) == (threads == 2)
+    assert Run(run.path).config.threads == [1, 2]

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import torch
@@ -23,6 +25,7 @@ import torch
 from anomaly.data.batch import as_batch
 from anomaly.data.dataset import FilmSet
 from anomaly.experiments import search, search_report, trial_queue, trial_worker
+from anomaly.experiments import storage as storage_module
 from anomaly.experiments.search import tune
 from anomaly.experiments.search_progress import seconds_left
 from anomaly.experiments.search_report import summary
@@ -288,10 +291,85 @@ def test_no_more_trials_than_asked_for(cache: Cache, monkeypatch: pytest.MonkeyP
     work = TrialWorker.work
     monkeypatch.setattr(TrialWorker, "work", lambda self: (queues.append(self.queue), work(self))[1])
     searched(cache, trials=2, **UNPRUNED, fit=valley)
-    assert queues[0].draw(2) is None
+    assert queues[0].draw(queues[0].study.trials) is None
     outcome = searched(cache, trials=3, **UNPRUNED, fit=valley)
     assert [t.state for t in outcome.trials] == ["complete", "complete", "failed", "complete"]
     assert outcome.trials[3].parameters == outcome.trials[2].parameters
+
+
+def test_a_study_that_is_killed_again_and_again_draws_and_stops_as_one_that_is_not(cache: Cache) -> None:
+    """Wherever it is interrupted: before the settings are drawn, in a training, at its end, and while settings are
+    queued again.
+    """
+    kinds = {"trials": 14, "epochs": 9, "seed": 3}
+    whole = searched(cache, fit=valley, folder=Path("whole"), **kinds)
+    assert {t.state for t in whole.trials} == {"complete", "pruned"}, "or nothing is shown of the brackets"
+    random = np.random.default_rng(0)
+
+    def interrupted(prepared: Any, run: Run, *, workers: int, on_epoch: Callable[[EpochReport], None]) -> Run:
+        fatal = random.integers(1, 36)
+
+        def see(report: EpochReport) -> None:
+            if report.epoch == fatal:
+                raise KeyboardInterrupt
+            on_epoch(report)
+            if report.epoch == fatal - 9:
+                raise KeyboardInterrupt
+
+        return valley(prepared, run, workers=workers, on_epoch=see)
+
+    def failing(method: Callable[..., Any]) -> Callable[..., Any]:
+        def fails_now_and_then(*arguments: Any, **options: Any) -> Any:
+            if random.random() < 0.2:
+                raise KeyboardInterrupt
+            return method(*arguments, **options)
+
+        return fails_now_and_then
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrialQueue, "suggest", failing(TrialQueue.suggest))
+        patch.setattr(optuna.Study, "enqueue_trial", failing(optuna.Study.enqueue_trial))
+        for _ in range(200):
+            with suppress(KeyboardInterrupt):
+                parts = searched(cache, fit=interrupted, folder=Path("parts"), **kinds)
+                break
+    failed = [t for t in parts.trials if t.state == "failed"]
+    assert len(failed) > 10
+    places = {t.number: t.user_attrs["place"] for t in stored(parts) if t.state.name != "FAIL"}
+    kept = sorted((t for t in parts.trials if t.state != "failed"), key=lambda t: places[t.number])
+    assert [(t.parameters, t.state, t.value) for t in kept] == [(t.parameters, t.state, t.value) for t in whole.trials]
+    assert whole.best and parts.best and parts.best.parameters == whole.best.parameters
+
+
+def test_searches_begun_at_once_share_one_study(cache: Cache) -> None:
+    code = f"""
+from tests.test_tune import *
+searched(Cache(Path({str(cache.path)!r})), trials=4, fit=valley, folder=Path("shared"), **UNPRUNED)
+"""
+    root = Path(__file__).parent.parent
+    both = [subprocess.Popen([sys.executable, "-c", code], env=on_path(root), stderr=subprocess.PIPE) for _ in range(2)]
+    for process in both:
+        _, error = process.communicate()
+        assert process.returncode == 0, error.decode()
+    outcome = searched(cache, trials=4, fit=never, folder=Path("shared"), **UNPRUNED)
+    assert [t.state for t in outcome.trials] == ["complete"] * 4
+
+
+def test_a_storage_whose_tables_another_process_is_making_is_waited_for(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = iter(["table alembic_version already exists", "UNIQUE constraint failed: version_info"])
+    begin = optuna.storages.RDBStorage.__init__
+
+    def busy(*arguments: Any, **options: Any) -> None:
+        for text in refusals:
+            raise ValueError(text)
+        begin(*arguments, **options)
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "__init__", busy)
+    monkeypatch.setattr(storage_module, "WAIT_SECONDS", 0.0)
+    outcome = searched(cache, trials=1, fit=valley, name="ours", storage=f"sqlite:///{tmp_path}/shared.db")
+    assert outcome.best and not list(refusals)
 
 
 def worker_that_may_die(search: Search, threads: int) -> None:

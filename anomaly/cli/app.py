@@ -27,6 +27,8 @@ from anomaly.console import accept_any_encoding, plain
 from preprocessing import InputError
 
 INTERRUPTED = 130
+RESUMED = {"preprocess", "train", "tune", "bench", "phantom", "demo", "models", "auto", "ensemble"}
+"""Verbs that go on where they were interrupted."""
 UsageError: Any = (
     typer.BadParameter.__base__
 )  # what every misuse of the command line is; typer exports only its children
@@ -49,7 +51,9 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
-        resumes = {"preprocess", "train", "tune", "bench", "phantom", "demo", "models", "auto"} & set(sys.argv[1:3])
+        resumes = {"preprocess", "train", "tune", "bench", "phantom", "demo", "models", "auto", "ensemble"} & set(
+            sys.argv[1:3]
+        )
         fail(f"interrupted; {'the same command resumes it' if resumes else 'nothing is lost'}", INTERRUPTED)
     except InputError as error:
         fail(str(error), 2, error)

@@ -142,10 +142,21 @@ class TrainingBatches:
     def __len__(self) -> int:
         return len(self._order)
 
+    def _prepared(self) -> Iterator[tuple[Tensors, int]]:
+        try:
+            yield from self._loader
+        except RuntimeError as error:
+            if "shared memory" not in str(error):
+                raise
+            raise InputError(
+                "/dev/shm is full, and workers hand the batches over there; free or enlarge it (docker run "
+                "--shm-size), or take --workers 0; the same command resumes"
+            ) from error
+
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of epoch `number` on the device."""
         self._order.epoch = number
-        for tensors, seed in self._loader:
+        for tensors, seed in self._prepared():
             batch = to_batch(tensors, self.device)
             if self._on_device:
                 film, mask = self._on_device(batch.film, batch.mask, seed)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from anomaly.evaluation.calibration import Calibration, read_calibration
 from anomaly.formatting import command_line
+from anomaly.manifest import check_files
 from anomaly.runs import Run
 from preprocessing import InputError
 
@@ -41,4 +42,5 @@ def named_calibration(run: Run, name: str | None) -> Calibration:
         makes = command_line("anomaly", "calibrate", run.path, "NORMALS", "--name", name)
         raise InputError(f"{run.path} has no calibration {name!r}; {there}; `{makes}` makes it")
     makes = command_line("anomaly", "calibrate", run.path, "NORMALS", "--name", name, "--replace")
+    check_files(run.path / FOLDER / name, f"run `{makes}` to make it again")
     return run.read(f"{FOLDER}/{name}/calibration.json", Calibration, makes)

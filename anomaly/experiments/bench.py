@@ -23,11 +23,11 @@ from pydantic import BaseModel, ValidationError
 
 from anomaly import runs
 from anomaly.experiments.grid import Cell, Grid, GridFile
-from anomaly.experiments.locks import file_lock
 from anomaly.pipeline.plan import resolve
 from anomaly.runs import write_atomic
 from preprocessing import InputError
 from preprocessing.cache.reader import Cache
+from preprocessing.locks import file_lock
 
 MOST_ATTEMPTS = 2
 """Times that a cell may take its process with it, from the same checkpoint, before it counts as failed."""

@@ -10,6 +10,7 @@ from anomaly.evaluation.comparison import Scored, Table, build_table
 from anomaly.evaluation.figures import TRIVIAL
 from anomaly.experiments.bench import Bench
 from anomaly.experiments.grid import Cell
+from anomaly.manifest import check_file
 from anomaly.models import find_detector
 from anomaly.reporting.bench_page import BenchRun, render_bench
 from anomaly.reporting.tables import from_json, to_csv, to_json, to_latex, to_markdown, to_terminal
@@ -85,6 +86,7 @@ def _bench_run(bench: Bench, cell: Cell) -> BenchRun:
 
 def _labelled_lines(folder: Path) -> list[dict[str, str]]:
     """Return the lines of a run's scores.csv whose label is known."""
+    check_file(folder / "scores.csv", f"delete {folder}, and the same bench makes it again")
     return [line for line in runs.read_csv(folder / "scores.csv") if line["label"] in LABEL_VALUES]
 
 

@@ -10,6 +10,7 @@ from anomaly.console import plain
 from anomaly.evaluation.bootstrap import Comparison, interval, paired
 from anomaly.evaluation.ranking import Floats, has_both_classes, roc_auc
 from anomaly.formatting import command_line
+from anomaly.manifest import check_file
 from anomaly.runs import Run, read_csv
 from preprocessing import InputError
 from preprocessing.where import LABEL_VALUES
@@ -112,10 +113,11 @@ def _test_films(run: Run) -> dict[str, dict[str, str]]:
     file = run.path / "scores.csv"
     if not file.is_file():
         raise InputError(f"{run.path} is not scored yet; run `{command_line('anomaly', 'score', run.path)}`")
+    again = command_line("anomaly", "score", run.path)
+    check_file(file, f"run `{again}` to make it again")
     try:
-        return {line["film"]: line for line in read_csv(file) if line["label"] in LABEL_VALUES}
-    except (KeyError, UnicodeDecodeError) as error:
-        again = command_line("anomaly", "score", run.path)
+        return {line["film"]: line for line in read_csv(file, again) if line["label"] in LABEL_VALUES}
+    except KeyError as error:
         raise InputError(f"{file} is damaged ({plain(str(error))}); run `{again}` to make it again") from None
 
 

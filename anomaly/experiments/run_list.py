@@ -1,6 +1,5 @@
 """What runs, ensembles and benches there are, from small JSON files alone: no torch, no weights, no films."""
 
-import fcntl
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 from anomaly.runs import Run
 from preprocessing import InputError
+from preprocessing.locks import is_held
 
 Kind = Literal["run", "ensemble", "bench"]
 State = Literal["finished", "unfinished", "running", "damaged"]
@@ -99,7 +99,7 @@ def _listed(path: Path) -> Listed:
     is_bench = (path / "bench.json").is_file()
     try:
         return _bench(path) if is_bench else _run(path)
-    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         created = _modified(path)
         return Listed(
@@ -200,21 +200,6 @@ def _bench(path: Path) -> Listed:
 
 
 # --- the disk -------------------------------------------------------------------------------------------------------
-
-
-def is_held(lock: Path) -> bool:
-    """Whether a process holds the lock on a file; one that isn't there, or may not be opened, is held by none.
-
-    Nothing is written: a list makes no files.
-    """
-    try:
-        with lock.open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def folder_bytes(path: Path) -> int:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anomaly.experiments.run_list import find_runs, folder_bytes, is_held
+from anomaly.experiments.run_list import find_runs, folder_bytes
 from anomaly.runs import RUNS, aside
 from preprocessing import InputError
+from preprocessing.locks import is_held
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _checked(path: Path) -> Removal:
 def _check_needed(other: Path, going: set[Path]) -> None:
     """Refuse where a run that stays was made of one that goes, or has its films prepared by it."""
     config: Any = {}
-    with suppress(OSError, ValueError):  # a damaged one says nothing
+    with suppress(OSError, ValueError, RecursionError):  # a damaged one says nothing
         config = json.loads((other / "run.json").read_bytes())
     config = config if isinstance(config, dict) else {}
     nets = (config.get("cache") or {}).get("nets") or {}

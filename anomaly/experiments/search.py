@@ -39,6 +39,7 @@ from pydantic import JsonValue, ValidationError
 
 from anomaly import runs
 from anomaly.console import progress, warn
+from anomaly.experiments.hyperband import REDUCTION
 from anomaly.experiments.search_progress import SearchProgress
 from anomaly.experiments.search_report import write
 from anomaly.experiments.storage import (
@@ -51,7 +52,7 @@ from anomaly.experiments.storage import (
 )
 from anomaly.experiments.study import OBJECTIVES, STUDIES, Outcome, Search, SearchOptions, StudyFile, with_settings
 from anomaly.experiments.supervisor import available_cores, exit_on_sigterm, supervise
-from anomaly.experiments.trial_queue import REDUCTION, TrialQueue
+from anomaly.experiments.trial_queue import TrialQueue
 from anomaly.experiments.trial_worker import TrialWorker, run_worker
 from anomaly.models import TOOLS, find_detector, find_model, zoo
 from anomaly.models.search_space import Space
@@ -198,7 +199,7 @@ def _objective(score: str | None) -> str:
 def _settings(prepared: Prepared, space: Space, score: str | None, least_epochs: int) -> dict[str, JsonValue]:
     """Return all that trials of one study have in common; a search that differs in it is another study."""
     config = prepared.config
-    own = {"cache", "device", "versions", "settings", "format", "created", "members"}
+    own = {"cache", "device", "versions", "settings", "format", "created", "members", "threads"}
     settings = {
         **config.model_dump(exclude=own),
         "cache": {"content_hash": prepared.cache.content_hash},

@@ -1,11 +1,13 @@
 """The storage of a study: opened through optuna, and read."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly import runs
 from anomaly.experiments.study import Search, State, Trial
 from preprocessing import InputError
+from preprocessing.locks import file_lock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 LOCK_SECONDS = 60
 """How long a write to SQLite waits for those of other processes."""
+TRIES = 5
+WAIT_SECONDS = 0.5
 STATES: "Mapping[str, State]" = {
     "COMPLETE": "complete",
     "PRUNED": "pruned",
@@ -40,13 +44,9 @@ def open_study(search: Search) -> "Study":
     address = search.storage
     try:
         if address is None:
-            from sqlalchemy import URL
-
-            path = search.folder / "study.sqlite3"
-            address = URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
+            address = _own_database(search.folder / "study.sqlite3")
         if "://" in address:
-            options = {"connect_args": {"timeout": LOCK_SECONDS}} if address.startswith("sqlite") else {}
-            storage = optuna.storages.RDBStorage(address, engine_kwargs=options)
+            storage = _database(address)
         else:
             Path(address).parent.mkdir(parents=True, exist_ok=True)
             storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(address))
@@ -64,10 +64,40 @@ def open_study(search: Search) -> "Study":
     return study
 
 
+def _own_database(path: Path) -> str:
+    """Return the address of a study's own database, which is made whole or not at all, and by one process."""
+    from sqlalchemy import URL
+
+    def address(file: Path) -> str:
+        return URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
+
+    with file_lock(path.with_name(".lock"), wait=True):
+        if not path.exists():
+            beside = runs.aside(path)
+            _database(address(beside)).engine.dispose()
+            beside.replace(path)
+    return address(path)
+
+
+def _database(address: str) -> Any:
+    """Return a database as optuna has it; two processes that make the tables of one at once get in each other's way."""
+    optuna = import_optuna()
+    options = {"connect_args": {"timeout": LOCK_SECONDS}} if address.startswith("sqlite") else {}
+    for _ in range(TRIES):
+        try:
+            return optuna.storages.RDBStorage(address, engine_kwargs=options)
+        except Exception as error:  # every database has errors of its own
+            if "already exists" not in str(error) and "UNIQUE" not in str(error):
+                raise
+            time.sleep(WAIT_SECONDS)
+    return optuna.storages.RDBStorage(address, engine_kwargs=options)
+
+
 def check_settings(search: Search, study: "Study", settings: "Mapping[str, Any]") -> None:
     """Record what a new study searches; raise InputError where an older one searches something else."""
+    trials = study.get_trials(deepcopy=False)  # first: whoever began them has recorded the settings before
     known = study.user_attrs.get("settings")
-    if known is None and study.get_trials(deepcopy=False):
+    if known is None and trials:
         raise InputError(f"the study {search.name} of --storage is not one of `anomaly tune`; choose another --study")
     if known is None:
         study.set_user_attr("settings", settings)

@@ -91,9 +91,10 @@ class TrialWorker:
 
         def add(line: dict[str, float], *, prune: bool) -> None:
             history.append(line)
-            self._report(trial, int(line["epoch"]), kept_loss(history, keeps_best=search.keeps_best))
+            epoch, value = int(line["epoch"]), kept_loss(history, keeps_best=search.keeps_best)
+            self._report(trial, epoch, value)
             # A trial that has reached the last epoch is finished, whatever its rank.
-            if prune and line["epoch"] < search.epochs and trial.should_prune():
+            if prune and epoch < search.epochs and self.queue.falls_behind(trial, epoch, value):
                 run.write("history.csv", history_csv(history))
                 raise _Pruned
 

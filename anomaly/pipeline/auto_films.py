@@ -1,6 +1,5 @@
 """The films of `anomaly auto`: from a source, or a cache, to a cache that suits the detectors, within the budget."""
 
-import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from anomaly.evaluation.detector_search import AutoRecord
 from anomaly.pipeline.options import CACHES, AutoOptions, PreprocessOptions
 from anomaly.pipeline.preprocess import preprocess
 from anomaly.pipeline.selection import Display
+from anomaly.private_folder import private_folder
 from preprocessing import InputError
 from preprocessing.build import BuildOptions, build, cache_path
 from preprocessing.cache.reader import Cache
@@ -112,8 +112,8 @@ def _expected_seconds(source: Source, recipe: Recipe, variant: str) -> float:
     places = np.unique(np.linspace(0, len(there) - 1, min(TIMED, len(there))).round().astype(int))
     few = replace(source, records=[there[place] for place in places])
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="anomaly-") as folder:
-        build(few, recipe, Path(folder) / "films.h5", options=BuildOptions(variants=(variant,), workers=1))
+    with private_folder() as folder:
+        build(few, recipe, folder / "films.h5", options=BuildOptions(variants=(variant,), workers=1))
     return (time.monotonic() - start) / len(places) * len(there)
 
 

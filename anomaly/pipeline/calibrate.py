@@ -19,12 +19,13 @@ from anomaly.console import silent
 from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.calibration import Calibration, calibrate, read_calibration
 from anomaly.evaluation.named_calibration import REFITTED, calibration_folder
+from anomaly.manifest import write_listed
 from anomaly.pipeline.backend import load_refittable, load_scorer
 from anomaly.pipeline.film_reference import FILE, FilmReference, local_reference
 from anomaly.pipeline.open_run import OpenRun, run_cache_and_split
 from anomaly.pipeline.options import CalibrateOptions
 from anomaly.pipeline.selection import Display, new_films
-from anomaly.runs import Record, Run, now, to_json, write_atomic
+from anomaly.runs import Record, Run, now, to_json
 from preprocessing import InputError
 from preprocessing.sources import Source
 from preprocessing.wording import counted
@@ -126,10 +127,10 @@ def _keep(
     for name in ("calibration.json", REFITTED, FILE, SOURCE):
         (folder / name).unlink(missing_ok=True)
     if changed:
-        write_atomic(folder / REFITTED, changed)
+        write_listed(folder / REFITTED, changed)
     reference.write(folder / FILE)
-    write_atomic(folder / SOURCE, to_json(record.model_dump()))
-    write_atomic(folder / "calibration.json", to_json(calibration.model_dump()))
+    write_listed(folder / SOURCE, to_json(record.model_dump()))
+    write_listed(folder / "calibration.json", to_json(calibration.model_dump()))
 
 
 def _check(run: Run, options: CalibrateOptions) -> None:

@@ -16,6 +16,7 @@ from anomaly.evaluation.calibration import FlagRule, ScoredFilms
 from anomaly.evaluation.figures import POOLINGS, Pooling
 from anomaly.evaluation.named_calibration import OWN, calibration_folder
 from anomaly.evaluation.predict import score as score_films
+from anomaly.manifest import write_listed
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.selection import Display, recorded_films
 from anomaly.runs import Record, Run, sha256, to_json
@@ -125,7 +126,7 @@ def remember(chosen: "Chosen") -> None:
     """Keep what was chosen with the run, now or before; where the run remembers that already, nothing is written."""
     run = chosen.run.run
     if chosen.choices != read_choices(run):
-        run.write(FILE, to_json(chosen.choices.model_dump(exclude_none=True)))
+        write_listed(run.path / FILE, to_json(chosen.choices.model_dump(exclude_none=True)))
 
 
 def choose(
@@ -199,5 +200,5 @@ def _scores_of_abnormal(
     abnormal = ScoredFilms.of(films.column("patient"), films.column("study"), scores)
     if run.finished:
         record = AbnormalScores(calibration_sha256=digest, films=abnormal)
-        run.write(name, to_json(record.model_dump()))
+        write_listed(run.path / name, to_json(record.model_dump()))
     return abnormal

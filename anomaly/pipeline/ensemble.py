@@ -14,7 +14,7 @@ from anomaly.data.dataset import FilmSet
 from anomaly.models import find_detector
 from anomaly.models.base import Detector
 from anomaly.models.ensemble import FISHER, Ensemble, EnsembleConfig, Member
-from anomaly.pipeline.fit import finish, write_weights
+from anomaly.pipeline.fit import created, finish, folder_for, write_weights
 from anomaly.pipeline.open_run import run_cache_and_split
 from anomaly.training.weights import load_weights
 from preprocessing import InputError
@@ -37,7 +37,7 @@ def combine(
 
     scores  the score of each member that enters `fisher`; None for its first.    cache_path  where their cache is now,
     if not where it was. The ensemble's films have the largest size among the members'. The members' weights are copied:
-    the new run needs none of their folders.
+    the new run needs none of their folders. One that was interrupted is finished in its folder by the same call.
     """
     models = [load_weights(run, find_detector(run.config.model), device) for run in members]
     _check_members(members)
@@ -53,6 +53,8 @@ def combine(
         ]
     )
     size = max(run.config.size for run in members)
+    run_config = _config(members, config, size, device)
+    place = folder_for(run_config, out, resume=False)
     ensemble = Ensemble(config, size)
     for slot, model in zip(ensemble.members, models, strict=True):
         slot.load_state_dict(model.state_dict())
@@ -70,10 +72,11 @@ def combine(
             f"{cache.path} has {counted(len(normals), 'normal validation film')}: p-values below 1/{len(normals) + 1} "
             f"are extrapolated from the {len(normals) // 2} highest; more normal films make them exact"
         )
-    run = runs.create(out or runs.next_path("ensemble"), _config(members, config, size, device))
-    write_weights(run, ensemble)
+    run = created(place, run_config)
     labelled = replace(normals, rows=np.flatnonzero((split == "val") & (label >= 0)))
-    finish(ensemble, labelled if ensemble.targets == "labels" else normals, run, device)
+    with run.locked():
+        write_weights(run, ensemble)
+        finish(ensemble, labelled if ensemble.targets == "labels" else normals, run, device)
     return run
 
 
@@ -92,7 +95,6 @@ def _config(members: Sequence[runs.Run], settings: EnsembleConfig, size: int, de
         "precision": ", ".join(dict.fromkeys(run.config.precision for run in members)),
         "device": device.type,
         "versions": runs.versions(),
-        "created": runs.now(),
     }
     return members[0].config.model_copy(update=changes)
 

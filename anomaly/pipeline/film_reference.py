@@ -27,8 +27,9 @@ from anomaly.evaluation.shift import (
     shift_sentence,
 )
 from anomaly.formatting import command_line
+from anomaly.manifest import write_listed
 from anomaly.pipeline.open_run import OpenRun, run_cache_and_split
-from anomaly.runs import Run, write_atomic
+from anomaly.runs import Run
 from preprocessing import InputError
 from preprocessing.wording import counted
 
@@ -68,14 +69,14 @@ class FilmReference:
         return None if self.limits is None else Domain(self.thumbnails.astype(np.float32), *self.limits)
 
     def write(self, path: Path) -> None:
-        """Write it, atomically."""
+        """Write it, and list it in the manifest of its folder."""
         from safetensors.numpy import save
 
         arrays: dict[str, NDArray[Any]] = {f"facts/{name}": values for name, values in self.facts.items()}
         arrays |= {"thumbnails": self.thumbnails, "patient": self.patient}
         if self.limits is not None:
             arrays["limits"] = np.array(self.limits)
-        write_atomic(path, save({name: np.ascontiguousarray(values) for name, values in arrays.items()}))
+        write_listed(path, save({name: np.ascontiguousarray(values) for name, values in arrays.items()}))
 
     @classmethod
     def read(cls, path: Path, remedy: str = "delete it, and it is made again") -> "FilmReference":

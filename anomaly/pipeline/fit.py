@@ -20,6 +20,7 @@ from anomaly.formatting import command_line
 from anomaly.localization.base import LocalizationModel
 from anomaly.localization.detection import LocalizationCalibration
 from anomaly.localization.evaluate import choose_threshold
+from anomaly.manifest import list_files
 from anomaly.memory import keep_freed_memory
 from anomaly.models.base import Detector, Model
 from anomaly.pipeline.film_reference import keep_reference
@@ -31,51 +32,61 @@ from anomaly.training.device import choose_device, make_repeatable
 from anomaly.training.tracking import open_tracker
 from anomaly.training.trainer import Trainer, history_csv
 from preprocessing import InputError
+from preprocessing.wording import counted
+
+LISTED = ("run.json", "weights.safetensors", "history.csv", "warnings.json", "films.safetensors")
+"""What a training leaves, beside its calibration, that numbers are made of."""
 
 
 def continue_or_create(prepared: Prepared, out: Path | None, *, resume: bool) -> runs.Run:
-    """Return the run folder to train in; the same command after an interruption gets the folder it had.
+    """Return the run folder to train in, as `folder_for` finds it, created where it is new."""
+    return created(folder_for(prepared.config, out, resume=resume), prepared.config)
+
+
+def folder_for(config: runs.RunConfig, out: Path | None, *, resume: bool) -> runs.Run | Path:
+    """Return the run to go on with, or where to create it: the same command after an interruption gets what it had.
 
     Without `out`, that is the unfinished `runs/<model>-<n>` of the very same settings, or else the next number. With
     `out`, a run there must be unfinished and have the same settings. `resume` insists on a run that is there, and takes
     a finished one too.
     """
     if out is None:
-        for path in reversed(runs.numbered(prepared.plan.model)):
+        for path in reversed(runs.numbered(config.model)):
             if (path / "run.json").is_file():
                 run = runs.Run(path)
-                if not run.finished and not _changed(run, prepared) and not run.busy():
+                if not run.ended and not _changed(run, config) and not run.busy():
                     return run
         if resume:
-            raise InputError(
-                f"{runs.RUNS}/ has no unfinished {prepared.plan.model} with these settings; leave out --resume"
-            )
-        return _create(runs.next_path(prepared.plan.model), prepared)
+            raise InputError(f"{runs.RUNS}/ has no unfinished {config.model} with these settings; leave out --resume")
+        return runs.next_path(config.model)
     if not (out / "run.json").is_file():
         if resume:
             raise InputError(f"{out} is not a run folder that can be resumed; leave out --resume")
-        return _create(out, prepared)
+        return out
     run = runs.Run(out)
-    if changed := _changed(run, prepared):
+    if changed := _changed(run, config):
         raise InputError(f"{out} was started with other settings: {'; '.join(changed)}; use those, or another --out")
-    if run.finished and not resume:
+    if run.ended and not resume:
         scores = command_line("anomaly", "score", out)
         raise InputError(f"{out} exists and is finished; choose another --out, or score it: `{scores}`")
     return run
 
 
-def _create(path: Path, prepared: Prepared) -> runs.Run:
-    return runs.create(path, prepared.config.model_copy(update={"created": runs.now()}))
+def created(place: runs.Run | Path, config: runs.RunConfig) -> runs.Run:
+    """Return the run that `folder_for` found, created where there was none."""
+    if isinstance(place, runs.Run):
+        return place
+    return runs.create(place, config.model_copy(update={"created": runs.now()}))
 
 
-def _changed(run: runs.Run, prepared: Prepared) -> list[str]:
-    """Return in what a run differs from a plan; the same films under another path or name are the same films."""
+def _changed(run: runs.Run, wanted: runs.RunConfig) -> list[str]:
+    """Return in what a run differs from the one wanted; the same films under another path or name are the same."""
 
     def compared(config: runs.RunConfig) -> dict[str, object]:
-        plain = config.model_dump(exclude={"format", "created", "cache", "stopped"})
+        plain = config.model_dump(exclude={"format", "created", "cache", "stopped", "threads"})
         return plain | {"cache": {"content_hash": config.cache.content_hash}}
 
-    return runs.differences(compared(run.config), compared(prepared.config))
+    return runs.differences(compared(run.config), compared(wanted))
 
 
 def fit(
@@ -95,13 +106,14 @@ def fit(
     """
     device = choose_device(prepared.plan.device)
     with run.locked() if world.first else nullcontext():
+        checkpoint = run.path / "checkpoint.safetensors"
         if run.finished:
+            checkpoint.unlink(missing_ok=True)  # where a kill came just before
             return run
         make_repeatable(device)
         keep_freed_memory()
         torch.manual_seed(prepared.plan.seed)
         model = prepared.model(prepared.model_config, prepared.config.size)
-        checkpoint = run.path / "checkpoint.safetensors"
         begun_with = None if checkpoint.is_file() else prepared.config.begun_with
         if begun_with:  # before the trainer, by which the model learns how many films of each class there are
             model.load_state_dict(weights_begun_with(begun_with))
@@ -128,6 +140,7 @@ def fit(
             world.wait()
             return run
         closing = _Closing(model, prepared, run, device, trainer.validation)
+        _note_threads(run)
         _train(trainer, run, prepared, on_epoch, closing, track, should_stop)
         model.eval()
         with torch.inference_mode():
@@ -137,6 +150,18 @@ def fit(
         checkpoint.unlink(missing_ok=True)
         world.wait()
     return run
+
+
+def _note_threads(run: runs.Run) -> None:
+    """Record on how many threads the training goes on, and say so where that is another number than before."""
+    now_used, before = torch.get_num_threads(), run.config.threads
+    if before and before[-1] != now_used:
+        warn(
+            f"{run.path} was trained with {counted(before[-1], 'thread')} so far, now with {now_used}: sums round "
+            "otherwise, so that its weights are not bit for bit those of an uninterrupted training; run.json says so"
+        )
+    if before[-1:] != [now_used]:
+        run.update(threads=[*before, now_used])
 
 
 def _train(
@@ -225,7 +250,7 @@ class _Closing:
             )
         self._draw_detections(choice.threshold)
         calibration = LocalizationCalibration(threshold=choice.threshold, films=len(films))
-        self.run.write("calibration.json", runs.to_json(calibration.model_dump()))
+        conclude(self.run, runs.to_json(calibration.model_dump()))
 
     def _draw_detections(self, threshold: float | None) -> None:
         model, films = cast("LocalizationModel", self.model), cast("Films", self.validation)
@@ -241,7 +266,13 @@ def finish(model: Detector, films: FilmSet, run: runs.Run, device: torch.device)
     calibration = calibrate(TorchScorer(model, device), films)
     keep_reference(run, films.cache.path)
     write_pictures(model, films, run, device, calibration)
-    run.write("calibration.json", runs.to_json(calibration.model_dump()))
+    conclude(run, runs.to_json(calibration.model_dump()))
+
+
+def conclude(run: runs.Run, calibration: str) -> None:
+    """Write calibration.json, whose presence says that the run is whole, once all files are in the manifest."""
+    list_files(run.path, LISTED, {"calibration.json": calibration})
+    run.write("calibration.json", calibration)
 
 
 @torch.inference_mode()

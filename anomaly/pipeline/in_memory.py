@@ -1,6 +1,5 @@
 """Films that a program has in hand: paths, arrays, pydicom datasets, brought to one source."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly.private_folder import private_folder
 from preprocessing import InputError
 from preprocessing.sources import Source, open_films
 
@@ -31,9 +31,9 @@ def source_of(films: "Film | Sequence[Film]") -> Iterator[Source]:
     several: Sequence[Any] = films if isinstance(films, (list, tuple)) else [films]
     if not several:
         raise InputError("no films were given")
-    with tempfile.TemporaryDirectory(prefix="anomaly-") as folder:
-        paths = [_path_of(film, place, Path(folder)) for place, film in enumerate(several)]
-        yield open_films(paths, names={path: path.stem for path in paths if path.parent == Path(folder)})
+    with private_folder() as folder:
+        paths = [_path_of(film, place, folder) for place, film in enumerate(several)]
+        yield open_films(paths, names={path: path.stem for path in paths if path.parent == folder})
 
 
 def _path_of(film: Any, place: int, folder: Path) -> Path:

@@ -1,6 +1,5 @@
 """The files of scored films: scores.csv, studies.csv, patients.csv, metrics.json, charts, pages."""
 
-import csv
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from anomaly.evaluation.figures import Metrics, Pooling, Unit
 from anomaly.evaluation.predict import predict
 from anomaly.evaluation.requirements import without_figures
 from anomaly.formatting import command_line
+from anomaly.manifest import check_file, write_listed
 from anomaly.models import about
 from anomaly.pipeline.gallery import MOST_WRONG, SHOWN, Layers
 from anomaly.pipeline.open_run import OpenRun
@@ -27,7 +27,7 @@ from anomaly.reporting.galleries import Shown, gallery_rows
 from anomaly.reporting.heatmap import blend, outlined
 from anomaly.reporting.model_card import render_model_card
 from anomaly.reporting.page import render_report, render_wrong
-from anomaly.runs import to_csv, to_json, write_atomic
+from anomaly.runs import read_csv, to_csv, to_json, write_atomic
 from preprocessing import InputError
 from preprocessing.where import LABELS
 from preprocessing.wording import counted
@@ -54,12 +54,12 @@ def write_results(result: ScoringResult, folder: Path) -> Written:
     for unit, name in CSV_FILES.items():
         columns = _csv_columns(result, unit)
         columns["out_of_domain"] = _flags(result.out_of_domain(unit), len(result.groups(unit).ids))
-        write_atomic(folder / name, to_csv(columns))
+        write_listed(folder / name, to_csv(columns))
         written.append((folder / name, counted(len(result.groups(unit).ids), unit)))
     if result.evaluation is None:
         return written
     figures = result.evaluation.figures
-    write_atomic(folder / "metrics.json", to_json(figures.to_data()))
+    write_listed(folder / "metrics.json", to_json(figures.to_data()))
     written.append((folder / "metrics.json", "every figure"))
     reliabilities = {unit: classifier.reliability for unit, classifier in (figures.classes or {}).items()}
     diagram = reliability_png(reliabilities, synthetic=figures.synthetic)
@@ -149,14 +149,16 @@ def _known_scores(run: OpenRun, selection: Selection) -> dict[str, NDArray[np.fl
     file = run.run.path / CSV_FILES["film"]
     if not run.run.finished or not file.is_file() or not (run.run.path / "metrics.json").is_file():
         return None
-    with file.open(newline="") as lines:
-        head, *rows = list(csv.reader(lines))
+    again = command_line("anomaly", "score", run.run.path)
+    for name in (file.name, "metrics.json"):
+        check_file(run.run.path / name, f"run `{again}` to make it again")
+    lines = read_csv(file, again)
     films = selection.films
-    if [row[0] for row in rows] != films.cache.names[films.rows].tolist():
+    if [line.get("film") for line in lines] != films.cache.names[films.rows].tolist():
         return None
-    first, last = head.index("split") + 1, head.index("flagged")
-    values = np.array([row[first:last] for row in rows], np.float64)  # (n, scores)
-    return dict(zip(head[first:last], values.T, strict=True))
+    head = list(lines[0])
+    names = head[head.index("split") + 1 : head.index("flagged")]
+    return {name: np.array([line[name] for line in lines], np.float64) for name in names}
 
 
 def _as_chosen(figures: Metrics, run: OpenRun, main: str, pooling: Pooling) -> bool:

@@ -1,7 +1,6 @@
 """Which films to score or map: those of a run's cache, or new ones through the recipe that the run recorded."""
 
 import itertools
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from anomaly.data.dataset import FilmSet
 from anomaly.data.splits import SPLITS
 from anomaly.pipeline.backend import recorded_nets
 from anomaly.pipeline.open_run import run_cache_and_split, run_films
+from anomaly.private_folder import private_folder
 from anomaly.runs import Record, Run, to_json, write_atomic
 from preprocessing import InputError
 from preprocessing.build import BuildOptions, build, made_digest
@@ -90,14 +90,14 @@ def new_films(run: Run, source: Source, *, workers: int = 0, display: Display = 
             f"{run.path} was trained on films prepared by another version of the recipe {recipe.name}; "
             f"prepare them again with `{recorded.command}`, and train again"
         )
-    with tempfile.TemporaryDirectory(prefix="anomaly-") as folder:
+    with private_folder() as folder:
         with display("preparing", len(source.records), "films") as advance:
             options = BuildOptions(
                 variants=(config.variant,),
                 workers=workers or (1 if len(source.records) <= FEW else 0),
                 dtype=recorded.dtype,  # a film's levels must not depend on the depth of the films beside it
             )
-            report = build(source, recipe, Path(folder) / "films.h5", nets, options, advancing(advance))
+            report = build(source, recipe, folder / "films.h5", nets, options, advancing(advance))
         cache = Cache(report.path)
         films = FilmSet(cache, config.variant, np.arange(len(cache)), config.size)
         split = np.full(len(cache), "new", dtype=object)

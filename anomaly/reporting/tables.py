@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from anomaly.evaluation.comparison import ComparisonSettings, Entry, Key, Row, Table, one_line
-from anomaly.formatting import markdown, number
+from anomaly.formatting import csv_cell, markdown, number
 from anomaly.reporting.latex import Latex, escape, render_latex
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def to_csv(table: Table) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: csv_cell(value) for name, value in line.items()} for line in lines)
     return out.getvalue()
 
 

@@ -9,7 +9,6 @@ sqlite:///runs/mlflow/mlflow.db`, with the whole of mlflow). Either is told sett
 the name of a film: a tracking server is often shared.
 """
 
-import fcntl
 import logging
 import os
 import time
@@ -22,6 +21,7 @@ from typing import Any, Self
 from anomaly.console import warn
 from anomaly.runs import RUNS, Record, Run, RunConfig, checkpoint_state, to_json
 from preprocessing import InputError
+from preprocessing.locks import file_lock
 
 KINDS = {
     "none": (),
@@ -230,9 +230,7 @@ class _MLflow(Tracker):
 def _own_store() -> Iterator[Path]:
     """Hold the folder of the store that is ours, made where there is none."""
     folder = (RUNS / "mlflow").absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with file_lock(folder / ".lock", wait=True):
         yield folder
 
 

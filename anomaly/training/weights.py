@@ -8,10 +8,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from anomaly.console import warn
 from anomaly.formatting import command_line
+from anomaly.manifest import FILE, check_files
 from anomaly.memory import keep_freed_memory
+from anomaly.models import find_detector
 from anomaly.models.base import Model
-from anomaly.runs import Run, checkpoint_state
+from anomaly.runs import RESULTS, Run, checkpoint_state
 from anomaly.training.device import make_repeatable
 from preprocessing import InputError
 
@@ -30,6 +33,9 @@ def load_weights(run: Run, kind: type[M], device: torch.device, refitted: Path |
     path = run.path / "weights.safetensors"
     if not path.is_file():
         raise InputError(f"{path} is gone; train again with another --out")
+    remedy = "put the right file back, or train again with another --out"
+    if path.name not in check_files(run.path, remedy, RESULTS):
+        warn(f"{run.path} is of an older version and has no {FILE}: damage to its files would not be noticed")
     return _loaded(run, kind, device, path, prefix="", refitted=refitted)
 
 
@@ -52,7 +58,17 @@ def resume_command(run: Run) -> str:
         films = ["--more-films", begun.more_films] if begun.more_films else []
         epochs = ["--more-epochs", run.config.settings.training["epochs"], "--seed", run.config.seed]
         words = ["anomaly", "train", begun.run, *films, *map(str, epochs)]
+    if run.config.members:
+        chosen = zip(run.config.members, run.config.settings.model["members"], strict=True)
+        members = (run_text if _is_first(one) else f"{run_text}:{one['score']}" for run_text, one in chosen)
+        return f"`{command_line('anomaly', 'ensemble', *members, '--out', run.path)}`"
     return f"`{command_line(*words, '--out', run.path, '--resume')}`"
+
+
+def _is_first(member: Mapping[str, Any]) -> bool:
+    """Whether the score that a member of an ensemble brings is the first of its model, as where none is named."""
+    names = find_detector(str(member["model"])).score_names
+    return isinstance(names, tuple) and names[:1] == (member["score"],)
 
 
 def _loaded(

@@ -92,7 +92,8 @@ class DiskFile:
 
     def __init__(self, path: Path, *, create: bool) -> None:
         self.path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if create else 0), 0o666)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT | os.O_TRUNC if create else 0)
+        self._descriptor = os.open(path, flags, 0o666)
         self._position = 0
         self._error: BaseException | None = None
         self._unwritten: list[tuple[int, bytes]] = []  # position and bytes of all writes after the error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from preprocessing import InputError
+from preprocessing.locks import open_lock
 
 VERSION = 2  # of the lines
 
@@ -109,7 +110,7 @@ def _decoded(line: bytes) -> dict[str, Any]:
 
 def _lock(path: Path, cache: Path) -> IO[bytes]:
     while True:
-        handle = path.open("a+b", buffering=0)
+        handle = open_lock(path)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing import InputError
+from preprocessing.cache.own import points_elsewhere
 from preprocessing.cache.schema import (
     COLUMNS,
     FORMAT,
@@ -21,6 +22,7 @@ from preprocessing.cache.schema import (
     checksum,
     content_hash,
     load_dataset,
+    seal,
     stage_of,
     truth_stage,
 )
@@ -45,7 +47,8 @@ class Cache:
     content_hash   equal for equal content, however it was made
 
     Raises InputError for a file that is missing, foreign, of another schema, unfinished, truncated or damaged: at once
-    where its layout is, and at the first use of its index where that is not what was written.
+    where its layout is or what it says of itself, at the first use of its index or of a row where that is not what was
+    written. A row is compared with its checksum once in a process, as it is first read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,6 +56,7 @@ class Cache:
         self._handle: Any = None
         self._process = 0
         self._datasets: dict[str, tuple[Any, NDArray[np.int64] | None]] = {}  # of the handle: what `_locate` returns
+        self._intact: NDArray[np.bool_] | None = None  # rows that were compared with their checksums
         with self._open() as file:
             try:
                 self._read_header(file)
@@ -66,7 +70,7 @@ class Cache:
         return self._length
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_handle": None, "_process": 0, "_datasets": {}}
+        return self.__dict__ | {"_handle": None, "_process": 0, "_datasets": {}, "_intact": None}
 
     @cached_property
     def _rows(self) -> NDArray[np.int64]:
@@ -83,6 +87,11 @@ class Cache:
     def _columns(self) -> dict[str, NDArray[Any]]:
         """The index as it is in the file, which need not be what was written."""
         return self._load({f"index/{name}": dtype for name, (dtype, _) in COLUMNS.items()})
+
+    @cached_property
+    def _checksums(self) -> NDArray[np.uint64]:
+        """The recorded checksum of each row, (N,)."""
+        return self._load({"index/checksum": "uint64"})["checksum"]
 
     @cached_property
     def failures(self) -> list[tuple[str, str]]:
@@ -102,7 +111,10 @@ class Cache:
 
         Those of a manifest and of DICOM headers: region, view, site, sex, age, scanner, ...
         """
-        rows = [json.loads(text) for text in self.index["columns"]]
+        try:
+            rows = [dict(json.loads(text)) for text in self.index["columns"]]
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(f"{self.path}: index/columns is no JSON ({error}); run `{self.remake}`") from None
         names = sorted({name for row in rows for name in row})
         return {name: np.array([row.get(name, "") for row in rows], dtype=object) for name in names}
 
@@ -192,6 +204,8 @@ class Cache:
             raise InputError(
                 f"{self.path}: cache schema {attrs.get('schema')}, this version reads {VERSION}; run `{_remake(file)}`"
             )
+        if fault := points_elsewhere(file):
+            raise InputError(f"{self.path}: {fault}, and a cache holds its films itself; run `{_remake(file)}`")
         if not attrs["complete"]:
             command = _command(file) if self.path.suffix == ".partial" else _remake(file)  # the one goes on with it
             raise InputError(f"{self.path}: not finished; run `{command}`")
@@ -227,6 +241,11 @@ class Cache:
         films = int((file["index/hand"][:] < 2).sum())
         if films + failed != int(attrs["done"]):
             raise ValueError(f"{films} films and {failed} failures, expected {attrs['done']} together")
+        texts = [load_dataset(file[f"failures/{name}"], "str").tolist() for name in ("path", "reason")]
+        if "seal" in attrs and attrs["seal"] != seal(dict(attrs), list(zip(*texts, strict=True))):
+            raise InputError(
+                f"{self.path}: what it says of itself was changed after it was written; run `{self.remake}`"
+            )
 
     def _load(self, names: dict[str, str]) -> dict[str, NDArray[Any]]:
         """Load whole datasets, given with their dtypes; by the last part of their names."""
@@ -252,9 +271,26 @@ class Cache:
             )
 
     def _read(self, name: str, rows: NDArray[Any] | slice) -> NDArray[Any]:
+        wanted = self._rows[rows]  # resolves slices and masks, and checks the bounds
+        self._check_rows(wanted)
+        return self._read_rows(name, wanted)
+
+    def _check_rows(self, wanted: NDArray[np.int64]) -> None:
+        """Compare rows with their checksums, those that this process has not compared before."""
+        if self._intact is None:
+            self._intact = np.zeros(len(self), np.bool_)
+        for row in np.unique(wanted[~self._intact[wanted]]):
+            parts = (self._read_rows(name, np.array([row]))[0] for name in self._arrays)
+            if checksum(parts) != self._checksums[row]:
+                raise InputError(
+                    f"{self.path}: row {row} ({self._columns['path'][row]}) is not what was written: the file is "
+                    f"damaged; run `{self.remake}`"
+                )
+            self._intact[row] = True
+
+    def _read_rows(self, name: str, wanted: NDArray[np.int64]) -> NDArray[Any]:
         dataset, places = self._locate(name)
         dtype, shape = self._arrays[name]
-        wanted = self._rows[rows]  # resolves slices and masks, and checks the bounds
         out = np.empty((len(wanted), *shape), dtype)
         if places is None:
             for i, row in enumerate(wanted):  # HDF5's own selection takes rising rows only, and longer for scattered

@@ -52,7 +52,7 @@ failed. P = ceil(S * S / 8) bytes hold a packed (S, S) mask, eight pixels a byte
     the index, and through its checksums of every film), size (S), variants (comma list), recipe (JSON), recipe_digest,
     nets (JSON: localizer, segmenter -> name, run, digest; {} without), source (name), source_kind, source_hash (of its
     listing), source_path (where it was), synthetic (drawn, not taken from patients), command (that makes the file
-    again)
+    again), seal (hash of the other attributes and the failures; older files have none)
 
 One film is one chunk: any row costs one read. While it is made, a cache is `NAME.partial`, and `NAME.partial.rows`
 beside it has one JSON line for each film of the source that is done, with all its rows, written after them: a film is
@@ -64,7 +64,7 @@ then begins again, and says so.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -228,6 +228,13 @@ def content_hash(column_of: Callable[[str], NDArray[Any]]) -> str:
         digest.update(f"{name} {dtype} {column.shape}".encode())
         digest.update(json.dumps(column.tolist()).encode() if dtype == "str" else column.astype(dtype).tobytes())
     return digest.hexdigest()
+
+
+def seal(attributes: Mapping[str, Any], failures: Sequence[tuple[str, str]]) -> str:
+    """Hash what a cache says of itself beside its index: its attributes, but for this hash, and its failures."""
+    said = {name: value for name, value in attributes.items() if name != "seal"}
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in said.items()}
+    return hashlib.sha256(json.dumps([plain, list(failures)], sort_keys=True).encode()).hexdigest()
 
 
 def checksum(parts: Iterable[NDArray[Any]]) -> int:

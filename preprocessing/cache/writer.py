@@ -18,7 +18,8 @@ from preprocessing.cache import journal
 from preprocessing.cache.disk import OutputFile, disk_full, sync_folder
 from preprocessing.cache.encoding import index_line, row_arrays, storable
 from preprocessing.cache.journal import Journal
-from preprocessing.cache.schema import COLUMNS, FORMAT, VERSION, Header, Row, checksum, content_hash, load_dataset
+from preprocessing.cache.own import points_elsewhere
+from preprocessing.cache.schema import COLUMNS, FORMAT, VERSION, Header, Row, checksum, content_hash, load_dataset, seal
 
 EXTRA_ROWS = 64  # that a file grows by, at least, where films have two hands
 INDEX_ROWS = 1024  # of the index, written at a time
@@ -164,6 +165,8 @@ class Writer:
         output.check()
         attributes = self._attributes() | {"content": _content_hash(output.hdf5)}
         output.hdf5.attrs.update(attributes)
+        attributes["seal"] = seal(dict(output.hdf5.attrs), self._failures)
+        output.hdf5.attrs["seal"] = attributes["seal"]
         self._close_output(sync=True)
         self._check_stored(attributes)
         self.partial.replace(self.path)
@@ -320,6 +323,8 @@ class Writer:
         identity, expected = self._journal.identity(), self._identity()
         if not identity:
             return "damaged" if identity is None or self.partial.exists() else ""
+        if self.partial.is_symlink():
+            return "a symbolic link"
         if identity != expected:
             differing = [key for key in expected if identity.get(key) != expected[key]]
             return f"begun with another {', '.join(differing)}"
@@ -365,7 +370,10 @@ class Writer:
         self._close_output()
         self._output = OutputFile(self.partial, create=False)
         file = self._output.hdf5
+        if fault := points_elsewhere(file):  # films would be written there
+            raise ValueError(fault)
         file.attrs["complete"] = False
+        file.attrs.pop("seal", None)
         for name in ("index", "failures"):
             if name in file:
                 del file[name]

@@ -147,5 +147,8 @@ def _draft_of(path: Path) -> Path:
 
 def _write_whole(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
-    _draft_of(path).write_bytes(data)
-    _draft_of(path).replace(path)
+    draft = _draft_of(path)
+    draft.unlink(missing_ok=True)  # a link of this name would be written through
+    with draft.open("xb") as file:
+        file.write(data)
+    draft.replace(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from preprocessing.readers.header import Pixels
 from preprocessing.wording import counted
 
 ORIENTATION = 274  # the tag's number, in TIFF and EXIF alike
+BAND_ROWS = 256  # of a film, worked on at a time: in 32 bits or 64 a whole one would take many times its own size
 _AIR = 1024  # Hounsfield units begin at -1024: PS3.3 C.11.1.1.2 and CT scanners' 12 bits
 
 
@@ -30,27 +32,37 @@ def to_levels(pixels: Pixels) -> NDArray[np.uint8] | NDArray[np.uint16]:
     if shown is not None and not shown.any():
         raise InputError("no image: every pixel is padding or lies beyond the shutter")
     depth = depth_of(pixels.bits)
+    dtype = np.uint8 if depth == 8 else np.uint16
     if pixels.bits is None:
         check_finite(pixels.values)
-        levels = _stretch(_luminance(pixels.values), shown)
-        top = 65535
-    else:
         values = _luminance(pixels.values)
-        if values.dtype.itemsize < 4:
-            values = values.astype(np.int32)
-        inside = values if shown is None else values[shown]
-        low, high = int(inside.min()), int(inside.max())
-        lowest, top = _range(low, pixels)
-        if low < lowest or high > top:
-            raise InputError(f"levels {low}..{high} exceed the {pixels.bits} bits that its header says")
-        levels, top = values - lowest, top - lowest
-    if pixels.inverted:
-        levels = top - levels
-    if pixels.bits is not None and pixels.bits < 8:
-        levels = levels * 255 // (2**pixels.bits - 1)
-    if shown is not None:
-        levels = np.where(shown, levels, 0)
-    return np.ascontiguousarray(levels, np.uint8) if depth == 8 else np.ascontiguousarray(levels, np.uint16)
+        low, scale, span = _span(values, shown)
+        stretch = partial(_stretched, low=low, scale=scale, span=span, inverted=pixels.inverted)
+        return _by_rows(stretch, dtype, values, shown)
+    values = _luminance(pixels.values)
+    inside = values if shown is None else values[shown]
+    low, high = int(inside.min()), int(inside.max())
+    lowest, top = _range(low, pixels)
+    if low < lowest or high > top:
+        raise InputError(f"levels {low}..{high} exceed the {pixels.bits} bits that its header says")
+    spread = (255, 2**pixels.bits - 1) if pixels.bits < 8 else (1, 1)
+
+    def levels(part: NDArray[Any], seen: NDArray[np.bool_] | None) -> NDArray[Any]:
+        found = part.astype(np.int32) - lowest if part.dtype.itemsize < 4 else part - lowest
+        found = (top - lowest - found if pixels.inverted else found) * spread[0] // spread[1]
+        return found if seen is None else np.where(seen, found, 0)
+
+    return _by_rows(levels, dtype, values, shown)
+
+
+def _by_rows(function: Any, dtype: Any, *arrays: Any) -> NDArray[Any]:
+    """Apply a function to arrays (H, ...) or None, some rows at a time: what it needs in between stays small."""
+    first = arrays[0]
+    out = np.empty(first.shape if first.ndim == 2 or dtype is None else first.shape[:2], dtype or first.dtype)
+    for top in range(0, len(first), BAND_ROWS):
+        rows = slice(top, top + BAND_ROWS)
+        out[rows] = function(*(None if array is None else array[rows] for array in arrays))
+    return out
 
 
 def _range(low: int, pixels: Pixels) -> tuple[int, int]:
@@ -71,9 +83,18 @@ def _luminance(values: NDArray[Any]) -> NDArray[Any]:
     """(H, W, 3) to (H, W), weights 299, 587, 114 per mille; unsigned integers in 16.16 fixed point, rounded."""
     if values.ndim == 2:
         return values
-    if values.dtype.kind != "u" or values.dtype.itemsize > 2:
-        weighted = values.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
-        return np.asarray(np.rint(weighted), values.dtype) if values.dtype.kind in "iu" else np.asarray(weighted)
+    if values.dtype.kind in "iu" and (values.dtype.kind == "i" or values.dtype.itemsize > 2):
+        return _by_rows(lambda rows: np.rint(_weighted(rows)), values.dtype, values)
+    if values.dtype.kind != "u":
+        return _by_rows(_weighted, np.float64, values)
+    return _by_rows(_fixed_point, values.dtype, values)
+
+
+def _weighted(values: NDArray[Any]) -> NDArray[np.float64]:
+    return np.asarray(values.astype(np.float64) @ np.array([0.299, 0.587, 0.114]))
+
+
+def _fixed_point(values: NDArray[Any]) -> NDArray[np.uint32]:
     red, green, blue = np.moveaxis(values.astype(np.uint32), 2, 0)
     # The three weights add up to 65536, and 65535 * 65536 + 32768 still fits 32 bits.
     return np.asarray((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16)
@@ -82,21 +103,31 @@ def _luminance(values: NDArray[Any]) -> NDArray[Any]:
 def over_black(planes: NDArray[Any], alpha: NDArray[Any], bits: int) -> NDArray[Any]:
     """Composite (H, W) or (H, W, 3) unsigned planes of `bits` bits over black by alpha (H, W) of the same type."""
     full = 2**bits - 1
-    weight = alpha.astype(np.uint32) if planes.ndim == 2 else alpha.astype(np.uint32)[..., None]
-    return np.asarray((planes * weight + full // 2) // full, planes.dtype)
+
+    def composite(part: NDArray[Any], cover: NDArray[Any]) -> NDArray[Any]:
+        weight = cover.astype(np.uint32) if part.ndim == 2 else cover.astype(np.uint32)[..., None]
+        return np.asarray((part * weight + full // 2) // full)
+
+    return _by_rows(composite, None, planes, alpha)
 
 
-def _stretch(values: NDArray[Any], shown: NDArray[np.bool_] | None) -> NDArray[Any]:
-    """Map lowest..highest of what is shown to 0..65535, rounded; flat values give zeros."""
-    values = values.astype(np.float64)
+def _span(values: NDArray[Any], shown: NDArray[np.bool_] | None) -> tuple[float, float, float]:
+    """Give the lowest of what is shown, what to divide by first, and the range of the quotients."""
     inside = values if shown is None else values[shown]
     low, high = float(inside.min()), float(inside.max())
     # Scaled before subtracting: highest - lowest of huge floats would overflow.
     scale = max(abs(low), abs(high), np.finfo(np.float64).tiny)
-    span = high / scale - low / scale
-    if span == 0:
-        return np.zeros(values.shape, np.int32)
-    return np.rint(np.clip((values / scale - low / scale) / span, 0, 1) * 65535).astype(np.int32)
+    return low, scale, high / scale - low / scale
+
+
+def _stretched(
+    values: NDArray[Any], shown: NDArray[np.bool_] | None, *, low: float, scale: float, span: float, inverted: bool
+) -> NDArray[Any]:
+    """Map lowest..highest of what is shown to 0..65535, rounded; flat values give zeros."""
+    part = values.astype(np.float64) / scale - low / scale
+    levels = np.rint(np.clip(part / span, 0, 1) * 65535).astype(np.int32) if span else np.zeros(values.shape, np.int32)
+    levels = 65535 - levels if inverted else levels
+    return levels if shown is None else np.where(shown, levels, 0)
 
 
 def check_finite(values: NDArray[Any]) -> None:

@@ -73,11 +73,14 @@ def is_collection(place: Path) -> bool:
 
 
 def existing(path: Path) -> Path:
-    """Return where a path leads; `InputError` where there is nothing."""
+    """Return where a path leads; `InputError` where there is nothing, or what would be waited for or never ends."""
     try:
-        return path.resolve(strict=True)
+        place = path.resolve(strict=True)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or 'no such file or folder'}") from error
+    if not place.is_file() and not place.is_dir():
+        raise InputError(f"{path}: a pipe, socket or device; copy what it gives into a file, and name that")
+    return place
 
 
 def list_source(path: Path, asked: Asked, *, follow_links: bool = False) -> Source:

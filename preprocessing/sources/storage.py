@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import lzma
 import os
 import stat
 import zipfile
@@ -58,7 +59,7 @@ class Store(ABC):
         try:
             with self.stream(relative) as stream:
                 return stream.read(size)
-        except (OSError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
             raise InputError(f"{relative}: cannot be read ({error})") from error
 
 

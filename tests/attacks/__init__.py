@@ -1,0 +1,1 @@
+"""Hostile files, made by the tests: what docs/reliability.md promises of each."""

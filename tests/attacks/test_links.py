@@ -1,0 +1,107 @@
+"""No lock, draft or unfinished file is written through a link: folders may come from strangers."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from anomaly.runs import Run
+from anomaly.training.tracking import _own_store
+from preprocessing import InputError
+from preprocessing.build import BuildOptions, build
+from preprocessing.cache.reader import Cache
+from preprocessing.locks import file_lock, is_held
+from preprocessing.phantom import write_phantoms
+from preprocessing.phantom.write import _write_whole
+from preprocessing.recipe import Recipe
+from preprocessing.sources import open_source
+
+SECRET = "what is kept\n"
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    path = tmp_path / "victim"
+    path.write_text(SECRET)
+    return path
+
+
+def test_a_lock_is_no_link(tmp_path, victim):
+    (tmp_path / ".lock").symlink_to(victim)
+    fault = r"\.lock is a symbolic link, which no lock may be; remove it"
+    with pytest.raises(InputError, match=fault), file_lock(tmp_path / ".lock"):
+        pass
+    assert not is_held(tmp_path / ".lock")
+    assert victim.read_text() == SECRET
+
+
+def test_a_lock_that_points_nowhere_makes_no_file(tmp_path):
+    (tmp_path / ".lock").symlink_to(tmp_path / "made")
+    with pytest.raises(InputError, match="symbolic link"), file_lock(tmp_path / ".lock"):
+        pass
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_lock_is_no_pipe(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(InputError, match="pipe, socket or device"), file_lock(tmp_path / ".lock"):
+        pass
+    assert not is_held(tmp_path / ".lock")
+
+
+def test_a_lock_is_never_emptied(tmp_path, victim):
+    os.link(victim, tmp_path / ".lock")
+    with file_lock(tmp_path / ".lock") as held:
+        assert held and is_held(tmp_path / ".lock")
+    assert victim.read_text() == SECRET
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
+def test_a_folder_that_may_not_be_written_to_is_named(tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    fault = r"closed can't be locked: \.lock may not be opened .*Permission denied"
+    with pytest.raises(InputError, match=fault), file_lock(closed / ".lock"):
+        pass
+
+
+def test_a_run_is_not_locked_through_a_link(run, tmp_path, victim):
+    copy = Path(shutil.copytree(run.path, tmp_path / "run"))
+    (copy / ".lock").unlink(missing_ok=True)
+    (copy / ".lock").symlink_to(victim)
+    with pytest.raises(InputError, match="symbolic link"), Run(copy).locked():
+        pass
+    assert not Run(copy).busy()
+    assert victim.read_text() == SECRET
+
+
+def test_the_store_of_a_tracker_is_not_locked_through_a_link(tmp_path, victim):
+    (tmp_path / "runs" / "mlflow").mkdir(parents=True)
+    (tmp_path / "runs" / "mlflow" / ".lock").symlink_to(victim)
+    with pytest.raises(InputError, match="symbolic link"), _own_store():
+        pass
+    assert victim.read_text() == SECRET
+
+
+@pytest.mark.parametrize("name", ["films.h5.partial", "films.h5.partial.rows"])
+def test_an_unfinished_cache_is_not_written_through_a_link(tmp_path, victim, name):
+    write_phantoms(tmp_path / "films", seed=0, patients=4, size=64)
+    (tmp_path / name).symlink_to(victim)
+    path = tmp_path / "films.h5"
+    options = BuildOptions(variants=("raw",), workers=1)
+    if name.endswith(".rows"):
+        with pytest.raises(InputError, match="symbolic link"):
+            build(open_source(tmp_path / "films"), Recipe(name="plain", size=64), path, options=options)
+    else:
+        build(open_source(tmp_path / "films"), Recipe(name="plain", size=64), path, options=options)
+        assert not path.is_symlink() and not Cache(path).verify()
+    assert victim.read_text() == SECRET
+
+
+def test_a_drawn_film_is_not_written_through_a_link(tmp_path, victim):
+    (tmp_path / ".image1.png.draft").symlink_to(victim)
+    _write_whole(tmp_path / "image1.png", b"film")
+    assert (tmp_path / "image1.png").read_bytes() == b"film"
+    assert not (tmp_path / "image1.png").is_symlink()
+    assert victim.read_text() == SECRET
