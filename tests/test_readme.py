@@ -40,6 +40,7 @@ PLACEHOLDERS = {
     "normals/": "films",
     "NORMALS": "films",
     "RUN": "runs/cae-1",
+    "BUNDLE": "runs/cae-1/bundle",
     "BENCH": "runs/bench-1",
     "CACHE": "the newest file of cache/",
     "tcp://host:8786": "the scheduler of a Dask cluster of two workers on this machine",
@@ -72,11 +73,13 @@ INSTEAD = {
     "anomaly score runs/cae-1 films/ --false-alarms 0.02": "anomaly score runs/cae-1 films/ --false-alarms 0.5",
     "anomaly score runs/cae-1 films/ --sensitivity 0.9": "anomaly score runs/cae-1 films/ --sensitivity 0.5",
     "anomaly score runs/cae-1 --by weighted": "anomaly score runs/cae-2 --by weighted",  # a scene has a runs/cae-1
+    "anomaly heatmap runs/cae-1 NEW --formats dicom": "anomaly heatmap runs/cae-1 new.png --formats dicom --as-study",
     "torchrun -m anomaly train cae": f"torchrun --nproc-per-node 1 -m anomaly train cae {BRIEF}",
 }
 """Command -> what is run in its place."""
 
 BEFORE = {
+    "anomaly score BUNDLE FILMS": ["anomaly export runs/cae-1"],
     "anomaly calibrate runs/feature_mixture-1 normals/ --name clinic": [f"anomaly train feature_mixture {BRIEF}"],
     "anomaly score runs/feature_mixture-1 NEW": [f"anomaly train feature_mixture {BRIEF}"],
     "anomaly report BENCH": [f"anomaly bench {GRID} --models contrast_density"],
@@ -107,6 +110,12 @@ LEFT_OUT = {
     "anomaly train runs/cae-1 --more-films cache/may.h5 --name with-may": (
         "needs another cache; tests/test_continuation.py runs it"
     ),
+    "anomaly serve runs/feature_mixture-1": "runs until it is stopped; tests/test_service_verbs.py runs it",
+    "anomaly serve runs/cae-1": "the same",
+    "anomaly serve runs/cae-1 --dicom 11112 --aet ANOMALY --send-to PACS@10.0.0.1:104": (
+        "the same; tests/test_dicom_node.py and tests/test_pacs.py"
+    ),
+    "anomaly watch runs/cae-1 incoming --out results": "the same; tests/test_watch.py",
     "anomaly --install-completion": "writes into the shell's own files",
     "make models": "runs `anomaly models --make`",
     "anomaly models --make": "takes half an hour, and puts its nets in the place of the package's",
@@ -116,6 +125,9 @@ LEFT_OUT = {
         "needs more films than there are here; tests/test_features_benchmark.py runs it"
     ),
     "pip install -e '.[tune]'": "installs packages",
+    "pip install -r requirements/score.txt": "installs packages",
+    "pip install --no-deps xray-anomaly": "installs packages",
+    "pip install 'xray-anomaly[serve]'": "installs packages",
     "pip install -e '.[tensorboard]'": "installs packages",
     "pip install -e '.[mlflow]'": "installs packages",
 }

@@ -287,6 +287,7 @@ def with_nets(run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     nets = {"localizer": load_localizer(), "segmenter": load_segmenter()}
     about = {part: {"name": net.name, "run": net.run, "digest": net.digest} for part, net in nets.items()}
     copy = Run(Path(shutil.copytree(run.path, tmp_path_factory.mktemp("runs") / "run")))
+    (copy.path / "manifest.json").unlink()  # run.json is changed on purpose
     copy.update(cache=copy.config.cache.model_copy(update={"nets": about}))
     return export_run(copy).folder, about
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anomaly.evaluation.named_calibration import REFITTED, calibration_folder, calibration_names
+from anomaly.manifest import FILE as MANIFEST  # bundle.json has the hashes of what lies in a bundle
 from anomaly.runs import Run, RunConfig, to_json
 from preprocessing import InputError
 
@@ -68,7 +69,7 @@ def run_files(run: Run, calibration: str | None) -> tuple[dict[str, bytes | Path
             )
             continue
         for file in sorted(folder.iterdir()):
-            if file.is_file() and not file.name.startswith(".") and file.name != "source.json":
+            if file.is_file() and not file.name.startswith(".") and file.name not in ("source.json", MANIFEST):
                 files[f"calibrations/{name}/{file.name}"] = file
         if (folder / "source.json").is_file():
             files[f"calibrations/{name}/source.json"] = _rewritten(folder / "source.json", {"source": _name})

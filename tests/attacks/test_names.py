@@ -89,7 +89,7 @@ def test_films_of_long_names_get_heatmaps_and_so_do_those_after_them(run: Run, f
             assert np.load(written[0]).ndim == 2
 
 
-PAGES = ("auto.html", "bench.html", "report.html", "worklist.html", "wrong.html")
+PAGES = ("auto.html", "bench.html", "report.html", "service.html", "worklist.html", "wrong.html")
 
 
 def test_every_page_has_a_content_security_policy() -> None:
