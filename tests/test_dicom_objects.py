@@ -17,10 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from pydicom import Dataset
 from pydicom.uid import UID
 
+from anomaly.export import dicom_images
 from anomaly.export.dicom_objects import KINDS, dicom_bytes, dicom_results, kind_of
 from anomaly.export.dicom_source import source_header
 from anomaly.export.finding import Finding
 from preprocessing import InputError
+from tests.conftest import on_path
 from tests.dicom_cases import (
     DCIODVFY,
     HEIGHT,
@@ -333,6 +335,15 @@ def test_the_same_gives_the_same_bytes_and_other_contents_have_other_uids() -> N
     assert all(uid.is_valid and uid.startswith("2.25.") for uid in uids)
 
 
+def test_films_of_patients_are_not_called_synthetic_where_the_training_s_were() -> None:
+    device = replace(finding().device, trained_on_synthetic=True)
+    assert dicom_images.parameters(finding(device=device))["trained on"] == "SYNTHETIC films"
+    assert ", trained on SYNTHETIC films;" in dicom_images._title(finding(device=device))
+    assert ", SYNTHETIC film;" in dicom_images._title(finding(device=device, synthetic=True))
+    assert "SYNTHETIC" not in dicom_images._title(finding())
+    assert "trained on" not in dicom_images.parameters(finding())
+
+
 def test_another_process_gives_the_same_uids_and_needs_no_torch() -> None:
     program = (
         "import sys;"
@@ -340,7 +351,8 @@ def test_another_process_gives_the_same_uids_and_needs_no_torch() -> None:
         "results = dicom_results(source_film(), finding(), ('seg', 'pm'));"
         "print(*(result.SOPInstanceUID for result in results), 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    found = on_path(Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=found)
     here = [r.SOPInstanceUID for r in dicom_results(source_film(), finding(), ("seg", "pm"))]
     assert done.stdout.split() == [*here, "False"]
 

@@ -89,7 +89,7 @@ def secondary_capture(header: SourceHeader, finding: Finding) -> "Dataset":
 def _title(finding: Finding) -> str:
     """Return what is written above the overlay: no name of a patient, a film or a file."""
     device = finding.device
-    drawn = ", SYNTHETIC film" if finding.synthetic else ""
+    drawn = ", SYNTHETIC film" if finding.synthetic else ", trained on SYNTHETIC films" * device.trained_on_synthetic
     p_value = "" if finding.p_value is None else f", p = {finding.p_value:.2g}"
     state = "flagged" if finding.flagged else "not flagged"
     return "\n".join(
@@ -151,4 +151,6 @@ def tracking_uid(header: SourceHeader, finding: Finding) -> str:
 def parameters(finding: Finding) -> dict[str, str]:
     """Return the parameters of the algorithm, for TID 4019 and its macro."""
     said = {"score": finding.score_name, "run": finding.device.run, **finding.device.parameters}
+    if finding.device.trained_on_synthetic:
+        said["trained on"] = "SYNTHETIC films"
     return {plain_text(name): plain_text(value) for name, value in said.items()}

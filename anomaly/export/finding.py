@@ -20,6 +20,7 @@ class SoftwareDevice:
     run: str  # name of the run folder or bundle
     digest: str  # SHA-256, 64 hex digits: weights, calibration and main score; with the source it makes the UIDs
     parameters: Mapping[str, str]  # what else a reader may want to know: "variant" -> "crop", ...
+    trained_on_synthetic: bool = False  # on films drawn by this program: of patients it knows nothing
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Heatmap:
     p_value: float | None  # conformal; None where the run keeps no scores of normal films
     p_interval: tuple[float, float] | None  # 95 %, of the share of normal films that score as high
     hand: int  # 0: the film's only one; 1, 2: of two, left to right
-    synthetic: bool  # the film, or those of the training, were drawn by this program
+    synthetic: bool  # the film was drawn by this program
     device: Callable[[], SoftwareDevice] = field(repr=False)  # the run, as DICOM objects name it
 
     def __repr__(self) -> str:
@@ -179,7 +179,7 @@ def _heatmap(
         p_value,
         p_interval,
         hand,
-        cache.synthetic or run.run.config.cache.synthetic,
+        cache.synthetic,
         partial(software_device, run, main),
     )
 

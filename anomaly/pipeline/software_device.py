@@ -36,6 +36,7 @@ def software_device(run: OpenRun, score: str) -> SoftwareDevice:
             "calibration": run.calibration_name or "own",
             "trained by version": config.versions.get("xray-anomaly") or "unknown",
         },
+        config.cache.synthetic,
     )
 
 

@@ -31,6 +31,8 @@ def worklist_page(service: Service) -> str:
     waiting = sum(film.state == "waiting" for film in found)
     flagged = sum(bool(film.flagged) for film in scored)
     notes = [note for note in (scored[0].notes if scored else ()) if all(note in film.notes for film in scored)]
+    if facts.synthetic:  # whether the films are, nobody knows
+        notes.append("the detector was trained on SYNTHETIC films: what it says of patients means nothing")
     if len(found) == MOST_LISTED:
         notes.append(f"the last {MOST_LISTED} films alone")
     counts = {
@@ -49,7 +51,6 @@ def worklist_page(service: Service) -> str:
             films=[_listed(rank, film) for rank, film in enumerate(scored, 1)],
             counts=counts,
             notes=notes,
-            synthetic=facts.synthetic,
             folder="films",
             map_scale=facts.map_scale,
             map_unit=facts.map_unit,
