@@ -20,7 +20,8 @@ from anomaly.export.contrast_form import ContrastDensityForm
 from anomaly.export.forms import AtypicalityForm, PValueForm, exportable
 from anomaly.export.graph import OPSET, detector_graph, example
 from anomaly.export.net_graphs import net_graph
-from anomaly.export.probe import AT_MOST, Difference, compare, open_graph, run_graph
+from anomaly.export.onnx_session import open_session
+from anomaly.export.probe import AT_MOST, Difference, compare, run_graph
 from anomaly.export.pullback import UnknownLayer, averages, pullback
 from anomaly.localization.nets import load_localizer, load_once, load_segmenter
 from anomaly.localization.ssd import SSD
@@ -125,7 +126,7 @@ def differences(model: Detector, normals: Films) -> list[Difference]:
     parsed = onnx.load_model_from_string(graph.content)
     onnx.checker.check_model(parsed)
     assert [imported.version for imported in parsed.opset_import if imported.domain == ""] == [OPSET]
-    session = open_graph(graph.content)
+    session = open_session(graph.content, threads=1)
     assert [tensor.name for tensor in graph.inputs] == [tensor.name for tensor in session.get_inputs()]
     assert [tensor.name for tensor in graph.outputs] == list(expected)
     film, mask = other.film.numpy(), other.mask.numpy()
@@ -263,7 +264,7 @@ def test_the_nets_of_the_recipe_are_graphs_too(part: str) -> None:
     assert (record.size, record.threshold, record.digest) == (size, threshold, net.digest)
     film, mask = example(3, size)
     given_films = {"film": film.numpy(), "mask": mask.numpy()}
-    session = open_graph(content)
+    session = open_session(content, threads=1)
     names = [tensor.name for tensor in record.outputs]
     found = dict(zip(names, session.run(names, {t.name: given_films[t.name] for t in record.inputs}), strict=True))
     with torch.inference_mode():

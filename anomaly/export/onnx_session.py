@@ -11,8 +11,8 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 DEVICES = ("auto", "cpu", "cuda")
 
 
-def open_session(path: Path, device: str = "cpu", threads: int | None = None) -> Any:
-    """Return an `onnxruntime.InferenceSession` of a graph.
+def open_session(graph: Path | bytes, device: str = "cpu", threads: int | None = None) -> Any:
+    """Return an `onnxruntime.InferenceSession` of a graph: a file, or its content.
 
     device   "auto" takes a GPU where this onnxruntime can use one, and says so where it was built for one and can't;
              "cpu"; "cuda" or "cuda:N".
@@ -28,12 +28,13 @@ def open_session(path: Path, device: str = "cpu", threads: int | None = None) ->
     options.inter_op_num_threads = 1
     # Threads that wait in a loop for the next film would take the processor from what prepares it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    source, name = (graph, "the graph") if isinstance(graph, bytes) else (str(graph), str(graph))
     try:
-        session = runtime.InferenceSession(str(path), options, providers=providers)
+        session = runtime.InferenceSession(source, options, providers=providers)
     except Exception as error:  # onnxruntime has error types of its own, without a common base
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{path} can't be opened by onnxruntime {runtime.__version__} ({reason}); install a newer one, or export "
+            f"{name} can't be opened by onnxruntime {runtime.__version__} ({reason}); install a newer one, or export "
             "the run again"
         ) from None
     if providers[0] != CPU and session.get_providers()[0] == CPU:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anomaly.export.bundle import MODEL, PROBE, read_bundle
-from preprocessing import InputError
+from anomaly.export.onnx_session import open_session
 
 AT_MOST = {"scores": 1e-5, "map": 1e-4, "reconstruction": 1e-4}
 """Output -> the difference that is rounding, unless a film's own rounding moves it by more than a tenth of that."""
@@ -38,18 +38,6 @@ class Difference:
     def sound(self) -> bool:
         """Whether no flag differs and hardly a film by more than rounding."""
         return not self.flags and self.beyond <= ODD * self.films
-
-
-def open_graph(source: bytes | Path) -> Any:
-    """Return an onnxruntime session of a graph, on one thread; InputError where onnxruntime is missing."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise InputError("comparing graphs needs onnxruntime: pip install 'xray-anomaly[export]'") from None
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(source if isinstance(source, bytes) else str(source), options)
 
 
 def run_graph(session: Any, film: NDArray[np.float32], mask: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
@@ -103,5 +91,5 @@ def check_bundle(folder: Path) -> list[Difference]:
 
     bundle = read_bundle(folder)
     probe = load_file(folder / PROBE)
-    found = run_graph(open_graph(folder / MODEL), probe["film"], probe["mask"])
+    found = run_graph(open_session(folder / MODEL, threads=1), probe["film"], probe["mask"])
     return compare(bundle.score_names, probe, found, probe["spread"], rounding=bundle.rounding)

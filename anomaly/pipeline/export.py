@@ -19,7 +19,8 @@ from anomaly.export.card import LICENCE, licence_texts, model_card
 from anomaly.export.graph import OPSET, Graph, detector_graph, example
 from anomaly.export.layouts import LAYOUTS, Layout, layout_files
 from anomaly.export.net_graphs import net_graph
-from anomaly.export.probe import Difference, compare, open_graph, run_graph
+from anomaly.export.onnx_session import open_session
+from anomaly.export.probe import Difference, compare, run_graph
 from anomaly.export.pullback import UnknownLayer
 from anomaly.export.run_copy import run_files
 from anomaly.models import find_detector, zoo
@@ -97,7 +98,7 @@ def check_export(exported: Exported, run: Run, cache: Path | None = None) -> tup
     cache  where the run's cache is now, if not where it was.
     """
     films = _evenly(run_films(run, "test", cache)[0], MOST_CHECKED)
-    model, session = exported.model, open_graph(exported.folder / MODEL)
+    model, session = exported.model, open_session(exported.folder / MODEL, threads=1)
     expected: list[dict[str, NDArray[Any]]] = []
     found: list[dict[str, NDArray[Any]]] = []
     pictures = any(tensor.name == "map" for tensor in exported.bundle.outputs)
@@ -141,7 +142,7 @@ def _probe(model: Detector, graph: Graph, size: int, spread: NDArray[np.float64]
     film, mask = example(PROBED, size)
     maps = any(tensor.name == "map" for tensor in graph.outputs)
     expected = _predicted(model, Batch(film, mask, torch.full((PROBED,), -1)), maps=maps)
-    session = open_graph(graph.content)
+    session = open_session(graph.content, threads=1)
     found = run_graph(session, film.numpy(), mask.numpy())
     single = [run_graph(session, film[i : i + 1].numpy(), mask[i : i + 1].numpy()) for i in range(PROBED)]
     alone = {name: np.concatenate([one[name] for one in single]) for name in found}
