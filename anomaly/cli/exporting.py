@@ -70,7 +70,8 @@ def _show(differences: Sequence["Difference"], title: str) -> bool:
     say(title)
     say(f"{'output':22} {'largest difference':>18} {'rounding':>9} {'films beyond':>12} {'flags differing':>15}")
     for row in differences:
-        flags = "" if row.output in ("map", "reconstruction") else str(row.flags)
+        at = f" ({row.at_threshold} at the threshold)" if row.at_threshold else ""
+        flags = "" if row.output in ("map", "reconstruction") else f"{row.flags}{at}"
         say(f"{row.output:22} {row.largest:18.1e} {row.at_most:9.0e} {row.beyond:12} {flags:>15}")
     sound = all(row.sound for row in differences)
     say("they agree" if sound else "THEY DIFFER by more than rounding")

@@ -5,7 +5,7 @@ is greater: standardized scores pass through zero. A map's is relative to the gr
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,12 @@ class Difference:
     beyond: int  # films that differ by more
     films: int
     flags: int = 0  # films that one flags and the other doesn't, where there is a threshold
+    at_threshold: int = 0  # those of them whose score is the threshold but for rounding
 
     @property
     def sound(self) -> bool:
-        """Whether no flag differs and hardly a film by more than rounding."""
-        return not self.flags and self.beyond <= ODD * self.films
+        """Whether no flag differs that rounding does not decide, and hardly a film by more than rounding."""
+        return self.flags == self.at_threshold and self.beyond <= ODD * self.films
 
 
 def run_graph(session: Any, film: NDArray[np.float32], mask: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
@@ -64,11 +65,12 @@ def compare(
     limits = rounding or {}
     for column, name in enumerate(score_names):
         right, value = expected["scores"][:, column], found["scores"][:, column]
-        apart = np.abs(value - right)
-        relative = apart / np.maximum(np.maximum(np.abs(right), spread[column]), np.finfo(float).tiny)
-        at = (thresholds or {}).get(name)
-        flags = 0 if at is None else int(((value >= at) != (right >= at)).sum())
-        differences.append(_difference(name, relative, limits.get(name, AT_MOST["scores"]), flags))
+        scale = np.maximum(np.maximum(np.abs(right), spread[column]), np.finfo(float).tiny)
+        limit, at = limits.get(name, AT_MOST["scores"]), (thresholds or {}).get(name, np.nan)
+        flags = ((value >= at) != (right >= at)) & ~np.isnan(at)
+        near = np.abs(right - at) <= limit * scale
+        found_of_score = _difference(name, np.abs(value - right) / scale, limit)
+        differences.append(replace(found_of_score, flags=int(flags.sum()), at_threshold=int((flags & near).sum())))
     for name in ("map", "reconstruction"):
         if name in expected:
             apart = np.abs(found[name] - expected[name]).max(axis=(1, 2, 3))
@@ -77,9 +79,9 @@ def compare(
     return differences
 
 
-def _difference(name: str, relative: NDArray[np.float64], at_most: float, flags: int = 0) -> Difference:
+def _difference(name: str, relative: NDArray[np.float64], at_most: float) -> Difference:
     relative = np.nan_to_num(relative, nan=np.inf)
-    return Difference(name, float(relative.max()), at_most, int((relative > at_most).sum()), len(relative), flags)
+    return Difference(name, float(relative.max()), at_most, int((relative > at_most).sum()), len(relative))
 
 
 def check_bundle(folder: Path) -> list[Difference]:
