@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from anomaly.evaluation.comparison import Entry, Key, Pair, Table
+from anomaly.formatting import from_csv_cell
 from anomaly.reporting.latex import ESCAPES
 
 NUMBER = r"[+-]?\d?\.\d{3}"
@@ -98,7 +99,8 @@ def parse_csv(text: str) -> dict[Key, Entry]:
     numbers = {"mean": float, "sd": float, "difference": float, "p": float, "prevalence": float}
     numbers |= dict.fromkeys(("failed", "undone", "n", "n_abnormal", "n_patients"), int)
     entries: dict[Key, Entry] = {}
-    for line in csv.DictReader(io.StringIO(text, newline="")):
+    for escaped in csv.DictReader(io.StringIO(text, newline="")):
+        line = {name: from_csv_cell(cell) for name, cell in escaped.items()}
         values = {name: (float(line[a]), float(line[b])) if line[a] else None for name, (a, b) in pairs.items()}
         values |= {name: kind(line[name]) if line[name] else None for name, kind in numbers.items()}
         values |= {name: line[name] == "True" for name in ("best", "tied")}

@@ -62,7 +62,8 @@ def test_a_run_folder_holds_what_its_docstring_says(run: Run) -> None:
     names = {p.name for p in run.path.iterdir()}
     expected = {"run.json", "history.csv", "warnings.json", "weights.safetensors", "calibration.json"}
     expected |= {"films.safetensors"}
-    assert names - {".lock"} == expected | {"learning_curve.png", "reconstructions.png"}
+    expected |= {"learning_curve.png", "reconstructions.png", "manifest.json"}
+    assert names - {".lock", ".manifest.lock"} == expected
     assert run.finished and run.config.films["train"] >= 8
     assert len((run.path / "history.csv").read_text().splitlines()) == 4  # a header and three epochs
 

@@ -82,8 +82,13 @@ def run_until_stopped(server: "Server", listening: socket.socket, ready: Callabl
         ready()
 
     # The server raises its signal once more when it is done; by then there is nothing left to interrupt.
+    before = {}
     for number in (signal.SIGINT, signal.SIGTERM):
         with suppress(ValueError):  # not the main thread: whoever started it stops it
-            signal.signal(number, lambda *_: None)
+            before[number] = signal.signal(number, lambda *_: None)
     threading.Thread(target=when_started, daemon=True).start()
-    server.run(sockets=[listening])
+    try:
+        server.run(sockets=[listening])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
