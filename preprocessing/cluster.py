@@ -112,8 +112,14 @@ class Cluster:
 
     def _result(self, future: Any, *, raise_lost: bool = False) -> Any:
         try:
-            self._wait([future])
-            return future.result()
+            while True:
+                self._wait([future])
+                try:
+                    return future.result(timeout=GONE_SECONDS)
+                except TimeoutError:
+                    # A worker that dies with a result that nobody has fetched yet takes it along: it is due again.
+                    if future.status == "error":  # the function's own
+                        raise
         except self.lost:
             if raise_lost:
                 raise

@@ -91,4 +91,4 @@ def run_until_stopped(server: "Server", listening: socket.socket, ready: Callabl
         server.run(sockets=[listening])
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: one that was not set from Python
