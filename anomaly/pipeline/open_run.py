@@ -51,8 +51,9 @@ def open_run(run: Run, device: str = "auto", cache_path: Path | None = None, cal
     """
     if run.finished:
         refitted = calibration_folder(run, calibration) / REFITTED if calibration is not None else None
-        found = named_calibration(run, calibration)
+        # The detector first: what prepares films is refused as such, not for its calibration, which is another record.
         model = load_scorer(run, device, refitted if refitted and refitted.is_file() else None)
+        found = named_calibration(run, calibration)
         return OpenRun(run, model, found, device, calibration_name=calibration, cache_path=cache_path)
     if calibration is not None:
         raise InputError(f"{run.path} is unfinished and has its own calibration alone; leave out --calibration")
