@@ -136,8 +136,12 @@ def test_before_the_first_epoch_there_is_nothing_to_keep(
 
 def test_without_a_terminal_one_press_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stop_key, "at_terminal", lambda: False)
-    with StopKey(40), pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with StopKey(40), pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # --- at a real terminal ---------------------------------------------------------------------------------------------
