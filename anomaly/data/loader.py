@@ -149,7 +149,7 @@ class TrainingBatches:
             if "shared memory" not in str(error):
                 raise
             raise InputError(
-                "/dev/shm is full, and workers hand the batches over there; free or enlarge it (docker run "
+                "/dev/shm is full, and workers hand the batches over there; free or enlarge it (docker run "  # nosec B108 # text
                 "--shm-size), or take --workers 0; the same command resumes"
             ) from error
 

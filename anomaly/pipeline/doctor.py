@@ -175,7 +175,7 @@ def _places() -> Iterator[Fact]:
         else:
             advice = "caches and films that are prepared may not fit" if free < LITTLE_DISK else None
             yield Fact("places", name, f"{place}, {size_on_disk(free)} free", advice)
-    shared = Path("/dev/shm")  # looked at, nothing is written
+    shared = Path("/dev/shm")  # nosec B108 # looked at, nothing is written
     if shared.is_dir():
         size = shutil.disk_usage(shared).total
         advice = "films pass between processes there: docker run --shm-size=1g, or --workers 0"
