@@ -314,6 +314,9 @@ def test_a_map_is_not_laid_on_another_film(run: Run, films: Path, tmp_path: Path
 def test_a_damaged_calibration_is_named(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "copy")
     (tmp_path / "copy/calibration.json").write_text("{")
+    with pytest.raises(InputError, match=r"calibration.json was changed or damaged after it was written"):
+        score_verb(score_options(tmp_path / "copy"))
+    (tmp_path / "copy/manifest.json").unlink()  # a run of before there were manifests
     with pytest.raises(InputError, match=r"calibration.json can't be read"):
         score_verb(score_options(tmp_path / "copy"))
 

@@ -51,9 +51,7 @@ def main() -> None:
         error.show()
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
-        resumes = {"preprocess", "train", "tune", "bench", "phantom", "demo", "models", "auto", "ensemble"} & set(
-            sys.argv[1:3]
-        )
+        resumes = RESUMED & set(sys.argv[1:3])
         fail(f"interrupted; {'the same command resumes it' if resumes else 'nothing is lost'}", INTERRUPTED)
     except InputError as error:
         fail(str(error), 2, error)
