@@ -30,6 +30,8 @@ from preprocessing.phantom import plan_films, write_phantoms
 ANOMALY = str(Path(sys.executable).with_name("anomaly"))
 PATIENTS = 12
 SIZE = 128
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+"""Modules are compiled once, as after any installation."""
 LIGHT = {"--help": ["--help"], "train --help": ["train", "--help"], "models": ["models"]}
 
 
@@ -168,7 +170,8 @@ def main() -> None:
 def spent(words: Sequence[str]) -> tuple[float, float]:
     """Run `anomaly` as a process; seconds of processor and of the clock."""
     start = time.perf_counter()
-    with subprocess.Popen([ANOMALY, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
+    with subprocess.Popen([ANOMALY, *words], **quiet) as child:
         assert child.stderr is not None
         error = child.stderr.read()
         _, status, used = os.wait4(child.pid, 0)
@@ -186,7 +189,7 @@ def taken_apart(words: Sequence[str], parts: Parts) -> dict[str, float]:
 
 def said(script: str, words: Sequence[str]) -> str:
     """Run Python text with the words of a command; what it printed on standard error."""
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, env=ENVIRONMENT)
     if done.returncode:
         raise RuntimeError(f"anomaly {' '.join(words)}: {done.stderr}")
     return done.stderr
