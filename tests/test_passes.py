@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import anomaly
 from anomaly.cli.scoring import heatmap, report
 from anomaly.cli.scoring import score as score_verb
 from anomaly.data.dataset import Films
@@ -21,7 +22,7 @@ from anomaly.evaluation.figures import Metrics
 from anomaly.evaluation.predict import PredictedFilms
 from anomaly.evaluation.torch_scorer import TorchScorer
 from anomaly.models.ensemble import Ensemble
-from anomaly.pipeline import gallery, open_run, results
+from anomaly.pipeline import api, gallery, open_run, results, selection
 from anomaly.pipeline.ensemble import combine
 from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.gallery import GalleryCollector
@@ -30,6 +31,7 @@ from anomaly.pipeline.options import HeatmapOptions, Plan, ReportOptions, ScoreO
 from anomaly.pipeline.plan import prepare
 from anomaly.reporting.galleries import gallery_rows
 from anomaly.runs import Run, read_csv
+from anomaly.service.detector import OpenRunFolder, Task
 from preprocessing.cache.reader import Cache
 
 from .conftest import TINY
@@ -118,6 +120,25 @@ def test_score_and_report_pass_each_film_once(
     assert passes.take() == {len(shown)} and len(shown) <= 4
     report(ReportOptions(run.path, device="cpu"))
     assert passes.take() == {count}, "films that were not scored are scored once, galleries included"
+
+
+def test_a_service_that_draws_prepares_and_passes_each_film_once(
+    trained: dict[str, Run], passes: Passes, films: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    prepared: list[object] = []
+    build = selection.build
+    monkeypatch.setattr(selection, "build", lambda *given, **named: prepared.append(given) or build(*given, **named))
+    monkeypatch.setattr(api, "open_run", open_run.open_run)  # the counted one
+    detector = OpenRunFolder(trained["cae"].path, device="cpu")()
+    several = sorted(films.rglob("image1.png"))[:3]
+    drawn = [Task(str(i), film, tmp_path, str(i), ("png", "npy")) for i, film in enumerate(several)]
+    results = detector.score([Task("plain", several[0], tmp_path, "plain"), *drawn])
+    assert passes.take() == {4} and len(prepared) == 2
+    plain, first = results[0].parts[0], results[1].parts[0]
+    assert plain.scores == pytest.approx(first.scores, rel=1e-5) and plain.p_value == first.p_value
+    assert first.files == ["heatmap.png", "heatmap.npy"] and not plain.files
+    (alone,) = anomaly.load(trained["cae"].path, device="cpu").heatmap(several[0], space="film")
+    np.testing.assert_allclose(np.load(tmp_path / "0_heatmap.npy"), alone.map, rtol=1e-4, atol=1e-5)
 
 
 @KINDS

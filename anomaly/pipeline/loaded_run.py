@@ -14,7 +14,7 @@ from anomaly.formatting import command_line
 from anomaly.pipeline.calibrate import calibrate_run
 from anomaly.pipeline.choices import FLAG_KINDS, Choices, Chosen, FlagKind, choices_of, choose, read_choices
 from anomaly.pipeline.gallery import MapCollector
-from anomaly.pipeline.heatmaps import Heatmap, heatmaps
+from anomaly.pipeline.heatmaps import Heatmap, heatmaps, heatmaps_of
 from anomaly.pipeline.in_memory import source_of
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.options import CalibrateOptions
@@ -22,6 +22,7 @@ from anomaly.pipeline.other_cache import cache_source, cached_films, other_cache
 from anomaly.pipeline.scoring import ScoringResult, score_selection
 from anomaly.pipeline.selection import Display, Selection, new_films, recorded_films
 from preprocessing import InputError
+from preprocessing.sources import Source
 from preprocessing.wording import counted
 
 if TYPE_CHECKING:
@@ -171,13 +172,31 @@ class LoadedRun:
             raise InputError(f"limit is {limit}; give 1 or more")
         chosen = self._chosen(choices_of(score=by))
         with self._selection(films, split, where, workers) as selection:
-            originals = None
-            if space == "film":
-                originals = selection.source or cache_source(selection.films.cache)
-                if originals is None:
-                    cache = selection.films.cache
-                    raise InputError(f"the films of {cache.path} are not at {cache.source_path}, where they were")
+            originals = _originals(selection) if space == "film" else None
             return list(heatmaps(chosen.run, selection, by=chosen.score, limit=limit, originals=originals))
+
+    def examine(
+        self, films: "Film | Sequence[Film]", *, workers: int = 0, as_set: bool = True
+    ) -> tuple[ScoringResult, list[Heatmap]]:
+        """Score new films and draw their heatmaps on the original films, from one pass: half the work of both verbs.
+
+        Returns what `score` does, and the heatmaps in the order of the films; none where the model draws none. The
+        arguments are those of `score`.
+        """
+        chosen = self._chosen(Choices())
+        with self._selection(films, None, (), workers) as selection:
+            kept = MapCollector()
+            result = score_selection(
+                chosen.run,
+                selection,
+                by=chosen.score,
+                pooling=chosen.aggregate,
+                display=self._display,
+                collect=(kept,),
+                as_set=as_set,
+            )
+            scores, originals = result.scored.scores, _originals(selection)
+            return result, list(heatmaps_of(chosen.run, selection, scores, kept.maps, result.main, originals))
 
     def _chosen(self, given: Choices, fdr: float | None = None) -> Chosen:
         """Return the run with what is given, and what it remembers: wrong names are refused before films are read."""
@@ -249,3 +268,12 @@ class LoadedRun:
                     stacklevel=4,
                 )
             yield selection
+
+
+def _originals(selection: Selection) -> Source:
+    """Return where the original films are; raises InputError where they are gone."""
+    originals = selection.source or cache_source(selection.films.cache)
+    if originals is None:
+        cache = selection.films.cache
+        raise InputError(f"the films of {cache.path} are not at {cache.source_path}, where they were")
+    return originals

@@ -99,45 +99,48 @@ class RunDetector:
         return results
 
     def _score(self, tasks: Sequence[Task]) -> list[FilmResult]:
+        """Score films of which something is to be drawn, and those of which nothing is, and return them in order."""
+        results: dict[str, FilmResult] = {}
+        for draws in (False, True):
+            some = [task for task in tasks if bool(task.heatmaps or task.dicom) == draws]
+            if some:
+                found = self._score_some(some, draws=draws)
+                results |= {task.id: result for task, result in zip(some, found, strict=True)}
+        return [results[task.id] for task in tasks]
+
+    def _score_some(self, tasks: Sequence[Task], *, draws: bool) -> list[FilmResult]:
+        films, notes = [task.film for task in tasks], []
+        heatmaps: list[Heatmap] = []
+        # Prepared in this process, which is to hold all memory that a film takes; films that happen to wait together
+        # are no set to compare with the training's.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unreadable films, each of which has a result of its own
-            # Prepared in this process, which is to hold all memory that a film takes; films that happen to wait
-            # together are no set to compare with the training's.
-            scored = self._run.score([task.film for task in tasks], workers=1, as_set=False)
-        names = _names([task.film for task in tasks])
+            if draws and self.facts.map_scale is None:
+                notes = [f"no heatmap and no DICOM objects: {self.facts.model} scores a film as a whole"]
+                draws = False
+            if draws:
+                scored, heatmaps = self._run.examine(films, workers=1, as_set=False)
+            else:
+                scored = self._run.score(films, workers=1, as_set=False)
+        names = _names(films)
         failures = dict(scored.failures)
         parts: dict[str, list[tuple[int, UnitScore]]] = {}
         for film in scored.films:
             name, _, hand = film.id.rpartition("#")
             whole = film.id in names
             parts.setdefault(film.id if whole else name, []).append((0 if whole else int(hand), film))
-        drawn = self._draw([task for task, name in zip(tasks, names, strict=True) if name in parts])
-        results = []
-        for task, name in zip(tasks, names, strict=True):
-            if name in parts:
-                results.append(self._result(scored, parts[name], drawn.get(task.id, _Drawn())))
-            else:
-                results.append(_failed(task, failures.get(name, "it shows no film")))
-        return results
-
-    def _draw(self, tasks: Sequence[Task]) -> "dict[str, _Drawn]":
-        """Write the heatmaps and DICOM objects that are asked for; task -> what was written."""
-        tasks = [task for task in tasks if task.heatmaps or task.dicom]
-        if not tasks:
-            return {}
-        if self.facts.map_scale is None:
-            none = f"no heatmap and no DICOM objects: {self.facts.model} scores a film as a whole"
-            return {task.id: _Drawn(notes=[none]) for task in tasks}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            heatmaps = self._run.heatmap([task.film for task in tasks], space="film", workers=1)
-        by_name = dict(zip(_names([task.film for task in tasks]), tasks, strict=True))
-        drawn = {task.id: _Drawn() for task in tasks}
+        drawn = {name: _Drawn(notes=list(notes)) for name in names}
+        by_name = dict(zip(names, tasks, strict=True))
         for heatmap in heatmaps:
-            whole = heatmap.name in by_name
-            task = by_name[heatmap.name if whole else heatmap.name.rpartition("#")[0]]
-            drawn[task.id].add(task, 0 if whole else heatmap.hand, heatmap)
-        return drawn
+            name = heatmap.name if heatmap.name in by_name else heatmap.name.rpartition("#")[0]
+            drawn[name].add(by_name[name], 0 if heatmap.name in by_name else heatmap.hand, heatmap)
+        results = []
+        for name in names:
+            if name in parts:
+                results.append(self._result(scored, parts[name], drawn[name]))
+            else:
+                results.append(_failed(by_name[name], failures.get(name, "it shows no film")))
+        return results
 
     def _result(
         self,
