@@ -1,8 +1,9 @@
 """The run folder: what is in it, writing it safely, opening it, resuming.
 
-    run.json                 model, settings, seeds, cache, splits, versions: all that made the run; written first
+    run.json                 model, settings, seeds, cache, splits, versions: all that made the run; written first, with
+                             its own SHA-256
     tensorboard/, mlflow.json   by `--track`: events; which run of MLflow it is
-    checkpoint.safetensors   the state after some finished epoch; only while the run is unfinished
+    checkpoint.safetensors   the state after some finished epoch, with its SHA-256; only while the run is unfinished
     history.csv              one line an epoch: seconds, films/s, every loss term, what is watched, validation loss
     samples.png, reconstructions.png   generated films; films beside their reconstructions and maps: drawn at every
                              checkpoint; maps.png for a model that reconstructs nothing
@@ -57,6 +58,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from anomaly.console import plain
 from anomaly.formatting import csv_cell, from_csv_cell
 from anomaly.names import fitting
+from anomaly.sealed import sealed, state_of_tensors, unsealed
 from preprocessing import InputError
 from preprocessing.locks import file_lock, is_held
 
@@ -66,6 +68,7 @@ FORMAT = 5
 OLDEST = 4
 """Runs from this format on are read: those of format 4 keep no scores of normal films, and so give no p-values."""
 RUNS = Path("runs")
+CHECKPOINT = "checkpoint.safetensors"
 
 
 RESULTS = (
@@ -326,8 +329,8 @@ class Run:
                 f"{path} is not a run folder (no run.json); `anomaly train cae` makes one{_existing(path)}"
             )
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+            content = unsealed(file.read_bytes())
+        except ValueError as error:
             raise InputError(f"{file} is damaged ({error}); train again with another --out") from None
         version = content.get("format") if isinstance(content, dict) else None
         if isinstance(version, int) and not OLDEST <= version <= FORMAT:
@@ -348,11 +351,11 @@ class Run:
     @property
     def ended(self) -> bool:
         """Whether nothing of the training is left to do: a kill may come between its last two steps."""
-        return self.finished and not (self.path / "checkpoint.safetensors").is_file()
+        return self.finished and not (self.path / CHECKPOINT).is_file()
 
     def epochs_done(self) -> int:
         """Return how many epochs an interrupted training has behind it."""
-        path = self.path / "checkpoint.safetensors"
+        path = self.path / CHECKPOINT
         if self.finished or not path.is_file():
             return 0
         return int(checkpoint_state(path)["epoch"])
@@ -384,7 +387,7 @@ class Run:
     def update(self, **changes: Any) -> None:
         """Change what run.json says."""
         self.config = self.config.model_copy(update=changes)
-        self.write("run.json", to_json(self.config.model_dump()))
+        self.write("run.json", sealed(self.config.model_dump()))
 
     def read(self, name: str, kind: type[M], remake: str = "", *, remedy: str = "") -> M:
         """Return a JSON file of the folder as its record; raises InputError where it is missing, damaged or older.
@@ -423,15 +426,8 @@ def run_and_score(text: Path) -> tuple[Run, str | None]:
 
 
 def checkpoint_state(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of itself beside its tensors: epoch, best loss, history."""
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, "np") as file:
-            state: dict[str, Any] = json.loads(file.metadata()["state"])
-    except Exception as error:  # safetensors has an error type of its own for every kind of damage
-        raise InputError(f"{path} is damaged ({error}); delete it to start this run again") from None
-    return state
+    """Return what a checkpoint says of itself beside its tensors, once all of it is compared with its SHA-256."""
+    return state_of_tensors(path, "put the right file back, or delete it: then this training starts again")
 
 
 def _existing(path: Path) -> str:
@@ -463,7 +459,7 @@ def create(path: Path, config: RunConfig) -> Run:
         raise InputError(f"{path} exists; choose another --out")
     # Made beside and moved into place: a folder of this name is a run from the first moment on.
     beside = aside(path)
-    write_atomic(beside / "run.json", to_json(config.model_dump()))
+    write_atomic(beside / "run.json", sealed(config.model_dump()))
     try:
         beside.replace(path)
     except OSError as error:

@@ -24,6 +24,7 @@ from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.loaded_run import LoadedRun
 from anomaly.pipeline.plan import Plan, prepare
 from anomaly.runs import Run
+from anomaly.sealed import sealed
 from preprocessing.cache.reader import Cache
 from preprocessing.phantom import write_phantoms
 
@@ -314,8 +315,8 @@ def test_an_unfinished_run_has_its_best_weights_and_says_so(cache: Cache, film: 
 
 def test_a_cache_that_moved_is_named(run: Run, cache: Cache, tmp_path: Path) -> None:
     shutil.copytree(run.path, tmp_path / "run")
-    text = (tmp_path / "run/run.json").read_text()
-    (tmp_path / "run/run.json").write_text(text.replace(str(cache.path), "/gone/films.h5"))
+    config = run.config.model_copy(update={"cache": run.config.cache.model_copy(update={"path": "/gone/films.h5"})})
+    (tmp_path / "run/run.json").write_text(sealed(config.model_dump()))
     (tmp_path / "run/manifest.json").unlink()
     with pytest.raises(anomaly.InputError, match=r"the cache /gone/films\.h5 of .*run is gone"):
         anomaly.load(tmp_path / "run", device="cpu").score()

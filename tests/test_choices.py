@@ -18,6 +18,7 @@ from anomaly.pipeline.choices import ABNORMAL, Choices, choices_of, read_choices
 from anomaly.pipeline.open_run import open_run
 from anomaly.pipeline.selection import Selection, recorded_films
 from anomaly.runs import OLDEST, Run, read_csv
+from anomaly.sealed import unsealed
 from preprocessing import InputError
 
 from .test_cli import refused, typed
@@ -261,7 +262,7 @@ def test_a_run_of_the_format_before_is_scored_without_p_values(capsys: Capture, 
     kept = ("thresholds", "map_scale", "films")
     old = {name: value for name, value in json.loads(file.read_text()).items() if name in kept}
     file.write_text(json.dumps(old | {"quantile": 0.95, "rule": "quantile"}))
-    config = json.loads((mine / "run.json").read_text())
+    config = unsealed((mine / "run.json").read_text())
     (mine / "run.json").write_text(json.dumps(config | {"format": OLDEST}))
     (mine / "manifest.json").unlink()
     out, _ = score(capsys, mine)

@@ -22,7 +22,8 @@ from anomaly.models import find_detector
 from anomaly.models.base import Detector, Prediction
 from anomaly.pipeline import export as exporting
 from anomaly.pipeline.export import Exported, check_export, export_run
-from anomaly.runs import Run, to_json
+from anomaly.runs import Run
+from anomaly.sealed import sealed, unsealed
 from preprocessing import InputError
 
 from .conftest import on_path
@@ -109,17 +110,17 @@ def test_a_flipped_bit_is_refused(made: Exported, place: float, bit: int, name: 
 
 
 def test_what_is_no_whole_bundle_of_this_format_is_refused(bundle: Path) -> None:
-    record = json.loads((bundle / FILE).read_text())
-    (bundle / FILE).write_text(to_json(record | {"format": FORMAT + 1, "something": "new"}))
+    record = unsealed((bundle / FILE).read_text())
+    (bundle / FILE).write_text(sealed(record | {"format": FORMAT + 1, "something": "new"}))
     with pytest.raises(InputError, match=f"has format {FORMAT + 1}, this version reads {FORMAT}; install a newer"):
         read_bundle(bundle)
-    (bundle / FILE).write_text(to_json(record | {"size": "large"}))
+    (bundle / FILE).write_text(sealed(record | {"size": "large"}))
     with pytest.raises(InputError, match="is damaged"):
         read_bundle(bundle)
-    (bundle / FILE).write_text(to_json(record | {"files": record["files"] | {"../../etc/passwd": ""}}))
+    (bundle / FILE).write_text(sealed(record | {"files": record["files"] | {"../../etc/passwd": ""}}))
     with pytest.raises(InputError, match="leaves"):
         read_bundle(bundle)
-    (bundle / FILE).write_text(to_json(record))
+    (bundle / FILE).write_text(sealed(record))
     (bundle / PROBE).unlink()
     with pytest.raises(InputError, match=f"lacks {PROBE}"):
         read_bundle(bundle)
@@ -156,11 +157,11 @@ def test_a_bundle_checks_itself_without_torch(bundle: Path, tmp_path: Path) -> N
     from safetensors.numpy import save_file
 
     save_file(probe | {"scores": probe["scores"] * 1.001}, bundle / PROBE)
-    record = json.loads((bundle / FILE).read_text())
+    record = unsealed((bundle / FILE).read_text())
     from anomaly.runs import sha256
 
     record["files"][PROBE] = sha256(bundle / PROBE)
-    (bundle / FILE).write_text(to_json(record))
+    (bundle / FILE).write_text(sealed(record))
     done = check()
     assert done.returncode == 1 and "THEY DIFFER" in done.stdout
 

@@ -21,6 +21,7 @@ from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.calibration import read_calibration
 from anomaly.evaluation.predict import predict, score
 from anomaly.evaluation.torch_scorer import TorchScorer
+from anomaly.manifest import write_listed
 from anomaly.models.cae import CAE
 from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.map_files import MapFiles, write_heatmaps
@@ -354,7 +355,7 @@ def test_figures_of_an_older_version_name_the_command_that_makes_them_again(run:
     file = tmp_path / "copy/metrics.json"
     older = json.loads(file.read_text())
     older["pixel"] = {"roc_auc": 0.5}
-    file.write_text(json.dumps(older))
+    write_listed(file, json.dumps(older))
     with pytest.raises(InputError, match=r"metrics\.json can't be read \(pixel: .*\); run `anomaly score .*copy`"):
         anomaly.load(tmp_path / "copy").figures  # noqa: B018
 

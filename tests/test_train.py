@@ -1,6 +1,5 @@
 """The loop: repeatable, resumable to the bit, and careful with what it leaves behind."""
 
-import json
 import math
 import os
 import signal
@@ -27,6 +26,7 @@ from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.options import Plan
 from anomaly.pipeline.plan import prepare, resolve
 from anomaly.runs import Run, Warnings
+from anomaly.sealed import unsealed
 from anomaly.training.compiling import compilable
 from anomaly.training.config import EpochReport, TrainConfig
 from anomaly.training.device import choose_device, choose_precision
@@ -276,7 +276,7 @@ def test_processes_of_tests_can_be_kept_from_bfloat16() -> None:
 
 
 def test_run_json_says_what_made_the_run(run: Run, cache: Cache) -> None:
-    assert json.loads((run.path / "run.json").read_text()) == run.config.model_dump()
+    assert unsealed((run.path / "run.json").read_text()) == run.config.model_dump()
     config = Run(run.path).config
     assert config.cache.content_hash == cache.content_hash and config.cache.synthetic is True
     assert config.settings.model["width"] == 4 and config.seed == 0

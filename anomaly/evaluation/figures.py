@@ -9,6 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
+from anomaly.formatting import command_line
+from anomaly.manifest import check_file
+from anomaly.runs import Run
 from preprocessing.wording import patients_note
 
 Pooling = Literal["mean", "max"]
@@ -16,6 +19,7 @@ POOLINGS: tuple[Pooling, ...] = ("mean", "max")
 Unit = Literal["film", "study", "patient"]
 UNITS: tuple[Unit, ...] = ("film", "study", "patient")
 
+METRICS = "metrics.json"
 TRIVIAL = ("mean_grey", "minus_std")
 """Scores that need no training, and that every detector has to beat."""
 
@@ -323,3 +327,10 @@ class Metrics(Figures):
     def main(self) -> ScoreFigures:
         """The figures of the main score by film."""
         return self.film[self.score]
+
+
+def read_metrics(run: Run) -> Metrics:
+    """Return the figures of a run's test films, as `anomaly score` wrote them; InputError where they are damaged."""
+    again = command_line("anomaly", "score", run.path)
+    check_file(run.path / METRICS, f"run `{again}` to make it again")
+    return run.read(METRICS, Metrics, again)

@@ -25,6 +25,7 @@ from anomaly import runs
 from anomaly.experiments.grid import Cell, Grid, GridFile
 from anomaly.pipeline.plan import resolve
 from anomaly.runs import write_atomic
+from anomaly.sealed import sealed, unsealed
 from preprocessing import InputError
 from preprocessing.cache.reader import Cache
 from preprocessing.locks import file_lock
@@ -57,7 +58,7 @@ class Bench:
             except FileNotFoundError:
                 for cell in self.cells:
                     self._check_cell(cell)
-                write_atomic(file, runs.to_json(wanted.model_dump(mode="json")))
+                write_atomic(file, sealed(wanted.model_dump(mode="json")))
                 return
             except ValueError as error:
                 raise InputError(
@@ -199,7 +200,7 @@ def read_grid(path: Path) -> GridFile:
     """Return the bench.json of a folder; raises OSError where there is none, ValueError of one line where damaged."""
     content = (path / "bench.json").read_bytes()
     try:
-        return GridFile.model_validate_json(content)
+        return GridFile.model_validate(unsealed(content))
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(": ".join([*map(str, first["loc"]), first["msg"]])) from None

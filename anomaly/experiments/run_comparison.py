@@ -126,9 +126,9 @@ def _score_name(run: Run, score: str | None, films: Mapping[str, Mapping[str, st
     columns = list(next(iter(films.values()), {}))
     known = columns[columns.index("split") + 1 : columns.index("flagged")] if "flagged" in columns else []
     if score is None:
-        from anomaly.evaluation.figures import Metrics
+        from anomaly.evaluation.figures import read_metrics
 
-        score = run.read("metrics.json", Metrics, command_line("anomaly", "score", run.path)).score
+        score = read_metrics(run).score
     if score not in known:
         raise InputError(
             f"{run.path} has no score {score!r}; there are: {', '.join(known)}{did_you_mean(score, known)}"

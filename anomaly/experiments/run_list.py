@@ -10,7 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from anomaly.formatting import command_line
+from anomaly.manifest import check_file
 from anomaly.runs import Run
+from anomaly.sealed import unsealed
 from preprocessing import InputError
 from preprocessing.locks import is_held
 
@@ -145,6 +148,7 @@ def _figure(path: Path) -> tuple[str | None, float | None, tuple[float, float] |
     """Return the main score of metrics.json, its ROC-AUC by film and the interval; None where there are none."""
     try:
         metrics = json.loads((path / "metrics.json").read_bytes())
+        check_file(path / "metrics.json", f"run `{command_line('anomaly', 'score', path)}` to make it again")
     except FileNotFoundError:
         return None, None, None
     score = metrics.get("score")
@@ -170,7 +174,7 @@ def _epochs(path: Path, training: Mapping[str, Any]) -> str:
 
 
 def _bench(path: Path) -> Listed:
-    grid = json.loads((path / "bench.json").read_bytes())
+    grid = unsealed((path / "bench.json").read_bytes())
     models, variants, seeds = (list(grid[name]) for name in ("models", "variants", "seeds"))
     cells = len(models) * len(variants) * len(seeds)
     folders = _folders(path / "cells")

@@ -35,7 +35,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from anomaly import runs
 from anomaly.console import progress, warn
@@ -58,6 +58,7 @@ from anomaly.models import TOOLS, find_detector, find_model, zoo
 from anomaly.models.search_space import Space
 from anomaly.pipeline.options import Plan
 from anomaly.pipeline.plan import Prepared, prepare
+from anomaly.sealed import sealed, unsealed
 from anomaly.training.config import TrainConfig
 from preprocessing import InputError
 
@@ -232,7 +233,7 @@ def _find_study(model: str, options: SearchOptions, settings: dict[str, JsonValu
     if known is None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} exists and is not a study; choose another --out")
-        runs.write_atomic(folder / "study.json", runs.to_json(file.model_dump(mode="json")))
+        runs.write_atomic(folder / "study.json", sealed(file.model_dump(mode="json")))
     elif changed := runs.differences(known.model_dump(mode="json"), file.model_dump(mode="json")):
         raise other_settings(folder, [text.removeprefix("settings.") for text in changed])
     return folder, name
@@ -244,6 +245,6 @@ def _read_study(folder: Path) -> StudyFile | None:
     if not path.is_file():
         return None
     try:
-        return StudyFile.model_validate_json(path.read_bytes())
-    except ValidationError:
+        return StudyFile.model_validate(unsealed(path.read_bytes()))
+    except ValueError:
         raise InputError(f"{path} is damaged; choose another --out, or delete {folder}") from None

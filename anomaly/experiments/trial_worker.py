@@ -76,7 +76,7 @@ class TrialWorker:
             if note:
                 trial.set_user_attr("note", note)
             if value is None:
-                (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+                (folder / runs.CHECKPOINT).unlink(missing_ok=True)
                 self.queue.study.tell(trial, state=import_optuna().trial.TrialState.PRUNED)
             else:
                 self.queue.study.tell(trial, value)
@@ -162,7 +162,7 @@ def _outcome(error: BaseException) -> str:
 
 def _history(run: runs.Run) -> list[dict[str, float]]:
     """Return the history of a run, of an unfinished one up to its checkpoint: a mapping per epoch."""
-    checkpoint = run.path / "checkpoint.safetensors"
+    checkpoint = run.path / runs.CHECKPOINT
     if run.finished:
         return [{name: float(value) for name, value in line.items()} for line in run.history()]
     return list(runs.checkpoint_state(checkpoint)["history"]) if checkpoint.is_file() else []

@@ -1,6 +1,6 @@
 """The bundle: a run folder whose detector is an ONNX graph, to be scored with onnxruntime alone.
 
-    bundle.json              what is in it: `Bundle`; written last, with the SHA-256 of every other file
+    bundle.json              what is in it: `Bundle`; written last, with the SHA-256 of every other file and its own
     model.onnx               film, mask -> scores, map, reconstruction (`anomaly.export.graph`)
     localizer.onnx, segmenter.onnx   the nets of the recipe that prepared the films, where it has any
     probe.safetensors        made-up films (noise, no patient's), and what the detector says of them in torch
@@ -19,7 +19,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from anomaly.runs import FULL, DiskFull, Record, aside, first_error, inside, sha256, to_json, write_atomic
+from anomaly.runs import FULL, DiskFull, Record, aside, first_error, inside, sha256, write_atomic
+from anomaly.sealed import sealed, unsealed
 from preprocessing import InputError
 from preprocessing.wording import counted
 
@@ -119,7 +120,7 @@ def write_bundle(folder: Path, bundle: Bundle, files: Mapping[str, bytes | Path]
             write_atomic(path, content.read_bytes() if isinstance(content, Path) else content)
         hashes = {name: sha256(beside / name) for name in sorted(files) if name not in CHANGEABLE}
         written = bundle.model_copy(update={"files": hashes})
-        record = to_json(written.model_dump())
+        record = sealed(written.model_dump())
         write_atomic(beside / FILE, record)
         if not _unchanged(folder, record):
             _refuse_results(folder)
@@ -195,9 +196,10 @@ def read_bundle(folder: Path) -> Bundle:
         if found != FORMAT:
             remedy = "install a newer xray-anomaly" if found > FORMAT else again
             raise InputError(f"{file} has format {found}, this version reads {FORMAT}; {remedy}")
-        bundle = Bundle.model_validate_json(content)
-    except ValidationError as error:
-        raise InputError(f"{file} is damaged ({first_error(error)}); {again}") from None
+        bundle = Bundle.model_validate(unsealed(content))
+    except ValueError as error:
+        reason = first_error(error) if isinstance(error, ValidationError) else " ".join(str(error).split())
+        raise InputError(f"{file} is damaged ({reason}); {again}") from None
     for name, expected in bundle.files.items():
         path = inside(folder, name)
         if not path.is_file():

@@ -7,7 +7,7 @@ from typing import Any
 
 import anomaly
 from anomaly.evaluation.calibration import Calibration
-from anomaly.evaluation.figures import Metrics
+from anomaly.evaluation.figures import METRICS, read_metrics
 from anomaly.export.bundle import Bundle
 from anomaly.reporting.model_card import NO_DEVICE, OTHER_FILMS, SYNTHETIC
 from anomaly.runs import Run, RunConfig
@@ -62,9 +62,9 @@ def model_card(run: Run, bundle: Bundle, calibration: Calibration, about: str) -
 
 def _performance(run: Run) -> list[str]:
     """Return the figures of the test films, where the run has been scored."""
-    if not (run.path / "metrics.json").is_file():
+    if not (run.path / METRICS).is_file():
         return ["Unknown: the run was exported before its test films were scored."]
-    figures = run.read("metrics.json", Metrics, "anomaly score RUN")
+    figures = read_metrics(run)
     main = figures.film[figures.score]
     if main.roc_auc is None:
         return ["Unknown: its test films have no labels of both kinds."]

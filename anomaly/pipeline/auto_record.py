@@ -7,7 +7,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from anomaly.evaluation.detector_search import AutoRecord
-from anomaly.runs import RUNS, first_error, read_csv, to_csv, to_json, write_atomic
+from anomaly.manifest import check_file, write_listed
+from anomaly.runs import RUNS, first_error, read_csv, to_csv, write_atomic
+from anomaly.sealed import sealed, unsealed
 from preprocessing import InputError
 
 FILE = "auto.json"
@@ -17,16 +19,17 @@ def read_record(folder: Path) -> AutoRecord:
     """Return the record of a folder; raises InputError where it is damaged or of another version."""
     file = folder / FILE
     try:
-        return AutoRecord.model_validate_json(file.read_bytes())
-    except ValidationError as error:
+        return AutoRecord.model_validate(unsealed(file.read_bytes()))
+    except ValueError as error:
+        reason = first_error(error) if isinstance(error, ValidationError) else " ".join(str(error).split())
         raise InputError(
-            f"{file} can't be read ({first_error(error)}); delete {folder}, or name another folder with --out"
+            f"{file} can't be read ({reason}); delete {folder}, or name another folder with --out"
         ) from None
 
 
 def write_record(folder: Path, record: AutoRecord) -> None:
     """Write the record of a folder."""
-    write_atomic(folder / FILE, to_json(record.model_dump()))
+    write_atomic(folder / FILE, sealed(record.model_dump()))
 
 
 def open_folder(out: Path | None, wanted: AutoRecord) -> tuple[Path, AutoRecord]:
@@ -55,9 +58,11 @@ def open_folder(out: Path | None, wanted: AutoRecord) -> tuple[Path, AutoRecord]
 
 def write_scores(folder: Path, candidate: str, columns: Mapping[str, list[object]]) -> None:
     """Write the scores that a candidate is judged by: a line a film, planted ones with their family."""
-    write_atomic(folder / "scores" / f"{candidate}.csv", to_csv(dict(columns)))
+    write_listed(folder / "scores" / f"{candidate}.csv", to_csv(dict(columns)))
 
 
 def read_scores(folder: Path, candidate: str) -> list[dict[str, str]]:
     """Return what `write_scores` wrote."""
-    return read_csv(folder / "scores" / f"{candidate}.csv")
+    file = folder / "scores" / f"{candidate}.csv"
+    check_file(file, f"delete {folder}, or name another folder with --out")
+    return read_csv(file)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from anomaly.evaluation.scorer import Scorer
 from anomaly.export.bundle import is_bundle
-from anomaly.runs import Run
+from anomaly.manifest import check_files
+from anomaly.runs import RESULTS, Run
 from preprocessing import InputError
 from preprocessing.nets import Nets
 
@@ -34,6 +35,8 @@ def load_scorer(run: Run, device: str, refitted: Path | None = None) -> Scorer:
         )
     from anomaly.export.onnx_scorer import OnnxScorer
 
+    # bundle.json has the hashes of what was exported, the manifest those of what was written there since.
+    check_files(run.path, "put the right file back, or export the run again", RESULTS)
     return OnnxScorer.open(run.path, device)
 
 

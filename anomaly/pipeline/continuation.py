@@ -9,12 +9,13 @@ import torch
 
 from anomaly.console import Advance, silent
 from anomaly.formatting import command_line
+from anomaly.manifest import check_files
 from anomaly.models import COMPOSED, find_model
 from anomaly.pipeline.joining import Joined, join_films
 from anomaly.pipeline.open_run import run_cache, run_cache_and_split
 from anomaly.pipeline.options import LARGEST_SEED, Plan, TrainOptions, pairs_of
 from anomaly.pipeline.plan import Prepared, prepare, prepares_films, settings_of
-from anomaly.runs import BegunWith, Run, sha256
+from anomaly.runs import RESULTS, BegunWith, Run, sha256
 from anomaly.training.config import TrainConfig
 from anomaly.training.weights import resume_command
 from preprocessing import InputError
@@ -106,6 +107,7 @@ def _check_parent(parent: Run) -> None:
         )
     if not (path / "weights.safetensors").is_file():
         raise InputError(f"{path / 'weights.safetensors'} is gone; put it back, or train anew")
+    check_files(path, "put the right file back, or train anew without the run", RESULTS)
 
 
 def _next_seed(seed: int | str) -> int:

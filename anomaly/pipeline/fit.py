@@ -106,7 +106,7 @@ def fit(
     """
     device = choose_device(prepared.plan.device)
     with run.locked() if world.first else nullcontext():
-        checkpoint = run.path / "checkpoint.safetensors"
+        checkpoint = run.path / runs.CHECKPOINT
         if run.finished:
             checkpoint.unlink(missing_ok=True)  # where a kill came just before
             return run

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly.console import progress, silent
-from anomaly.evaluation.figures import Metrics, Pooling, Unit
+from anomaly.evaluation.figures import METRICS, Metrics, Pooling, Unit, read_metrics
 from anomaly.evaluation.named_calibration import OWN
-from anomaly.formatting import command_line
 from anomaly.pipeline.calibrate import calibrate_run
 from anomaly.pipeline.choices import FLAG_KINDS, Choices, Chosen, FlagKind, choices_of, choose, read_choices
 from anomaly.pipeline.gallery import MapCollector
@@ -89,10 +88,7 @@ class LoadedRun:
     @property
     def figures(self) -> Metrics | None:
         """The figures of the test films, as `anomaly score RUN` wrote them; None before that."""
-        file = self.path / "metrics.json"
-        if not file.is_file():
-            return None
-        return self._opened.run.read(file.name, Metrics, command_line("anomaly", "score", self.path))
+        return read_metrics(self._opened.run) if (self.path / METRICS).is_file() else None
 
     def score(
         self,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from anomaly.console import silent
 from anomaly.evaluation.cohort import ScoredCohort
 from anomaly.evaluation.evaluation import Evaluation
-from anomaly.evaluation.figures import Metrics, Pooling, Unit
+from anomaly.evaluation.figures import METRICS, Metrics, Pooling, Unit, read_metrics
 from anomaly.evaluation.predict import predict
 from anomaly.evaluation.requirements import without_figures
 from anomaly.formatting import command_line
@@ -59,7 +59,7 @@ def write_results(result: ScoringResult, folder: Path) -> Written:
     if result.evaluation is None:
         return written
     figures = result.evaluation.figures
-    write_listed(folder / "metrics.json", to_json(figures.to_data()))
+    write_listed(folder / METRICS, to_json(figures.to_data()))
     written.append((folder / "metrics.json", "every figure"))
     reliabilities = {unit: classifier.reliability for unit, classifier in (figures.classes or {}).items()}
     diagram = reliability_png(reliabilities, synthetic=figures.synthetic)
@@ -130,7 +130,7 @@ def write_page(
     scores = _known_scores(run, selection)
     figures = None
     if scores is not None:
-        figures = run.run.read("metrics.json", Metrics, command_line("anomaly", "score", run.run.path))
+        figures = read_metrics(run.run)
     if scores is None or figures is None or not _as_chosen(figures, run, run.main_score(by), pooling):
         words = ["anomaly", "report", str(run.run.path), *(["--cache", str(cache_path)] if cache_path else [])]
         result = score_selection(run, selection, by=by, pooling=pooling, command=shlex.join(words), display=display)
@@ -147,11 +147,10 @@ def _known_scores(run: OpenRun, selection: Selection) -> dict[str, NDArray[np.fl
     Those of an unfinished run may be of an earlier checkpoint.
     """
     file = run.run.path / CSV_FILES["film"]
-    if not run.run.finished or not file.is_file() or not (run.run.path / "metrics.json").is_file():
+    if not run.run.finished or not file.is_file() or not (run.run.path / METRICS).is_file():
         return None
     again = command_line("anomaly", "score", run.run.path)
-    for name in (file.name, "metrics.json"):
-        check_file(run.run.path / name, f"run `{again}` to make it again")
+    check_file(file, f"run `{again}` to make it again")
     lines = read_csv(file, again)
     films = selection.films
     if [line.get("film") for line in lines] != films.cache.names[films.rows].tolist():

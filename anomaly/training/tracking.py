@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from anomaly.console import warn
-from anomaly.runs import RUNS, Record, Run, RunConfig, checkpoint_state, to_json
+from anomaly.runs import CHECKPOINT, RUNS, Record, Run, RunConfig, checkpoint_state, to_json
 from preprocessing import InputError
 from preprocessing.locks import file_lock
 
@@ -236,7 +236,7 @@ def _own_store() -> Iterator[Path]:
 
 def _past(run: Run) -> Iterator[tuple[int, dict[str, float], float]]:
     """Yield number, figures and time of each epoch that training goes on after, or that a finished run has."""
-    checkpoint = run.path / "checkpoint.safetensors"
+    checkpoint = run.path / CHECKPOINT
     lines: list[dict[str, Any]] = checkpoint_state(checkpoint)["history"] if checkpoint.is_file() else [*run.history()]
     left = sum(float(line["seconds"]) for line in lines)
     for line in lines:

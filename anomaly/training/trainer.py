@@ -15,7 +15,6 @@ A training that goes on from the weights of another run measures these first: th
 epoch 0. One that is stopped, by hand or at a deadline, ends between two batches, with the checkpoint that it has kept.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +24,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -35,7 +33,8 @@ from anomaly.data.dataset import Films, FilmSet
 from anomaly.data.loader import TrainingBatches
 from anomaly.distributed import SINGLE_PROCESS, World
 from anomaly.models.base import Model, Step
-from anomaly.runs import Run, checkpoint_state, to_csv
+from anomaly.runs import CHECKPOINT, Run, checkpoint_state, to_csv
+from anomaly.sealed import sealed_tensors
 from anomaly.training.compiling import COMPILED, compilable
 from anomaly.training.config import EpochReport, Precision, State, TrainConfig
 from anomaly.training.replay import Replay
@@ -325,7 +324,7 @@ class Trainer:
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def save(self, folder: Run) -> None:
-        """Write the whole state as one safetensors file: weights, best weights, optimizers, the rest as JSON text."""
+        """Write the whole state as one sealed safetensors file: weights, best weights, optimizers, the rest as JSON."""
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best/{k}": v for k, v in self.best_weights.items()}
         for player, optimizer in self.optimizers.items():
@@ -342,7 +341,7 @@ class Trainer:
             "stopped": self.state.stopped,
         }
         flat = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        folder.write("checkpoint.safetensors", save(flat, metadata={"state": json.dumps(state)}))
+        folder.write(CHECKPOINT, sealed_tensors(flat, state))
         folder.write("history.csv", history_csv(self.state.history))
 
     def restore(self, path: Path) -> None:

@@ -14,7 +14,7 @@ from anomaly.manifest import FILE, check_files
 from anomaly.memory import keep_freed_memory
 from anomaly.models import find_detector
 from anomaly.models.base import Model
-from anomaly.runs import RESULTS, Run, checkpoint_state
+from anomaly.runs import CHECKPOINT, RESULTS, Run, checkpoint_state
 from anomaly.training.device import make_repeatable
 from preprocessing import InputError
 
@@ -44,7 +44,7 @@ def load_best_checkpoint(run: Run, kind: type[M], device: torch.device) -> tuple
 
     What is fitted when training ends, the reference of the scores, is not in them yet.
     """
-    path = run.path / "checkpoint.safetensors"
+    path = run.path / CHECKPOINT
     if not path.is_file():
         raise InputError(f"{run.path} is unfinished and has no checkpoint yet; {resume_command(run)} resumes it")
     state = checkpoint_state(path)

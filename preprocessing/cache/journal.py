@@ -1,7 +1,11 @@
-"""The journal beside a partial cache: a line of JSON for each film of the source that is done."""
+"""The journal beside a partial cache: a line for each film of the source that is done.
+
+A line is its checksum (BLAKE2b, 64 bits, in hexadecimal), a space, and JSON: a changed digit is still JSON.
+"""
 
 import errno
 import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -12,7 +16,8 @@ from typing import IO, Any
 from preprocessing import InputError
 from preprocessing.locks import open_lock
 
-VERSION = 2  # of the lines
+VERSION = 3  # of the lines
+_CHECKSUM = 17  # bytes of a line before its JSON
 
 
 class Journal:
@@ -46,7 +51,7 @@ class Journal:
         """Begin anew, for this build."""
         self._handle.truncate(0)
         self._bytes = 0
-        self._pending = [json.dumps(identity) + "\n"]
+        self._pending = [_encoded(identity)]
 
     def accept(self, valid: Callable[[dict[str, Any]], bool]) -> bool:
         """Count the entries that are there up to the first that is torn or not valid; True if all of them count."""
@@ -67,11 +72,11 @@ class Journal:
                 position += len(line)
                 if position > self._bytes:
                     return
-                yield json.loads(line)
+                yield json.loads(line[_CHECKSUM:])
 
     def add(self, entry: dict[str, Any]) -> None:
         """Add an entry; `flush` writes it."""
-        self._pending.append(json.dumps(entry) + "\n")
+        self._pending.append(_encoded(entry))
 
     def flush(self) -> None:
         """Write what was added; raises OSError where that fails, and nothing of it counts then."""
@@ -99,13 +104,21 @@ class Journal:
         self._handle.close()
 
 
+def _encoded(entry: dict[str, Any]) -> str:
+    text = json.dumps(entry)  # ASCII
+    return f"{_digest(text.encode())} {text}\n"
+
+
 def _decoded(line: bytes) -> dict[str, Any]:
     """Decode a line: {} if it is torn or damaged."""
-    try:
-        entry = json.loads(line) if line.endswith(b"\n") else {}
-    except ValueError:
+    if not line.endswith(b"\n") or line[:_CHECKSUM] != f"{_digest(line[_CHECKSUM:-1])} ".encode():
         return {}
-    return entry if isinstance(entry, dict) else {}
+    entry: dict[str, Any] = json.loads(line[_CHECKSUM:])
+    return entry
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.blake2b(text, digest_size=8).hexdigest()
 
 
 def _lock(path: Path, cache: Path) -> IO[bytes]:

@@ -272,8 +272,11 @@ class Cache:
 
     def _read(self, name: str, rows: NDArray[Any] | slice) -> NDArray[Any]:
         wanted = self._rows[rows]  # resolves slices and masks, and checks the bounds
-        self._check_rows(wanted)
-        return self._read_rows(name, wanted)
+        try:
+            self._check_rows(wanted)
+            return self._read_rows(name, wanted)
+        except (OSError, RuntimeError) as error:  # tables of HDF5 that are read only now
+            raise InputError(f"{self.path}: damaged ({' '.join(str(error).split())}); run `{self.remake}`") from error
 
     def _check_rows(self, wanted: NDArray[np.int64]) -> None:
         """Compare rows with their checksums, those that this process has not compared before."""

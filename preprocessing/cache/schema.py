@@ -55,11 +55,11 @@ failed. P = ceil(S * S / 8) bytes hold a packed (S, S) mask, eight pixels a byte
     again), seal (hash of the other attributes and the failures; older files have none)
 
 One film is one chunk: any row costs one read. While it is made, a cache is `NAME.partial`, and `NAME.partial.rows`
-beside it has one JSON line for each film of the source that is done, with all its rows, written after them: a film is
-there wholly or not at all. Space for a row a film is laid out at the start: from then on only film bytes change, and a
-build killed at any moment goes on from its last whole line. With compression, and each time that films with two hands
-have used that space up, the file's tables grow too: a kill in the middle of writing them may damage it, and the build
-then begins again, and says so.
+beside it has one line for each film of the source that is done, JSON with all its rows after a checksum, written after
+them: a film is there wholly or not at all. Space for a row a film is laid out at the start: from then on only film
+bytes change, and a build killed at any moment goes on from its last whole line. With compression, and each time that
+films with two hands have used that space up, the file's tables grow too: a kill in the middle of writing them may
+damage it, and the build then begins again, and says so.
 """
 
 import hashlib
