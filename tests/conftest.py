@@ -65,6 +65,12 @@ def _files(folder: Path) -> dict[str, int]:
     return {one.name: one.stat().st_mtime_ns for one in folder.iterdir() if one.name != ".lock"}
 
 
+def shared(run: Run) -> Run:
+    """Have each test checked for writing into a run's folder, from now on."""
+    SHARED[run.path] = _files(run.path)
+    return run
+
+
 @pytest.fixture(autouse=True)
 def _shared_stays_as_it_is() -> Iterator[None]:
     """A test that writes into what all share makes others depend on the order of the tests."""
@@ -102,9 +108,7 @@ def run(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A trained run."""
     prepared = prepare(Plan("cae", cache.path, "full-he", settings=TINY, device="cpu"))
     folder = continue_or_create(prepared, tmp_path_factory.mktemp("runs") / "cae", resume=False)
-    trained = fit(prepared, folder, workers=0, on_epoch=lambda report: None)
-    SHARED[trained.path] = _files(trained.path)
-    return trained
+    return shared(fit(prepared, folder, workers=0, on_epoch=lambda report: None))
 
 
 @pytest.fixture(scope="session")
