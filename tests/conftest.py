@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -39,6 +40,9 @@ if os.environ.get("ANOMALY_TEST_BFLOAT16") == "0":
     torch.cpu._is_avx512_bf16_supported = lambda: False  # what anomaly.training.device.has_avx512_bf16 asks
     os.environ |= on_path(WITHOUT_BFLOAT16)
 
+
+hypothesis.settings.register_profile("suite", deadline=None)  # seconds of the clock say how busy the machine is
+hypothesis.settings.load_profile("suite")
 
 TINY = ("width=4", "epochs=3", "batch_size=8", "augmentation=advanced")
 """Settings under which any model trains in a second."""
