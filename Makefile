@@ -1,9 +1,9 @@
-# Nine words. Everything runs in .venv, made by `make setup` from pyproject.toml and remade when that file changes.
+# Ten words. Everything runs in .venv, made by `make setup` from pyproject.toml and remade when that file changes.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo models test test-fast check docs bench clean
+.PHONY: setup demo models test test-fast check docs bench bench-quick clean
 
 # Tests start hundreds of processes: each would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -45,6 +45,10 @@ docs: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# Two minutes: ratios beside those recorded last on such a machine; a regression ends it with status 1.
+bench-quick: setup
+	$(BIN)/python -m benchmarks.quick
 
 clean:
 	rm -rf .venv build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
