@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -40,6 +41,9 @@ if os.environ.get("ANOMALY_TEST_BFLOAT16") == "0":
     os.environ |= on_path(WITHOUT_BFLOAT16)
 
 
+hypothesis.settings.register_profile("suite", deadline=None)  # seconds of the clock say how busy the machine is
+hypothesis.settings.load_profile("suite")
+
 TINY = ("width=4", "epochs=3", "batch_size=8", "augmentation=advanced")
 """Settings under which any model trains in a second."""
 
@@ -63,6 +67,12 @@ SHARED: dict[Path, dict[str, int]] = {}
 
 def _files(folder: Path) -> dict[str, int]:
     return {one.name: one.stat().st_mtime_ns for one in folder.iterdir() if one.name != ".lock"}
+
+
+def shared(run: Run) -> Run:
+    """Have each test checked for writing into a run's folder, from now on."""
+    SHARED[run.path] = _files(run.path)
+    return run
 
 
 @pytest.fixture(autouse=True)
@@ -102,9 +112,7 @@ def run(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A trained run."""
     prepared = prepare(Plan("cae", cache.path, "full-he", settings=TINY, device="cpu"))
     folder = continue_or_create(prepared, tmp_path_factory.mktemp("runs") / "cae", resume=False)
-    trained = fit(prepared, folder, workers=0, on_epoch=lambda report: None)
-    SHARED[trained.path] = _files(trained.path)
-    return trained
+    return shared(fit(prepared, folder, workers=0, on_epoch=lambda report: None))
 
 
 @pytest.fixture(scope="session")

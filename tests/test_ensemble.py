@@ -1,5 +1,6 @@
 """Several runs as one."""
 
+import shutil
 from dataclasses import replace
 from math import log
 from pathlib import Path
@@ -22,7 +23,7 @@ from anomaly.runs import Run
 from preprocessing import InputError
 from preprocessing.cache.reader import Cache
 
-from .conftest import TINY
+from .conftest import TINY, shared
 from .test_cli import typed
 
 CPU = torch.device("cpu")
@@ -34,6 +35,17 @@ def trained(cache: Cache, out: Path, model: str = "cae", seed: int = 1, **more: 
     settings = more.pop("settings", () if model == "contrast_density" else TINY)
     plan = Plan(model, cache.path, settings=settings, seed=seed, device="cpu", **more)  # type: ignore[arg-type]
     return fit(prepare(plan), continue_or_create(prepare(plan), out, resume=False), workers=0, on_epoch=lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def other(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run like the shared one, of another seed; as that, it is not to be written into."""
+    return shared(trained(cache, tmp_path_factory.mktemp("runs") / "other"))
+
+
+@pytest.fixture(scope="module")
+def floor(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return shared(trained(cache, tmp_path_factory.mktemp("runs") / "floor", "contrast_density"))
 
 
 def view(cache: Cache) -> FilmSet:
@@ -51,8 +63,7 @@ def log_p(normal: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.where(values > u, np.log((n + 1) / (tail + 1)) + (values - u) / (x[n - tail :] - u).mean(), inside)
 
 
-def test_an_ensemble_of_seeds_has_all_scores_of_its_members(run: Run, cache: Cache, tmp_path: Path) -> None:
-    other = trained(cache, tmp_path / "other")
+def test_an_ensemble_of_seeds_has_all_scores_of_its_members(run: Run, other: Run, cache: Cache, tmp_path: Path) -> None:
     made = combine([run, other], tmp_path / "both", None, CPU)
     assert made.finished and made.config.members == [str(run.path), str(other.path)]
     names = open_run(run, "cpu").model.score_names
@@ -67,8 +78,9 @@ def test_an_ensemble_of_seeds_has_all_scores_of_its_members(run: Run, cache: Cac
     np.testing.assert_allclose(ours["peak"][reached], expected[reached], rtol=1e-3, atol=2 * SPACING)
 
 
-def test_fisher_is_the_mean_of_minus_log_p_among_validation_normals(run: Run, cache: Cache, tmp_path: Path) -> None:
-    floor = trained(cache, tmp_path / "floor", "contrast_density")
+def test_fisher_is_the_mean_of_minus_log_p_among_validation_normals(
+    run: Run, floor: Run, cache: Cache, tmp_path: Path
+) -> None:
     made = combine([run, floor], tmp_path / "both", None, CPU, ["ssim", None])
     films, split = run_cache_and_split(made)
     normals = (split == "val") & (films.index["label"] == 0)
@@ -104,8 +116,9 @@ def test_members_may_take_films_of_another_size(run: Run, cache: Cache, tmp_path
     assert (prediction.map >= 0).all() and (prediction.map[~batch.mask] == 0).all()
 
 
-def test_the_map_is_minus_log_p_among_pixels_of_normal_films(run: Run, cache: Cache, tmp_path: Path) -> None:
-    floor = trained(cache, tmp_path / "floor", "contrast_density")
+def test_the_map_is_minus_log_p_among_pixels_of_normal_films(
+    run: Run, floor: Run, cache: Cache, tmp_path: Path
+) -> None:
     made = combine([run, floor], tmp_path / "both", None, CPU)
     films, split = run_cache_and_split(made)
     normals = replace(view(cache), rows=np.flatnonzero((split == "val") & (films.index["label"] == 0)))
@@ -146,17 +159,16 @@ def test_a_score_that_never_varies_is_refused() -> None:
         ensemble.fit_reference([same])
 
 
-def test_it_needs_none_of_its_members_folders(run: Run, cache: Cache, tmp_path: Path) -> None:
-    other = trained(cache, tmp_path / "other")
-    made = combine([run, other], tmp_path / "both", None, CPU)
+def test_it_needs_none_of_its_members_folders(run: Run, other: Run, cache: Cache, tmp_path: Path) -> None:
+    copied = Run(Path(shutil.copytree(other.path, tmp_path / "other")))
+    made = combine([run, copied], tmp_path / "both", None, CPU)
     before = score(open_run(made, "cpu").model, view(cache))
-    other.path.rename(tmp_path / "gone")
+    copied.path.rename(tmp_path / "gone")
     again = score(open_run(Run(made.path), "cpu").model, view(cache))
     assert all(np.array_equal(before[name], again[name]) for name in before)
 
 
-def test_different_models_share_the_scores_they_share(run: Run, cache: Cache, tmp_path: Path) -> None:
-    floor = trained(cache, tmp_path / "floor", "contrast_density")
+def test_different_models_share_the_scores_they_share(run: Run, floor: Run, cache: Cache, tmp_path: Path) -> None:
     made = combine([run, floor], tmp_path / "both", None, CPU)
     assert set(score(open_run(made, "cpu").model, view(cache))) == {
         "fisher",
@@ -168,13 +180,13 @@ def test_different_models_share_the_scores_they_share(run: Run, cache: Cache, tm
 
 @pytest.mark.parametrize("kinds", ["contrast_density contrast_density", "cae contrast_density", "both cae"])
 def test_one_is_scored_mapped_and_reported_as_any_run_is(
-    capsys: pytest.CaptureFixture[str], run: Run, cache: Cache, films: Path, tmp_path: Path, kinds: str
+    capsys: pytest.CaptureFixture[str], run: Run, other: Run, cache: Cache, films: Path, tmp_path: Path, kinds: str
 ) -> None:
     members = []
     for number, kind in enumerate(kinds.split()):
         out = tmp_path / f"member-{number}"
         if kind == "both":  # an ensemble is a run, and may be a member
-            members.append(combine([run, trained(cache, tmp_path / "other")], out, None, CPU).path)
+            members.append(combine([run, other], out, None, CPU).path)
         else:
             members.append(run.path if kind == "cae" and number else trained(cache, out, kind, number).path)
     (tmp_path / "new.png").write_bytes(next(films.rglob("*.png")).read_bytes())
@@ -236,9 +248,8 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
 @pytest.mark.parametrize("step", ["write_weights", "finish"])
 @pytest.mark.parametrize("named", [True, False])
 def test_the_same_command_goes_on_after_a_stop(
-    run: Run, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, named: bool
+    run: Run, other: Run, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, named: bool
 ) -> None:
-    other = trained(cache, tmp_path / "other")
     out = tmp_path / "both" if named else None
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at(patch, step)
@@ -254,9 +265,9 @@ def test_the_same_command_goes_on_after_a_stop(
 
 
 def test_a_folder_of_other_members_is_not_gone_on_with(
-    run: Run, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, other: Run, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other, third = trained(cache, tmp_path / "other"), trained(cache, tmp_path / "third", seed=2)
+    third = trained(cache, tmp_path / "third", seed=2)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at(patch, "finish")
         combine([run, other], tmp_path / "both", None, CPU)

@@ -168,7 +168,7 @@ def test_more_usual_content_is_no_difference() -> None:
     assert differences({"content": normal}, {"content": normal + 3})
 
 
-@given(seed=st.integers(0, 10_000), n=st.integers(8, 60), m=st.integers(8, 60), ties=st.booleans())
+@given(seed=st.integers(0, 10_000), n=st.integers(16, 60), m=st.integers(16, 60), ties=st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_the_distance_is_that_of_kolmogorov_and_smirnov(seed: int, n: int, m: int, ties: bool) -> None:
     rng = np.random.default_rng(seed)

@@ -108,7 +108,7 @@ def losses(run: Run) -> list[list[str]]:
 
 @pytest.mark.parametrize("out", [[], ["--out", "mine"]])
 def test_a_killed_training_goes_on_with_the_same_command(cache: Cache, tmp_path: Path, out: list[str]) -> None:
-    settings = (*TINY, "epochs=60", "patience=0")
+    settings = (*TINY, "epochs=30", "patience=0")
     command = [sys.executable, "-m", "anomaly", "train", "cae", "--cache", str(cache.path), "--device", "cpu", *out]
     command += [word for setting in settings for word in ("--set", setting)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -121,7 +121,7 @@ def test_a_killed_training_goes_on_with_the_same_command(cache: Cache, tmp_path:
     process.wait()
     assert (folder / "checkpoint.safetensors").exists() and not (folder / "calibration.json").exists()
     again = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert "resuming after epoch" in again.stdout and f"{folder.name}: trained for 60" in again.stdout
+    assert "resuming after epoch" in again.stdout and f"{folder.name}: trained for 30" in again.stdout
     # The same in this process, with as many threads: another number of them rounds otherwise.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
