@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from preprocessing import InputError
 from preprocessing.readers import HEAD_BYTES, peek_depth, read_film, read_mask, recognize
@@ -306,3 +307,31 @@ def test_a_dark_blue_mask_is_inside() -> None:
 def test_masks_refused(data: bytes) -> None:
     with pytest.raises(InputError, match=r"^mask: "):
         read_mask("mask", data)
+
+
+def test_orientation_of_png_files_in_every_chunk_that_pillow_reads() -> None:
+    levels = picture()
+    exif = Image.Exif()
+    exif[274] = 3
+    hexed = exif.tobytes().hex()
+    xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="3"/>'
+    for compressed in (False, True):
+        text = PngInfo()
+        text.add_text("Raw profile type exif", f"\nexif\n{len(hexed) // 2}\n{hexed}", zip=compressed)
+        xmp_text = PngInfo()
+        xmp_text.add_itxt("XML:com.adobe.xmp", xmp, zip=compressed)
+        for info in (text, xmp_text):
+            data = pillow(Image.fromarray(levels), "PNG", pnginfo=info)
+            check_film(read_film("turned.png", data), np.rot90(levels, 2), 8)
+    other = PngInfo()
+    other.add_text("Software", "XML:com.adobe.xmp, Raw profile type exif")
+    check_film(read_film("plain.png", pillow(Image.fromarray(levels), "PNG", pnginfo=other)), levels, 8)
+
+
+def test_films_that_are_levels_already_are_read_as_they_are() -> None:
+    levels = picture()
+    for pixels in (levels, levels.astype(np.uint16) * 257):
+        for data in (png(pixels), tiff(pixels)):
+            film = read_film("film", data)
+            check_film(film, pixels, 8 * pixels.dtype.itemsize)
+            assert film.pixels.flags.c_contiguous and film.pixels.flags.writeable

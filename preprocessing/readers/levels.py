@@ -45,11 +45,14 @@ def to_levels(pixels: Pixels) -> NDArray[np.uint8] | NDArray[np.uint16]:
     lowest, top = _range(low, pixels)
     if low < lowest or high > top:
         raise InputError(f"levels {low}..{high} exceed the {pixels.bits} bits that its header says")
-    spread = (255, 2**pixels.bits - 1) if pixels.bits < 8 else (1, 1)
+    bits = pixels.bits
+    if values.dtype == dtype and lowest == 0 and bits >= 8 and not pixels.inverted and shown is None:
+        return np.ascontiguousarray(values)  # levels already, as of most PNG and JPEG files
 
     def levels(part: NDArray[Any], seen: NDArray[np.bool_] | None) -> NDArray[Any]:
         found = part.astype(np.int32) - lowest if part.dtype.itemsize < 4 else part - lowest
-        found = (top - lowest - found if pixels.inverted else found) * spread[0] // spread[1]
+        found = top - lowest - found if pixels.inverted else found
+        found = found * 255 // (2**bits - 1) if bits < 8 else found
         return found if seen is None else np.where(seen, found, 0)
 
     return _by_rows(levels, dtype, values, shown)

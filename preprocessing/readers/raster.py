@@ -18,6 +18,11 @@ from preprocessing.readers.levels import ORIENTATION, depth_of, over_black, upri
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_ALPHA = (4, 6)  # colour types of ISO/IEC 15948, 11.2.2
 _PNG_ESSENTIAL = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+_PNG_TAGS = (  # chunks, and how they begin, in which Pillow finds an orientation
+    (b"eXIf", b""),
+    *((kind, b"Raw profile type exif\0") for kind in (b"tEXt", b"zTXt", b"iTXt")),
+    (b"iTXt", b"XML:com.adobe.xmp\0"),
+)
 
 
 def open_png(data: bytes) -> Header:
@@ -41,7 +46,9 @@ def open_png(data: bytes) -> Header:
             raise InputError(f"it decodes to {planes.shape} of {planes.dtype}, where its header says otherwise")
         alpha = color in _PNG_ALPHA or (color == 3 and b"tRNS" in first)
         planes = _without_alpha(planes, depth, meant=alpha)
-        return Pixels(upright(planes, _orientation(data, "PNG")), depth)
+        # Pillow decodes a PNG file to look for tags behind its pixels, so it is asked only where there are any.
+        tagged = any(kind == tag and content.startswith(start) for kind, content in chunks for tag, start in _PNG_TAGS)
+        return Pixels(upright(planes, _orientation(data, "PNG")) if tagged else planes, depth)
 
     return Header(height, width, depth, decode_png)
 
