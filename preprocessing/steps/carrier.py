@@ -50,6 +50,8 @@ def find_carrier(
                 if area < min_area * small.size or rectangularity < min_rectangularity or rectangle in seen:
                     continue
                 seen.add(rectangle)
+                if float(area) ** 0.5 * rectangularity * 4 <= best_score:  # four sides at most, each fully along edges
+                    continue
                 corners = _upright(cv2.boxPoints(rectangle).astype(np.float64))
                 sides = _support(small, corners)
                 if not sides or min(sides) < min_support or not _holds_the_detail(detail, corners):

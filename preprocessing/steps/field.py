@@ -87,20 +87,18 @@ def _border(small: Levels, side: int) -> _Border | None:
     depths = _depths(small, level)
     if np.median(depths) < 1 or np.quantile(depths, 1 - ENDS) > height / 2:
         return None
-    columns = np.arange(width) - (width - 1) / 2
-    best = 0
-    found: _Border | None = None
-    for slope in TILTS:
-        level_depths = depths - slope * columns
-        inner = level_depths[depths > 0]
-        depth = float(np.median(inner))
-        lines = depth + slope * columns
-        on_film = lines > 0
-        apart = (depths - lines)[on_film]
-        ends = int((np.abs(apart) <= NEAR).sum())
-        if ends > best and ends >= ENDS * on_film.sum() and (apart < -NEAR).sum() <= BROKEN * on_film.sum():
-            best, found = ends, _Border(side, depth, float(slope), level)
-    return found if found is not None and _is_sharp(small, depths, found) else None
+    tilted = np.multiply.outer(TILTS, np.arange(width) - (width - 1) / 2)  # (tilts, W), as all of what follows
+    lines = np.median((depths - tilted)[:, depths > 0], axis=1, keepdims=True) + tilted
+    on_film, apart = lines > 0, depths - lines
+    ends = (on_film & (np.abs(apart) <= NEAR)).sum(axis=1)
+    before, along = (on_film & (apart < -NEAR)).sum(axis=1), on_film.sum(axis=1)
+    counts = np.where((ends >= ENDS * along) & (before <= BROKEN * along), ends, 0)
+    best = int(counts.argmax())  # of equals, the least tilted
+    if not counts[best]:
+        return None
+    depth = float(np.median((depths - tilted[best])[depths > 0]))
+    found = _Border(side, depth, float(TILTS[best]), level)
+    return found if _is_sharp(small, depths, found) else None
 
 
 def _depths(small: Levels, level: int) -> NDArray[np.intp]:

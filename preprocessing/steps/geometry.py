@@ -119,6 +119,13 @@ def warp_mask(mask: Mask, matrix: Matrix, shape: tuple[int, ...]) -> Mask:
     >>> warp_mask(np.array([[True, False]]), np.array([[1.0, 0, 1], [0, 1, 0]]), (1, 3)).tolist()
     [[False, True, False]]
     """
+    x, y = (round(float(shift)) for shift in matrix[:2, 2])
+    if (matrix == [[1, 0, x], [0, 1, y]]).all():  # a slice
+        out = np.zeros((shape[0], shape[1]), bool)
+        top, left = max(0, y), max(0, x)
+        moved = mask[max(0, -y) :, max(0, -x) :][: max(0, shape[0] - top), : max(0, shape[1] - left)]
+        out[top : top + moved.shape[0], left : left + moved.shape[1]] = moved
+        return out
     levels = mask.astype(np.uint8) * np.uint8(255)
     return np.asarray(cv2.warpAffine(levels, matrix, (shape[1], shape[0]), flags=cv2.INTER_LINEAR) >= 128)
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocessing.steps.reduction import Mask, Pixels
+from preprocessing.steps.reduction import Mask, Pixels, counted, mapped
 
 SD_FLOOR, SD_TOP = 0.01, 0.5  # of levels in [0, 1]: well below the one is no contrast, above the other is none possible
 
@@ -20,7 +20,7 @@ def equalize(film: Pixels, mask: Mask) -> Pixels:
     array([[  0,   0, 128, 255]], dtype=uint8)
     """
     top = np.iinfo(film.dtype).max
-    counts = np.bincount(film[mask], minlength=top + 1)
+    counts = counted(film, mask)
     levels = np.flatnonzero(counts)
     if len(levels) < 2:
         return np.zeros_like(film)
@@ -33,7 +33,7 @@ def equalize(film: Pixels, mask: Mask) -> Pixels:
         wanted = np.minimum(wanted, top - order[::-1])  # and leaving one for each to come
     lut = np.zeros(top + 1, film.dtype)
     lut[levels] = wanted
-    return np.where(mask, lut[film], 0).astype(film.dtype)
+    return mapped(film, lut) * mask
 
 
 def clahe(film: Pixels, mask: Mask, *, clip: float = 3.0, tiles: int = 8) -> Pixels:
@@ -107,7 +107,7 @@ def stretch(film: Pixels, mask: Mask, *, black: int | None = None) -> Pixels:
     low = low if black is None else min(low, black)
     top = np.iinfo(film.dtype).max
     lut = np.clip(np.rint((np.arange(top + 1) - low) * (top / (high - low))), 0, top).astype(film.dtype)
-    return np.where(mask, lut[film], 0).astype(film.dtype)
+    return mapped(film, lut) * mask
 
 
 def local_contrast(film: Pixels, mask: Mask, *, clip: float = 2.0, tiles: int = 8, sigma: float = 0.045) -> Pixels:

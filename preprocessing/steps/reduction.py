@@ -27,10 +27,32 @@ def reduced(film: Pixels, side: int = REDUCED) -> tuple[Levels, float]:
     if scale < 1:
         size = max(1, round(film.shape[1] * scale)), max(1, round(film.shape[0] * scale))
         film = cv2.resize(film, size, interpolation=cv2.INTER_AREA)
-    counts = np.cumsum(np.bincount(film.ravel()))
-    low, high = (int(np.searchsorted(counts, share * film.size, side="right")) for share in (0.001, 0.999))
-    levels = (film.astype(np.float32) - low) * (255 / max(1, high - low))
-    return np.clip(np.rint(levels), 0, 255).astype(np.uint8), scale
+    low, high = percentiles(film, (0.001, 0.999))
+    levels = (np.arange(np.iinfo(film.dtype).max + 1, dtype=np.float32) - low) * (255 / max(1, high - low))
+    return mapped(film, np.clip(np.rint(levels), 0, 255).astype(np.uint8)), scale
+
+
+def counted(levels: Pixels, mask: Mask | None = None) -> NDArray[np.int64]:
+    """Count the pixels of each level, all or those under a mask: 8-bit films by OpenCV, ten times as fast as by NumPy.
+
+    >>> counted(np.array([3, 3, 0], np.uint8))[:5].tolist()
+    [1, 0, 0, 2, 0]
+    """
+    top = np.iinfo(levels.dtype).max
+    if levels.dtype != np.uint8 or not 0 < levels.size < 2**24:  # OpenCV counts in float32
+        return np.bincount((levels if mask is None else levels[mask]).ravel(), minlength=top + 1)
+    flat = levels if levels.ndim == 2 else levels.reshape(1, -1)
+    where = None if mask is None else mask.view(np.uint8)
+    return cv2.calcHist([flat], [0], where, [256], [0, 256]).ravel().astype(np.int64)
+
+
+def mapped(film: Pixels, table: NDArray[Any]) -> NDArray[Any]:
+    """Look every pixel's level up in a table of all levels.
+
+    >>> mapped(np.array([[0, 2]], np.uint8), np.arange(255, -1, -1, dtype=np.uint8)).tolist()
+    [[255, 253]]
+    """
+    return np.asarray(cv2.LUT(film, table)) if film.dtype == table.dtype == np.uint8 else np.take(table, film)
 
 
 def percentiles(levels: Pixels, shares: tuple[float, ...]) -> list[int]:
@@ -39,7 +61,7 @@ def percentiles(levels: Pixels, shares: tuple[float, ...]) -> list[int]:
     >>> percentiles(np.array([3, 3, 5, 9], np.uint8), (0.25, 0.5, 0.75))
     [3, 5, 9]
     """
-    counts = np.cumsum(np.bincount(levels.ravel()))
+    counts = np.cumsum(counted(levels))
     return [int(level) for level in np.searchsorted(counts, [share * levels.size for share in shares], side="right")]
 
 
