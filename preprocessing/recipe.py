@@ -114,7 +114,7 @@ class Recipe(BaseModel):
     carrier: Literal["otsu", "none"] = "otsu"
     hand: Literal["classical", "none"] = "classical"
     margin: float = Field(default=0.05, ge=0, le=1)  # around the hand, as a share of the box's longer side
-    mask: Literal["grabcut", "otsu", "none"] = "grabcut"
+    mask: Literal["local", "grabcut", "otsu", "none"] = "local"
 
     def __init__(self, **settings: Any) -> None:
         name = settings.get("name", "limb")

@@ -160,7 +160,7 @@ def test_films_are_prepared_by_nets_of_ones_own(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--mask", "unit"), "no --mask 'unit'; there are: grabcut, otsu, none, unet, unet:RUN"),
+        (("--mask", "unit"), "no --mask 'unit'; there are: local, grabcut, otsu, none, unet, unet:RUN"),
         (("--localizer", "unet"), "no --localizer 'unet'; there are: classical, none, ssd, ssd:RUN"),
         (("--localizer", "ssd:"), "there are: classical, none, ssd, ssd:RUN"),
         (("--localizer", "ssd:nowhere"), "nowhere is not a run folder"),

@@ -197,7 +197,7 @@ def test_fit_averages_when_it_shrinks():
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("shape", [(64, 48), (256, 192), (900, 700)])
-@pytest.mark.parametrize("method", ["grabcut", "otsu"])
+@pytest.mark.parametrize("method", ["local", "grabcut", "otsu"])
 def test_hand_and_foreground_match_the_drawing(kind, shape, method):
     film, truth = draw_hand(shape)
     film = film if kind == np.uint8 else deep(film)
@@ -276,13 +276,26 @@ def test_margin_widens_the_box_within_the_film():
     assert boxes[2].tolist() == [0, 0, 192, 256]
 
 
-def test_foreground_depends_on_the_film_alone():
+@pytest.mark.parametrize("method", ["local", "grabcut"])
+def test_foreground_depends_on_the_film_alone(method):
     film, _ = draw_hand(noise=12)
-    first = steps.foreground(film)
+    first = steps.foreground(film, method=method)
     cv2.setRNGSeed(7)
-    steps.foreground(draw_hand((300, 200), noise=20)[0])
+    steps.foreground(draw_hand((300, 200), noise=20)[0], method=method)
     cv2.randu(np.zeros((4, 4), np.uint8), 0, 255)
-    np.testing.assert_array_equal(steps.foreground(film), first)
+    np.testing.assert_array_equal(steps.foreground(film, method=method), first)
+
+
+def test_an_outline_lies_between_the_pixels_of_the_reduced_copy():
+    film, truth = draw_hand((1200, 900))
+    local, grabcut = (iou(steps.foreground(film, method=method), truth) for method in ("local", "grabcut"))
+    assert local > 0.95 and local > grabcut + 0.01
+
+
+def test_bone_beside_faint_tissue_does_not_move_an_outline():
+    for bone in (150, 250):
+        film, truth = draw_hand((640, 480), background=10, soft=70, bone=bone)
+        assert iou(steps.foreground(film, method="local"), truth) > 0.94
 
 
 # Levels

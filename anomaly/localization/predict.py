@@ -65,7 +65,7 @@ def annotated_rows(cache: Cache, targets: Literal["boxes", "masks"]) -> NDArray[
     if json.loads(cache.recipe_json)["mask"] == "none":
         raise InputError(
             f"{cache.path} has no masks: its recipe takes the whole film as foreground; `anomaly preprocess FILMS "
-            "--for unet` takes masks from beside the films, `--mask grabcut` makes some"
+            "--for unet` takes masks from beside the films, `--mask local` makes some"
         )
     return np.flatnonzero(["mask" not in fallbacks.split(",") for fallbacks in cache.index["fallbacks"]])
 

@@ -106,7 +106,7 @@ class PreprocessOptions:
         str | None, Flag("How hands are localized: classical, none, ssd or ssd:RUN.  [default: the recipe's]")
     ] = None
     mask: Annotated[
-        str | None, Flag("The foreground: grabcut, otsu, none, unet or unet:RUN.  [default: the recipe's]")
+        str | None, Flag("The foreground: local, grabcut, otsu, none, unet or unet:RUN.  [default: the recipe's]")
     ] = None
     net: Annotated[str | None, Flag("Prepare films for training ssd, unet or dense.", name="for", metavar="NET")] = None
     settings: Annotated[

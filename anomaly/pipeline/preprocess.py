@@ -143,7 +143,7 @@ def _steps(options: PreprocessOptions) -> tuple[dict[str, str], Nets]:
     nets: dict[str, Any] = {}
     for flag, value, setting, classical, net in (
         ("localizer", options.localizer, "hand", ("classical", "none"), "ssd"),
-        ("mask", options.mask, "mask", ("grabcut", "otsu", "none"), "unet"),
+        ("mask", options.mask, "mask", ("local", "grabcut", "otsu", "none"), "unet"),
     ):
         if value is None:
             continue
