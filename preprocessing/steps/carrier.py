@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocessing.steps.reduction import CONTRAST, Corners, Levels, Mask, Pixels, blurred, otsu, reduced
+from preprocessing.steps.reduction import CONTRAST, Corners, Levels, Mask, Pixels, blurred, median, otsu, reduced
 
 ALONG, ACROSS = np.linspace(0.08, 0.92, 48)[:, None], np.linspace(-1, 1, 7)[:, None]  # where a side is probed
 
@@ -113,7 +113,7 @@ def _support(small: Levels, corners: NDArray[np.float64]) -> list[float]:
     supports = []
     for on_film, profile in zip(inside, profiles, strict=True):
         if on_film.mean() >= 0.3:
-            common = np.ptp(np.median(profile[on_film], axis=0)) > CONTRAST / 2
+            common = np.ptp(median(profile[on_film], axis=0)) > CONTRAST / 2
             supports.append(float((np.ptp(profile[on_film], axis=1) > CONTRAST).mean()) if common else 0.0)
     return supports
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocessing.steps.reduction import Levels, Mask, Pixels, reduced
+from preprocessing.steps.reduction import Levels, Mask, Pixels, median, reduced
 
 SIDE = 128  # pixels of the longer side on which borders are looked for
 TILTS = sorted(np.linspace(-0.12, 0.12, 13), key=abs)  # slopes of a border to its side: up to 7 degrees
@@ -80,15 +80,15 @@ def _within(borders: Sequence[_Border], shape: tuple[int, int], scale: float) ->
 
 def _border(small: Levels, side: int) -> _Border | None:
     """Find the border of a rim along the first rows."""
-    level = int(np.median(small[:2]))
+    level = int(median(small[:2].ravel()))
     if DARK < level < BRIGHT:
         return None
     height, width = small.shape
     depths = _depths(small, level)
-    if np.median(depths) < 1 or np.quantile(depths, 1 - ENDS) > height / 2:
+    if median(depths) < 1 or np.quantile(depths, 1 - ENDS) > height / 2:
         return None
     tilted = np.multiply.outer(TILTS, np.arange(width) - (width - 1) / 2)  # (tilts, W), as all of what follows
-    lines = np.median((depths - tilted)[:, depths > 0], axis=1, keepdims=True) + tilted
+    lines = median((depths - tilted)[:, depths > 0])[:, None] + tilted
     on_film, apart = lines > 0, depths - lines
     ends = (on_film & (np.abs(apart) <= NEAR)).sum(axis=1)
     before, along = (on_film & (apart < -NEAR)).sum(axis=1), on_film.sum(axis=1)
@@ -96,7 +96,7 @@ def _border(small: Levels, side: int) -> _Border | None:
     best = int(counts.argmax())  # of equals, the least tilted
     if not counts[best]:
         return None
-    depth = float(np.median((depths - tilted[best])[depths > 0]))
+    depth = float(median((depths - tilted[best])[depths > 0]))
     found = _Border(side, depth, float(TILTS[best]), level)
     return found if _is_sharp(small, depths, found) else None
 
@@ -109,13 +109,11 @@ def _depths(small: Levels, level: int) -> NDArray[np.intp]:
 
 def _refined(fine: Levels, border: _Border, scale: float) -> _Border:
     """Find how deep a border lies on a finer copy, so much larger, of the film."""
-    depths = _depths(fine, int(np.median(fine[:2])))
+    depths = _depths(fine, int(median(fine[:2].ravel())))
     rows = depths - border.slope * (np.arange(len(depths)) - (len(depths) - 1) / 2)
     near = np.abs(rows - (border.depth + 0.5) * scale) <= (NEAR + 1) * scale
     return (
-        replace(border, depth=float(np.median(rows[near])))
-        if near.any()
-        else replace(border, depth=border.depth * scale)
+        replace(border, depth=float(median(rows[near]))) if near.any() else replace(border, depth=border.depth * scale)
     )
 
 
@@ -124,7 +122,7 @@ def _is_sharp(small: Levels, depths: NDArray[np.intp], border: _Border) -> bool:
     lines = border.depth + border.slope * (np.arange(len(depths)) - (len(depths) - 1) / 2)
     columns = np.flatnonzero(np.abs(depths - lines) <= NEAR)
     before, after, beyond = (
-        float(np.median(small[np.clip(depths[columns] + rows, 0, len(small) - 1), columns])) for rows in (-2, 2, 10)
+        float(median(small[np.clip(depths[columns] + rows, 0, len(small) - 1), columns])) for rows in (-2, 2, 10)
     )
     if 2 * abs(after - before) <= STEEPER * abs(beyond - after):  # over 4 rows and over 8: levels change alike
         return False

@@ -16,6 +16,7 @@ from preprocessing.steps.reduction import (
     blurred,
     counted,
     flattened,
+    median,
     otsu,
     peeled,
     percentiles,
@@ -173,7 +174,7 @@ def _faint(smooth: Levels, bright: Mask) -> tuple[Mask, int] | None:
     low, middle, high = percentiles(inside, (0.15, 0.5, 0.85))
     gap = max(1.0, float(middle) - dark)
     gradient = cv2.morphologyEx(smooth, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
-    steep, uneven = float(np.median(gradient[outline])) / gap, float(third - first) / gap
+    steep, uneven = float(median(gradient[outline])) / gap, float(third - first) / gap
     if gap < CONTRAST or steep < STEEP[0] or high - low < VARY * gap:
         return None
     if uneven <= UNEVEN and (inside > dark + 0.3 * (level - dark)).mean() <= MARKER:

@@ -66,7 +66,7 @@ def fill(film: Pixels, exposed: Mask | None) -> Pixels:
     """
     if exposed is None or exposed.all() or not exposed.any():
         return film
-    return np.where(exposed, film, percentiles(film[exposed], (0.05,))[0]).astype(film.dtype)
+    return np.where(exposed, film, percentiles(film, (0.05,), exposed)[0]).astype(film.dtype)
 
 
 def fit(film: Pixels, mask: Mask, size: int) -> tuple[Pixels, Mask, Matrix]:

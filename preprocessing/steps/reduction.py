@@ -55,14 +55,26 @@ def mapped(film: Pixels, table: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(cv2.LUT(film, table)) if film.dtype == table.dtype == np.uint8 else np.take(table, film)
 
 
-def percentiles(levels: Pixels, shares: tuple[float, ...]) -> list[int]:
-    """Give the levels below which these shares of whole numbers lie, by counting: many times as fast as sorting.
+def percentiles(levels: Pixels, shares: tuple[float, ...], mask: Mask | None = None) -> list[int]:
+    """Give the levels below which these shares of whole numbers lie, all or those under a mask, by counting.
 
     >>> percentiles(np.array([3, 3, 5, 9], np.uint8), (0.25, 0.5, 0.75))
     [3, 5, 9]
     """
-    counts = np.cumsum(counted(levels))
-    return [int(level) for level in np.searchsorted(counts, [share * levels.size for share in shares], side="right")]
+    counts = np.cumsum(counted(levels, mask))
+    return [int(level) for level in np.searchsorted(counts, [share * counts[-1] for share in shares], side="right")]
+
+
+def median(values: NDArray[Any], axis: int = -1) -> NDArray[np.float64]:
+    """Give the median along an axis of whole numbers or float64, as np.median does, at a third of its overhead.
+
+    >>> float(median(np.array([9, 2, 4, 1], np.uint8)))
+    3.0
+    """
+    middle, odd = divmod(values.shape[axis], 2)
+    ordered = np.partition(values, (middle,) if odd else (middle - 1, middle), axis=axis)
+    upper = ordered.take(middle, axis=axis).astype(np.float64)
+    return np.asarray(upper if odd else (ordered.take(middle - 1, axis=axis) + upper) / 2)
 
 
 def blurred(small: Levels) -> Levels:
@@ -90,7 +102,7 @@ def flattened(levels: Levels) -> Levels:
     level = otsu(coarse)
     if level is None:
         return levels
-    dark = float(np.median(coarse[coarse <= level]))
+    dark = float(median(coarse[coarse <= level]))
     background = np.zeros_like(coarse)
     for lines, found in ((coarse, background), (coarse.T, background.T)):
         long = max(1, round(0.9 * lines.shape[1]))
@@ -114,7 +126,7 @@ def peeled(small: Levels, *, slopes: bool = False) -> tuple[Levels, slice, slice
         reach, further = len(lines) // 12, max(2, len(lines) // 32)  # an edge is no wider
         cuts = []
         for ends in (lines[: reach + further + 2], lines[: -reach - further - 3 : -1]):
-            rises = np.abs(np.median(ends[2:] - ends[:-2], axis=1))  # two lines apart, as an edge is blurred
+            rises = np.abs(median(ends[2:] - ends[:-2]))  # two lines apart, as an edge is blurred
             steps = rises[:reach] > CONTRAST + (0 if slopes else rises[further : further + reach])
             cuts.append(int(np.flatnonzero(steps).max(initial=-1)) + 1)
         kept.append(slice(cuts[0], len(lines) - cuts[1]))
