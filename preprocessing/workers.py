@@ -1,7 +1,8 @@
 """Worker processes of this machine: tasks in, results out in the order of the tasks.
 
 Each worker has a pipe of its own. When it ends, the pipe does, even in the middle of a result; and when this process
-ends, however that is, its workers read the end of their pipes and end too.
+ends, however that is, its workers read the end of their pipes and end too. Workers that are idle at the end stay for
+the next tasks of this process, with the nets that they have loaded, and end by themselves after KEPT seconds.
 """
 
 import os
@@ -12,6 +13,7 @@ from contextlib import suppress
 from enum import Enum
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 Task = TypeVar("Task")
@@ -19,6 +21,9 @@ Result = TypeVar("Result")
 
 SERVE = "import sys; sys.path[:] = sys.argv[2:]; from preprocessing.workers import serve; serve(int(sys.argv[1]))"
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+KEPT = 30.0  # seconds that a worker waits for a task; then it gives back its memory
 
 
 class Lost(Enum):
@@ -42,7 +47,7 @@ def run_in_order(
     """
     todo, given, taken = iter(tasks), 0, 0
     results: dict[int | None, tuple[bool, Any]] = {}  # by the task's number: whether it succeeded, and what came of it
-    pool = [_Worker() for _ in range(workers)]
+    pool = [_kept_or_new() for _ in range(workers)]
     try:
         while True:
             for worker in pool:
@@ -67,13 +72,16 @@ def run_in_order(
                 results[number] = worker.answer()
     finally:
         for worker in pool:
-            worker.end()
+            if worker.task is None:
+                _idle.append(worker)
+            else:
+                worker.end()
 
 
 def serve(descriptor: int) -> None:
-    """Work, in a worker process, until the pipe ends."""
+    """Work, in a worker process, until the pipe ends, or no task comes for KEPT seconds."""
     pipe = Connection(descriptor)
-    while True:
+    while pipe.poll(KEPT):  # also at the pipe's end
         try:
             function, task = pipe.recv()
         except (EOFError, ConnectionResetError):  # reset: the parent closed it with an answer unread
@@ -92,6 +100,10 @@ class _Worker:
     def __init__(self) -> None:
         self.task: int | None = None
         self._start()
+
+    def serves(self) -> bool:
+        """Tell whether the process is alive, and as it would be if it were started now."""
+        return self._process.poll() is None and self._started_in == _surroundings()
 
     def give(self, number: int, function: Callable[[Any], Any], task: Any) -> None:
         """Give an idle worker a task; one that has ended since is replaced."""
@@ -121,6 +133,7 @@ class _Worker:
         self._process.wait()
 
     def _start(self) -> None:
+        self._started_in = _surroundings()
         self.pipe, other = Pipe()
         with other:
             self._process = subprocess.Popen(  # nosec B603 # no shell, and no word of it comes from a user
@@ -130,3 +143,21 @@ class _Worker:
                 process_group=0,  # Ctrl-C reaches all of the terminal's group; this process ends its workers itself
                 env=os.environ | dict.fromkeys(THREADS, "1"),
             )
+
+
+_idle: list[_Worker] = []
+
+
+def _kept_or_new() -> _Worker:
+    """Take a worker that is idle, or start one; one that would work elsewhere than this process does now is ended."""
+    while _idle:
+        worker = _idle.pop()
+        if worker.serves():
+            return worker
+        worker.end()
+    return _Worker()
+
+
+def _surroundings() -> tuple[object, ...]:
+    """What a worker takes over when it starts: paths of modules, the folder relative paths start from, settings."""
+    return tuple(sys.path), Path.cwd(), dict(os.environ)
