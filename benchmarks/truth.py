@@ -204,6 +204,7 @@ def our_steps(film: Phantom, localizer: Localizer | None, segmenter: Segmenter |
         "inversion": lambda: steps.is_inverted(film.pixels),
         "cutting out": lambda: carrier is not None and steps.rectify(pixels, carrier),
         "hand": lambda: steps.find_hand(upright),
+        "mask, local": lambda: steps.foreground(crop),
         "mask, GrabCut": lambda: steps.foreground(crop, method="grabcut"),
         "mask, Otsu": lambda: steps.foreground(crop, method="otsu"),
     }
@@ -246,7 +247,8 @@ def milliseconds(calls: dict[str, Call]) -> dict[str, float]:
             call()
             spent[name] = min(spent.get(name, float("inf")), (time.thread_time() - start) * 1000)
     before = sum(spent.get(name, 0) for name in ("carrier", "inversion", "cutting out", "hand"))
-    return spent | {f"all, {mask}": before + spent[f"mask, {mask}"] for mask in ("GrabCut", "Otsu")}
+    masks = [name for name in ("local", "GrabCut", "Otsu") if f"mask, {name}" in spent]
+    return spent | {f"all, {mask}": before + spent[f"mask, {mask}"] for mask in masks}
 
 
 # Over all films -------------------------------------------------------------------------------------------------------
@@ -322,13 +324,16 @@ def main() -> None:
         segmenter = None if options.segmenter is None else load_segmenter(named[1])
 
     recipe = Recipe(name="limb", size=options.size)
-    otsu = Recipe(name="limb", size=options.size, mask="otsu")
+    recipes = {
+        f"ours, {name}": Recipe(name="limb", size=options.size, mask=mask)
+        for name, mask in (("local", "local"), ("GrabCut", "grabcut"), ("Otsu", "otsu"))
+    }
     plans = plan_films(seed=options.seed)[: options.films]
     found: dict[str, list[Figures]] = {}
     spent: dict[str, dict[str, list[float]]] = {"ours": {}, "original": {}}
     for done, plan in enumerate(plans):
         film = draw_film(plan, seed=options.seed)
-        sides = {"ours, GrabCut": ours(film, recipe, None, None), "ours, Otsu": ours(film, otsu, None, None)}
+        sides = {name: ours(film, chosen, None, None) for name, chosen in recipes.items()}
         if localizer is not None or segmenter is not None:
             sides["ours, trained nets"] = ours(film, recipe, localizer, segmenter)
         for name, figures in (sides | theirs(film)).items():
