@@ -142,7 +142,8 @@ from anomaly.training.trainer import Trainer
 films = Films(np.ones((4, 32, 32), np.uint8), np.ones((4, 32, 32), np.bool_), np.zeros(4, np.int8))
 config = TrainConfig(augmentation="none", clip=1.0, batch_size=4)
 cpu = torch.device("cpu")
-Trainer(CAE(CAEConfig(width=2), 32), config, films, films, seed=0, device=cpu, precision="float32", workers=0).train_epoch(1)
+told = {"seed": 0, "device": cpu, "precision": "float32", "workers": 0}
+Trainer(CAE(CAEConfig(width=2), 32), config, films, films, **told).train_epoch(1)
 print(sorted(name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
