@@ -92,7 +92,7 @@ STALE_SECONDS = 3600.0
 class Record(BaseModel):
     """A JSON file of a run folder, or a part of one: read and written whole, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # most commands use few of them
 
 
 class WeightsFile(Record):

@@ -59,7 +59,7 @@ TRAIN = Parts(
     ("anomaly.pipeline.fit", "anomaly.models.cae"),
     (
         ("anomaly.pipeline.plan", "prepare", "check the plan"),
-        ("anomaly.pipeline.fit", "Trainer", "make model's optimizers, loader"),
+        ("anomaly.pipeline.fit", "Trainer", "make optimizers, loader"),
         ("anomaly.training.trainer:Trainer", "apply_steps", "the first step"),
     ),
 )

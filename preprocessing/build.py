@@ -27,12 +27,11 @@ from preprocessing.cache.reader import Cache, replaceable
 from preprocessing.cache.schema import Header, stage_of
 from preprocessing.cache.writer import Writer
 from preprocessing.changes import changed_films, changed_since
-from preprocessing.cluster import connect, on_one_line
 from preprocessing.prepare import Job, Outcome, prepare, reason_without_path
 from preprocessing.readers import peek_depth
 from preprocessing.recipe import RECIPE_VERSION, VARIANTS, Nets, Recipe
 from preprocessing.sources import Record, Source
-from preprocessing.wording import counted, did_you_mean
+from preprocessing.wording import counted, did_you_mean, on_one_line
 from preprocessing.workers import LOST, run_in_order
 
 TASK_FILMS = 4  # given to a worker at a time
@@ -314,6 +313,8 @@ class _Pool:
 def _pool(options: BuildOptions, source: Source) -> Iterator[_Pool]:
     workers = min(options.workers or len(os.sched_getaffinity(0)), len(source.records))
     if options.cluster is not None:
+        from preprocessing.cluster import connect  # loads asyncio
+
         with connect(options.cluster, partial(_sees, source.root), RECIPE_VERSION, str(source.root)) as cluster:
             run = partial(cluster.run_in_order, _prepare_all, ahead=WAITING_TASKS * cluster.cores)
             yield _Pool(cluster.cores, run, tries=1)

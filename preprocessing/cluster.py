@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any
 
 from preprocessing import InputError
+from preprocessing.wording import on_one_line
 from preprocessing.workers import LOST
 
 CLUSTER_SECONDS = 10  # for a cluster's scheduler, and its workers, to answer
@@ -196,8 +197,3 @@ def _failed(address: str, error: BaseException) -> InputError:
         f"{address}: the cluster failed ({type(error).__name__}: {on_one_line(error)}); once it is available again, "
         "the same command resumes"
     )
-
-
-def on_one_line(error: object) -> str:
-    """Return what an error says, on one line."""
-    return " ".join(str(error).split())

@@ -14,6 +14,11 @@ def squeezed(name: str) -> str:
     return re.sub(r"[\s_.-]+", "", name).casefold()
 
 
+def on_one_line(error: object) -> str:
+    """Return what an error says, on one line."""
+    return " ".join(str(error).split())
+
+
 def counted(number: int, noun: str) -> str:
     """Give a number with its noun, in the plural save for 1.
 

@@ -34,6 +34,8 @@ def on_path(folder: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
+os.environ["ANOMALY_MEASURE"] = "0"  # precision by the processor's instructions, not by what a busy machine measures
+
 collect_ignore = ["without_bfloat16"]  # imported by the processes that it is for, and not to be imported here
 WITHOUT_BFLOAT16 = Path(__file__).parent / "without_bfloat16"
 if os.environ.get("ANOMALY_TEST_BFLOAT16") == "0":

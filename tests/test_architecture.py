@@ -12,7 +12,7 @@ HEAVY = {"torch", "torchvision", "imgaug", "cv2", "sklearn", "skimage", "matplot
 
 # The rooms, bottom up: a file imports from its own room and from those below it.
 ANOMALY = [
-    {"memory", "formatting", "console", "names", "private_folder", "sealed"},
+    {"memory", "formatting", "console", "names", "private_folder", "processor", "sealed"},
     {"runs", "distributed"},
     {"manifest"},
     {"nn"},

@@ -13,9 +13,11 @@ from anomaly.pipeline.options import DoctorOptions
 @command(DoctorOptions)
 def doctor(options: DoctorOptions) -> None:
     """Say what this machine has and what it lacks: versions, extras, GPU, memory, disk; to paste into a bug report."""
-    from anomaly.pipeline.doctor import examine
+    from anomaly.pipeline.doctor import examine, measure_machine
     from anomaly.runs import to_json
 
+    if options.measure:
+        measure_machine()
     facts = examine()
     broken = any(fact.needed for fact in facts)
     if options.json:

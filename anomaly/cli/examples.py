@@ -59,7 +59,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "compare": ("anomaly compare runs/cae-1 runs/vae-1", "anomaly compare runs/cae-1:mse runs/vae-1:kld --shared"),
     "rm": ("anomaly rm runs/cae-1 runs/cae-2", "anomaly rm runs/bench-1 --yes"),
     "models": ("anomaly models", "anomaly models cae"),
-    "doctor": ("anomaly doctor", "anomaly doctor --json"),
+    "doctor": ("anomaly doctor", "anomaly doctor --measure"),
     "demo": ("anomaly demo", "anomaly demo --folder runs/small --patients 40"),
 }
 

@@ -123,7 +123,7 @@ def _train(options: TrainOptions, prepared: "Prepared", world: "World") -> Path:
 def _announce(prepared: "Prepared", run: "Run", world: "World") -> None:
     """Say what is trained on what."""
     plan, config = prepared.plan, prepared.config
-    say(f"{run.path}: {plan.model}, {plan.preset}, seed {plan.seed}, {config.device} in {config.precision}")
+    say(f"{run.path}: {plan.model}, {plan.preset}, seed {plan.seed}, {config.device} in {run.config.precision}")
     if world.size > 1:
         say(f"{world.size} processes share each batch")
     say(

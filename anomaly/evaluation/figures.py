@@ -30,7 +30,7 @@ GroundTruth = Literal["masks", "boxes", "masks and boxes", "none"]
 class Figures(BaseModel):
     """Immutable figures; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # most commands use few of them
     omitted_when_none: ClassVar[frozenset[str]] = frozenset()  # keys that JSON lacks rather than null
 
     @model_serializer(mode="wrap")

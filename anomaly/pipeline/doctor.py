@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 
 from anomaly.formatting import size_on_disk
 from anomaly.memory import free_memory
+from anomaly.processor import processor_name
 from preprocessing import InputError
 
 PACKAGE = "xray-anomaly"
@@ -126,7 +127,7 @@ def _working_torchvision() -> Iterator[Fact]:
 
 def _machine() -> Iterator[Fact]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Fact("machine", "processor", f"{_processor()}, {usable} of {os.cpu_count()} cores usable")
+    yield Fact("machine", "processor", f"{processor_name()}, {usable} of {os.cpu_count()} cores usable")
     free = free_memory()
     if free is not None:
         little = free < LITTLE_MEMORY
@@ -135,20 +136,12 @@ def _machine() -> Iterator[Fact]:
     yield from _accelerator()
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
-
-
 def _accelerator() -> Iterator[Fact]:
     try:
         import torch
 
-        from anomaly.training.device import choose_device, choose_precision
+        from anomaly.training import measured
+        from anomaly.training.device import choose_device, choose_precision, has_avx512_bf16
     except ImportError:
         yield Fact("machine", "training", "not possible: torch is missing")
         return
@@ -162,9 +155,26 @@ def _accelerator() -> Iterator[Fact]:
         built = f"this torch is built for {torch.version.cuda}" if torch.version.cuda else "this torch has no CUDA"
         advice = f"{built}: install the build that fits the driver, or update the driver" if driver else None
         yield Fact("machine", "GPU", "an NVIDIA driver, but torch can't use it" if driver else "none", advice)
-    precision = choose_precision("auto", device, pays=True)
-    why = "bfloat16 where it pays" if precision == "bfloat16" else "float32: bfloat16 would be slower here"
-    yield Fact("machine", "training", f"on {device.type}, in {why}; {torch.get_num_threads()} threads")
+    yield Fact("machine", "training", f"on {device.type}; {torch.get_num_threads()} threads")
+    if device.type != "cpu":
+        precision = choose_precision("auto", device, pays=True)
+        yield Fact("machine", "precision", f"--precision auto trains in {precision} where it pays")
+    elif not measured.is_on():
+        has = "has" if has_avx512_bf16() else "has no"
+        yield Fact("machine", "precision", f"not measured ({measured.SWITCH}=0): the processor {has} AVX512-bf16")
+    elif found := measured.kept():
+        yield Fact("machine", "precision", f"{found} (measured {found.date}, kept in {measured.place()})")
+    else:
+        yield Fact("machine", "precision", "not measured yet: the first training does, or `anomaly doctor --measure`")
+
+
+def measure_machine() -> None:
+    """Measure anew whether training in bfloat16 pays here, keep it and say so; InputError where nothing trains here."""
+    try:
+        from anomaly.training import measured
+    except ImportError:
+        raise InputError("there is nothing to measure: torch is missing, and nothing can be trained here") from None
+    measured.measure()
 
 
 def _places() -> Iterator[Fact]:

@@ -1,6 +1,6 @@
 """From a plan to a finished run folder: train, calibrate, draw. One way for every model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import cast
@@ -40,21 +40,22 @@ LISTED = ("run.json", "weights.safetensors", "history.csv", "warnings.json", "fi
 
 def continue_or_create(prepared: Prepared, out: Path | None, *, resume: bool) -> runs.Run:
     """Return the run folder to train in, as `folder_for` finds it, created where it is new."""
-    return created(folder_for(prepared.config, out, resume=resume), prepared.config)
+    kept = ("precision",) if prepared.plan.precision == "auto" else ()
+    return created(folder_for(prepared.config, out, resume=resume, kept=kept), prepared.config)
 
 
-def folder_for(config: runs.RunConfig, out: Path | None, *, resume: bool) -> runs.Run | Path:
+def folder_for(config: runs.RunConfig, out: Path | None, *, resume: bool, kept: Sequence[str] = ()) -> runs.Run | Path:
     """Return the run to go on with, or where to create it: the same command after an interruption gets what it had.
 
     Without `out`, that is the unfinished `runs/<model>-<n>` of the very same settings, or else the next number. With
     `out`, a run there must be unfinished and have the same settings. `resume` insists on a run that is there, and takes
-    a finished one too.
+    a finished one too. What is `kept` may differ: it stays what the run was begun with.
     """
     if out is None:
         for path in reversed(runs.numbered(config.model)):
             if (path / "run.json").is_file():
                 run = runs.Run(path)
-                if not run.ended and not _changed(run, config) and not run.busy():
+                if not run.ended and not _changed(run, config, kept) and not run.busy():
                     return run
         if resume:
             raise InputError(f"{runs.RUNS}/ has no unfinished {config.model} with these settings; leave out --resume")
@@ -64,7 +65,7 @@ def folder_for(config: runs.RunConfig, out: Path | None, *, resume: bool) -> run
             raise InputError(f"{out} is not a run folder that can be resumed; leave out --resume")
         return out
     run = runs.Run(out)
-    if changed := _changed(run, config):
+    if changed := _changed(run, config, kept):
         raise InputError(f"{out} was started with other settings: {'; '.join(changed)}; use those, or another --out")
     if run.ended and not resume:
         scores = command_line("anomaly", "score", out)
@@ -79,11 +80,11 @@ def created(place: runs.Run | Path, config: runs.RunConfig) -> runs.Run:
     return runs.create(place, config.model_copy(update={"created": runs.now()}))
 
 
-def _changed(run: runs.Run, wanted: runs.RunConfig) -> list[str]:
+def _changed(run: runs.Run, wanted: runs.RunConfig, kept: Sequence[str] = ()) -> list[str]:
     """Return in what a run differs from the one wanted; the same films under another path or name are the same."""
 
     def compared(config: runs.RunConfig) -> dict[str, object]:
-        plain = config.model_dump(exclude={"format", "created", "cache", "stopped", "threads"})
+        plain = config.model_dump(exclude={"format", "created", "cache", "stopped", "threads", *kept})
         return plain | {"cache": {"content_hash": config.cache.content_hash}}
 
     return runs.differences(compared(run.config), compared(wanted))
@@ -125,7 +126,7 @@ def fit(
             validation if prepared.outgrown else validation.read(),
             seed=prepared.plan.seed,
             device=device,
-            precision=cast("Precision", prepared.config.precision),
+            precision=cast("Precision", run.config.precision),  # what it was begun in, whatever `auto` says now
             workers=workers,
             world=world,
         )

@@ -527,6 +527,9 @@ class DoctorOptions:
     """Say what this machine has and what it lacks."""
 
     json: Annotated[bool, Flag("Print the facts as JSON.")] = False
+    measure: Annotated[
+        bool, Flag("First measure anew, in some seconds, whether training in bfloat16 pays on this machine.")
+    ] = False
 
 
 def named_or_out(name: str | None, out: Path | None) -> Path | None:

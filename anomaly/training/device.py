@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from anomaly.training import measured
 from anomaly.training.config import Precision
 from preprocessing import InputError
 
@@ -42,7 +43,7 @@ def choose_device(name: str) -> torch.device:
 
 def choose_precision(name: str, device: torch.device, *, pays: bool) -> Precision:
     """Return the precision of training; `auto` takes bfloat16 on a GPU that has it, and on a processor where it `pays`
-    (`Model.pays_in_bfloat16`) and the processor multiplies it itself.
+    for the model (`Model.pays_in_bfloat16`) and a measurement, made once and kept, says that it does on this machine.
     """
     if name in ("float32", "bfloat16"):
         return name  # type: ignore[return-value]  # narrowed by the line above, which mypy doesn't see
@@ -51,10 +52,12 @@ def choose_precision(name: str, device: torch.device, *, pays: bool) -> Precisio
     if device.type == "cuda":
         with torch.cuda.device(device):
             return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    return "bfloat16" if pays and has_avx512_bf16() else "float32"
+    if not pays:
+        return "float32"
+    return "bfloat16" if (measured.measured().pays if measured.is_on() else has_avx512_bf16()) else "float32"
 
 
 def has_avx512_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 itself; without that, autocast costs more than it saves."""
+    """Whether the processor is an x86-64 that multiplies bfloat16 itself: what is asked where nothing is measured."""
     known = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # private, so it may go
     return bool(known and known())

@@ -37,6 +37,7 @@ from anomaly.runs import CHECKPOINT, Run, checkpoint_state, to_csv
 from anomaly.sealed import sealed_tensors
 from anomaly.training.compiling import COMPILED, compilable
 from anomaly.training.config import EpochReport, Precision, State, TrainConfig
+from anomaly.training.optimizers import OPTIMIZERS, Optimizer
 from anomaly.training.replay import Replay
 from preprocessing import InputError
 
@@ -111,25 +112,9 @@ class Trainer:
     def _keep(self) -> None:
         self.best_weights = {name: t.detach().cpu().clone() for name, t in self.model.state_dict().items()}
 
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        config = self.config
-        rate, decay = config.learning_rate, config.weight_decay
-        made: dict[str, torch.optim.Optimizer] = {}
-        for player, parameters in self.parameters.items():
-            if config.optimizer == "sgd":
-                made[player] = torch.optim.SGD(
-                    parameters, lr=rate, momentum=config.momentum, weight_decay=decay, fused=True
-                )
-            else:
-                made[player] = torch.optim.Adam(
-                    parameters,
-                    lr=rate,
-                    betas=(config.beta1, config.beta2),
-                    weight_decay=decay,
-                    fused=True,
-                    capturable=self.device.type == "cuda",  # by a CUDA graph
-                )
-        return made
+    def _optimizers(self) -> dict[str, Optimizer]:
+        kind = OPTIMIZERS[self.config.optimizer]
+        return {player: kind(parameters, self.config) for player, parameters in self.parameters.items()}
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -252,11 +237,10 @@ class Trainer:
         elif config.schedule == "plateau":
             factor = after_plateaus([line["validation"] for line in self.state.history[self.state.before :]], config)
         for player, optimizer in self.optimizers.items():
-            for group in optimizer.param_groups:
-                rate = config.learning_rate * shares.get(player, 1.0) * factor
-                if self.replay and rate != group["lr"]:
-                    self.replay.clear()
-                group["lr"] = rate
+            rate = config.learning_rate * shares.get(player, 1.0) * factor
+            if self.replay and rate != optimizer.rate:
+                self.replay.clear()
+            optimizer.rate = rate
 
     def steps(self, batch: Batch) -> Iterable[Step]:
         """Apply the model's steps, replayed where they can be."""
@@ -274,7 +258,7 @@ class Trainer:
                 return
             optimizer = self.optimizers[step.player]
             parameters = [p for p in self.parameters[step.player] if p.requires_grad]
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             step.loss().backward(inputs=parameters)
             self.world.average(parameters, len(batch.film))
             if self.config.clip:
@@ -328,7 +312,7 @@ class Trainer:
         tensors = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"best/{k}": v for k, v in self.best_weights.items()}
         for player, optimizer in self.optimizers.items():
-            for index, values in optimizer.state_dict()["state"].items():
+            for index, values in optimizer.state.items():
                 tensors |= {f"optimizer/{player}/{index}/{k}": v for k, v in values.items()}
         state = {
             "epoch": self.state.epoch,
@@ -355,31 +339,31 @@ class Trainer:
         self.model.load_state_dict(groups["model"])
         self.best_weights = groups["best"]
         for player, optimizer in self.optimizers.items():
-            whole = optimizer.state_dict()
-            whole["state"] = {}
+            state: dict[int, dict[str, Tensor]] = {}
             for name, tensor in groups["optimizer"].items():
-                owner, index, key = name.split("/")
+                owner, number, key = name.split("/")
                 if owner == player:
-                    moved = self.parameters[player][int(index)]
-                    # The fused optimizer walks memory: its averages must lie as their parameter does, channels last.
-                    laid = torch.empty_like(moved).copy_(tensor) if tensor.shape == moved.shape else tensor
-                    whole["state"].setdefault(int(index), {})[key] = laid.detach()
-            optimizer.load_state_dict(whole)
+                    state.setdefault(int(number), {})[key] = tensor
+            optimizer.load(state)
 
 
 def after_plateaus(losses: list[float], config: TrainConfig) -> float:
     """Return what the step size is multiplied by after these validation losses: `factor` for each plateau so far.
 
-    By torch's own ReduceLROnPlateau, led through the losses again: so a resumed training needs no state of it.
+    The rule of torch's ReduceLROnPlateau, led through the losses again: so a resumed training needs no state of it.
 
     >>> after_plateaus([3.0, 2.0, 2.0, 2.0, 1.0], TrainConfig(schedule="plateau", plateau=1))
     0.1
     """
-    stand_in = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(stand_in, "min", config.factor, config.plateau, eps=0.0)
+    rate, best, fruitless = 1.0, math.inf, 0
     for loss in losses:
-        plateau.step(loss)
-    return float(stand_in.param_groups[0]["lr"])
+        if loss < best * (1 - 1e-4):
+            best, fruitless = loss, 0
+        else:
+            fruitless += 1
+        if fruitless > config.plateau:
+            rate, fruitless = rate * config.factor, 0
+    return rate
 
 
 def corrupt(batch: Batch, config: TrainConfig) -> Batch:

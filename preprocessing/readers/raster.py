@@ -17,6 +17,8 @@ from preprocessing.readers.levels import ORIENTATION, depth_of, over_black, upri
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_ALPHA = (4, 6)  # colour types of ISO/IEC 15948, 11.2.2
+_TAGGED = (b"eXIf", b"exif", b"Exif", b"adobe")
+"""One of these stands before all data that can hold an orientation: EXIF in PNG and JPEG, as text, and XMP."""
 _PNG_ESSENTIAL = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _PNG_TAGS = (  # chunks, and how they begin, in which Pillow finds an orientation
     (b"eXIf", b""),
@@ -148,6 +150,8 @@ def _cmyk_as_rgb(planes: NDArray[Any], *, inverted: bool, bits: int) -> NDArray[
 
 def _orientation(data: bytes, kind: str) -> int:
     """Give the orientation tag of EXIF data, 1..8; 1 without one."""
+    if not any(mark in data for mark in _TAGGED):
+        return 1  # without Pillow, which takes longer to load than a film to read
     from PIL import Image
 
     try:
