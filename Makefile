@@ -1,9 +1,9 @@
-# Ten words. Everything runs in .venv, made by `make setup` from pyproject.toml and remade when that file changes.
+# Eleven words. Everything runs in .venv, made by `make setup` from pyproject.toml and remade when that file changes.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo models test test-fast check docs bench bench-quick clean
+.PHONY: setup demo models test test-fast check docs bench bench-quick survival clean
 
 # Tests start hundreds of processes: each would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -49,6 +49,10 @@ bench: setup
 # Two minutes: ratios beside those recorded last on such a machine; a regression ends it with status 1.
 bench-quick: setup
 	$(BIN)/python -m benchmarks.quick
+
+# Kills and failing system calls, verb by verb: 10 to 15 minutes on two cores that do nothing else.
+survival: setup
+	$(BIN)/python -m benchmarks.survival
 
 clean:
 	rm -rf .venv build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

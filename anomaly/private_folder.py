@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from anomaly.console import warn
 from preprocessing import InputError
 from preprocessing.locks import file_lock, is_held, open_lock
 
@@ -35,6 +36,8 @@ def private_folder() -> Iterator[Path]:
             yield films
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                warn(f"{folder}, where films were prepared, could not be removed; the next such command removes it")
 
 
 def _home() -> Path:

@@ -42,12 +42,10 @@ import json
 import os
 import platform
 import re
-import secrets
 import shlex
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -56,6 +54,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from anomaly.console import plain
+from anomaly.drafts import aside
 from anomaly.formatting import csv_cell, from_csv_cell
 from anomaly.names import fitting
 from anomaly.sealed import sealed, state_of_tensors, unsealed
@@ -85,8 +84,6 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a disk can take no more."""
 LONGEST_NAME = 100
 """Bytes of a run's name, at most: files of its results carry it."""
-STALE_SECONDS = 3600.0
-"""A part of a file or folder that is older was left by a process that was killed."""
 
 
 class Record(BaseModel):
@@ -221,26 +218,6 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-
-
-def aside(path: Path) -> Path:
-    """Return a hidden name beside `path` that no other process has, to write or remove it under.
-
-    It is short, as `path` may be as long as can be.
-
-    What killed processes left there is removed, when a process first comes by.
-    """
-    folder = path.parent.absolute()
-    if folder not in _tidied:
-        _tidied.add(folder)
-        for old in folder.glob(".anomaly-*.partial"):
-            with suppress(OSError):  # another process may tidy too
-                if time.time() - old.stat().st_mtime > STALE_SECONDS:
-                    (shutil.rmtree if old.is_dir() else os.unlink)(old)
-    return path.with_name(f".anomaly-{secrets.token_hex(8)}.partial")
-
-
-_tidied: set[Path] = set()
 
 
 def now() -> str:

@@ -25,7 +25,7 @@ from preprocessing import InputError
 from preprocessing.cache.disk import disk_full
 from preprocessing.cache.reader import Cache, replaceable
 from preprocessing.cache.schema import Header, stage_of
-from preprocessing.cache.writer import Writer
+from preprocessing.cache.writer import Writer, tidy
 from preprocessing.changes import changed_films, changed_since
 from preprocessing.prepare import Job, Outcome, prepare, reason_without_path
 from preprocessing.readers import peek_depth
@@ -159,6 +159,7 @@ def build(
         raise InputError(f"{path}: not a cache, so `--force` does not replace it; name another file")
     if path.exists() and not options.force:
         cache = _existing(path, source, made_digest(recipe, nets), listing, variants)
+        tidy(path)
         seconds = time.monotonic() - started
         return BuildReport(path, len(cache), cache.failures, reused=True, kept=0, seconds=seconds, notes=())
 

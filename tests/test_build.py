@@ -618,6 +618,19 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path, workers, how):
     assert Cache(path).verify() == []
 
 
+def test_a_journal_that_a_kill_left_beside_the_finished_cache_goes(tmp_path):
+    films, path = tree(tmp_path / "films", 4), tmp_path / "t.h5"
+    make(films, path)
+    journal = path.with_name("t.h5.partial.rows")
+    for partial in (True, False):  # with a partial cache it is another build's, by --force
+        journal.write_text("{}\n")
+        if partial:
+            path.with_name("t.h5.partial").touch()
+        assert make(films, path).reused
+        assert journal.exists() == partial
+        path.with_name("t.h5.partial").unlink(missing_ok=True)
+
+
 def test_ctrl_c_while_workers_start_is_quiet(tmp_path):
     process = start(tree(tmp_path / "films", 20), tmp_path / "t.h5", workers=2)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")

@@ -1,6 +1,7 @@
 """Prepared films of patients: nobody else reads them, and a killed process leaves them for a moment only."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,15 @@ with private_folder() as folder:
     assert (left / "film").is_file()
     with private_folder():
         assert not left.exists()
+
+
+def test_a_folder_that_can_not_be_removed_is_named(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "rmtree", lambda path, ignore_errors: None)
+    with private_folder() as folder:
+        pass
+    assert f"{folder.parent}, where films were prepared, could not be removed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["open", "link", "file"])

@@ -2,8 +2,12 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +15,13 @@ import pytest
 from pydantic import ValidationError
 
 from anomaly import runs
+from anomaly.drafts import aside, exchange, tidy
 from anomaly.runs import CacheRecord, EpochWarning, RunConfig, RunSettings, Warnings, WeightsFile
 from preprocessing import InputError
+
+from .conftest import on_path
+
+ROOT = Path(__file__).parents[1]
 
 
 def run_config(**changes: Any) -> RunConfig:
@@ -87,6 +96,42 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) 
         os.utime(path, (0, 0))
     runs.write_atomic(tmp_path / "a.json", "{}")
     assert sorted(tmp_path.iterdir()) == sorted([new, other, tmp_path / "a.json"])
+
+
+def test_a_draft_goes_as_soon_as_its_process_is_gone_and_not_before(tmp_path: Path) -> None:
+    make = "import sys; from pathlib import Path; from anomaly.drafts import aside; d = aside(Path('a.json')); "
+    command = [sys.executable, "-c", make + "d.mkdir(); (d / 'x').write_text('x'); sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, cwd=tmp_path, env=on_path(ROOT)) as process:
+        while not list(tmp_path.glob("*/x")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        tidy(tmp_path)
+        assert len(list(tmp_path.glob("*/x"))) == 1
+        process.kill()
+    tidy(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_draft_of_another_process_of_the_same_number_goes(tmp_path: Path) -> None:
+    draft = aside(tmp_path / "a.json")
+    machine, pid, started, token = draft.name.split("-", 1)[1].split("-")
+    if not (machine and int(started)):
+        pytest.skip("processes can't be looked up here")
+    other = tmp_path / f".anomaly-{machine}-{pid}-{int(started) - 1}-{token}"
+    for file in (draft, other):
+        file.write_text("part")
+    tidy(tmp_path)
+    assert list(tmp_path.iterdir()) == [draft]
+
+
+def test_two_folders_swap_their_names_or_stay_as_they_are(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    swapped = exchange(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / ("b" if swapped else "a")).exists() and (tmp_path / "b").exists()
+    with pytest.raises(OSError, match="No such file") if swapped else nullcontext():
+        assert not exchange(tmp_path / "a", tmp_path / "c")
 
 
 def test_a_name_may_be_as_long_as_the_disk_takes(tmp_path: Path) -> None:

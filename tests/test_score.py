@@ -29,7 +29,7 @@ from anomaly.pipeline.open_run import open_run, run_cache_and_split, run_films
 from anomaly.pipeline.options import HeatmapOptions, Plan, ScoreOptions
 from anomaly.pipeline.plan import prepare
 from anomaly.pipeline.scoring import score_selection
-from anomaly.pipeline.selection import new_films, recorded_films
+from anomaly.pipeline.selection import NewFilms, new_films, new_folder, recorded_films
 from anomaly.reporting.text import summary
 from anomaly.runs import Run, RunSettings, read_csv
 from anomaly.training.config import EpochReport
@@ -455,3 +455,20 @@ def test_results_of_weights_that_are_no_more_are_not_shown(
     typed(capsys, "report", path, "--device", "cpu")
     assert len(read_csv(path / "scores.csv")) == len(old.splitlines()) - 1
     assert "is unfinished: these" not in (path / "report.html").read_text()
+
+
+def test_a_folder_of_new_films_begun_before_a_kill_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, other = (NewFilms(source=name, films=1, listing_hash=name) for name in ("today", "other"))
+
+    def killed(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("os.fsync", killed)
+        new_folder(tmp_path, record, "today")
+    assert list(tmp_path.iterdir()) == []
+    first = new_folder(tmp_path, record, "today")
+    assert first.name.endswith("-today") and new_folder(tmp_path, record, "today") == first
+    assert new_folder(tmp_path, other, "today").name == f"{first.name}-2"

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from anomaly.drafts import aside, tidy
 from anomaly.experiments.run_list import find_runs, folder_bytes
-from anomaly.runs import RUNS, aside
+from anomaly.runs import RUNS
 from preprocessing import InputError
 from preprocessing.locks import is_held
 
@@ -28,8 +29,11 @@ def check_removal(paths: Sequence[Path]) -> list[Removal]:
 
     What stays: what is no folder of a run or bench, or a link to one; what a process is training or working in; what
     holds other runs, or the current folder; and what other runs still need, as the members of an ensemble and the nets
-    that prepare a run's films, unless those runs are named too. A damaged run can go.
+    that prepare a run's films, unless those runs are named too. A damaged run can go. What a removal that was
+    interrupted left is removed.
     """
+    for folder in {path.absolute().parent for path in paths}:
+        tidy(folder)
     removals = list({path.resolve(): _checked(path) for path in paths}.values())
     going = {removal.path.resolve() for removal in removals}
     for folder in dict.fromkeys([RUNS, *(removal.path.parent for removal in removals)]):

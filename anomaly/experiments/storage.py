@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anomaly import runs
+from anomaly.drafts import aside
 from anomaly.experiments.study import Search, State, Trial
 from preprocessing import InputError
 from preprocessing.locks import file_lock
@@ -73,7 +74,7 @@ def _own_database(path: Path) -> str:
 
     with file_lock(path.with_name(".lock"), wait=True):
         if not path.exists():
-            beside = runs.aside(path)
+            beside = aside(path)
             _database(address(beside)).engine.dispose()
             beside.replace(path)
     return address(path)

@@ -19,7 +19,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from anomaly.runs import FULL, DiskFull, Record, aside, first_error, inside, sha256, write_atomic
+from anomaly.drafts import aside, exchange
+from anomaly.runs import FULL, DiskFull, Record, first_error, inside, sha256, write_atomic
 from anomaly.sealed import sealed, unsealed
 from preprocessing import InputError
 from preprocessing.wording import counted
@@ -168,7 +169,12 @@ def _refuse_results(folder: Path) -> None:
 
 
 def _move(beside: Path, folder: Path) -> None:
-    """Put `beside` in the place of `folder`, whose older content is put aside for as long as that takes."""
+    """Put `beside` in the place of `folder`; an older bundle there has the hidden name then.
+
+    Where the file system can't swap two folders in one step, there is a moment without either.
+    """
+    if folder.exists() and exchange(beside, folder):
+        return
     old = aside(folder)
     if folder.exists():
         folder.rename(old)

@@ -1,6 +1,7 @@
 """Which films to score or map: those of a run's cache, or new ones through the recipe that the run recorded."""
 
-import itertools
+import errno
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from anomaly.console import Advance, silent
 from anomaly.data.dataset import FilmSet
 from anomaly.data.splits import SPLITS
+from anomaly.drafts import aside
 from anomaly.pipeline.backend import recorded_nets
 from anomaly.pipeline.open_run import run_cache_and_split, run_films
 from anomaly.private_folder import private_folder
@@ -133,18 +135,33 @@ def new_folder(parent: Path, record: NewFilms, name: str) -> Path:
     The same films get the folder that they had, on whatever day; other films never do: theirs has a number where date
     and name are the same.
     """
-    for file in sorted(parent.glob("*/films.json"), reverse=True):
+    for file in sorted(parent.glob("[!.]*/films.json"), reverse=True):
         with suppress(OSError, ValidationError):
             if NewFilms.model_validate_json(file.read_bytes()).listing_hash == record.listing_hash:
                 return file.parent
     name = f"{datetime.now().astimezone():%Y-%m-%d}-{name}"
-    folder = next(
-        folder
-        for number in itertools.count(1)
-        if not (folder := parent / (name if number == 1 else f"{name}-{number}")).exists()
-    )
-    write_atomic(folder / "films.json", to_json(record.model_dump()))
-    return folder
+    # Made beside and moved into place: a folder that a kill left without films.json would be no films' own.
+    beside = aside(parent / name)
+    try:
+        write_atomic(beside / "films.json", to_json(record.model_dump()))
+        return _placed(beside, parent, name)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _placed(beside: Path, parent: Path, name: str) -> Path:
+    """Move a folder to the first free name in `parent`: `name`, or it with a number."""
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            beside.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            number += 1
+        else:
+            return folder
 
 
 def advancing(advance: Advance) -> Callable[[Any], None]:

@@ -32,6 +32,7 @@ from pydantic import ValidationError
 from anomaly.runs import Record, to_json, write_atomic
 from anomaly.service.records import FilmResult, Submission
 from preprocessing import InputError
+from preprocessing.locks import open_lock
 
 _ID = re.compile(r"[0-9a-f]{32}")
 LONGEST_NAME = 200
@@ -87,7 +88,7 @@ class Spool:
         self._films, self._incoming = folder / "films", folder / "incoming"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)  # it may have been there
-        self._lock = (folder / ".lock").open("w")
+        self._lock = open_lock(folder / ".lock")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -26,6 +26,7 @@ from anomaly.service.records import DetectorFacts, FilmResult
 from anomaly.service.spool import now
 from anomaly.service.worker import Worker, WorkerDied
 from preprocessing import InputError
+from preprocessing.locks import open_lock
 
 COLUMNS = (
     "film",
@@ -127,7 +128,7 @@ class Watch:
         if self.folder == self.out:
             raise InputError(f"--out {out} is the folder that is watched; take another")
         out.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.out / ".lock").open("w")
+        self._lock = open_lock(self.out / ".lock")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

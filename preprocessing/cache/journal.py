@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -107,6 +108,13 @@ class Journal:
 def _encoded(entry: dict[str, Any]) -> str:
     text = json.dumps(entry)  # ASCII
     return f"{_digest(text.encode())} {text}\n"
+
+
+def remove_left(path: Path, partial: Path) -> None:
+    """Remove a journal that a kill left when its cache was finished; not that of another build."""
+    if path.exists() and not partial.exists():
+        with suppress(InputError, OSError), _lock(path, partial):
+            path.unlink()
 
 
 def _decoded(line: bytes) -> dict[str, Any]:

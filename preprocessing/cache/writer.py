@@ -427,6 +427,12 @@ def _content_hash(file: Any) -> str:
     return content_hash(lambda name: load_dataset(file[f"index/{name}"], COLUMNS[name][0]))
 
 
+def tidy(path: Path) -> None:
+    """Remove what a writer of the finished cache at `path` left that was killed at its last step."""
+    partial = path.with_name(path.name + ".partial")
+    journal.remove_left(partial.with_name(partial.name + ".rows"), partial)
+
+
 def _same_values(stored: NDArray[Any], column: NDArray[Any]) -> bool:
     """Compare two columns; NaN is equal to NaN."""
     return bool(stored.tolist() == column.tolist() if stored.dtype == object else stored.tobytes() == column.tobytes())

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from anomaly.runs import Run
+from anomaly.service.detector import Detector
+from anomaly.service.spool import Spool
+from anomaly.service.watch import Watch
 from anomaly.training.tracking import _own_store
 from preprocessing import InputError
 from preprocessing.build import BuildOptions, build
@@ -49,6 +52,15 @@ def test_a_lock_is_no_pipe(tmp_path):
     with pytest.raises(InputError, match="pipe, socket or device"), file_lock(tmp_path / ".lock"):
         pass
     assert not is_held(tmp_path / ".lock")
+
+
+def test_the_locks_of_services_are_no_links(tmp_path, victim):
+    (tmp_path / ".lock").symlink_to(victim)
+    (tmp_path / "films").mkdir()
+    for hold in (lambda: Spool(tmp_path, 2**20), lambda: Watch(tmp_path / "films", tmp_path, Detector)):
+        with pytest.raises(InputError, match="symbolic link"):
+            hold()
+    assert victim.read_text() == SECRET
 
 
 def test_a_lock_is_never_emptied(tmp_path, victim):
