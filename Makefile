@@ -1,9 +1,9 @@
-# Nine words. Everything runs in .venv, made by `make setup` from pyproject.toml and remade when that file changes.
+# Ten words. Everything runs in .venv, made by `make setup` from pyproject.toml and remade when that file changes.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo models test test-fast check docs bench clean
+.PHONY: setup demo models test test-fast check docs bench damage clean
 
 setup: $(STAMP)
 
@@ -41,6 +41,10 @@ docs: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# One bit flipped or the end cut off in every kind of file: five minutes, and status 1 where nobody notices.
+damage: setup
+	$(BIN)/python -m benchmarks.damage
 
 clean:
 	rm -rf .venv build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

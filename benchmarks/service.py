@@ -110,9 +110,9 @@ def measure(options: argparse.Namespace, source: Path, spool: Path) -> dict[str,
     load = Load(address)
     begun = time.perf_counter()
     try:
-        _drive(load, films, options)
+        drive(load, films, options)
         seconds = time.perf_counter() - begun
-        lost = options.films - _scored(load, options.clients)
+        lost = options.films - scored_films(load, options.clients)
         health = httpx.get(f"{address}/health").json()
     finally:
         watching.set()
@@ -130,7 +130,7 @@ def measure(options: argparse.Namespace, source: Path, spool: Path) -> dict[str,
     }
 
 
-def _drive(load: Load, films: Iterator[Path], options: argparse.Namespace) -> None:
+def drive(load: Load, films: Iterator[Path], options: argparse.Namespace) -> None:
     """Post all films by so many clients."""
     if options.client == "curl":
         assert shutil.which("curl"), "curl is not installed"
@@ -146,7 +146,7 @@ def _drive(load: Load, films: Iterator[Path], options: argparse.Namespace) -> No
         list(pool.map(lambda batch: load.post(batch, client), batches))
 
 
-def _scored(load: Load, clients: int) -> int:
+def scored_films(load: Load, clients: int) -> int:
     """Ask for every film again, until none waits, and return how many have a score."""
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     with (
@@ -166,11 +166,11 @@ def _watch(pid: int, memory: list[dict[str, float]], ended: threading.Event) -> 
     """Note the resident memory of the service and of its largest child, in MiB, each second."""
     while not ended.wait(1.0):
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        sizes = [_resident(int(child)) for child in children]
-        memory.append({"service": _resident(pid), "worker": max(sizes, default=0.0)})
+        sizes = [resident(int(child)) for child in children]
+        memory.append({"service": resident(pid), "worker": max(sizes, default=0.0)})
 
 
-def _resident(pid: int) -> float:
+def resident(pid: int) -> float:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
