@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocessing import InputError
+from preprocessing.cache.columns import Columns
 from preprocessing.cache.own import points_elsewhere
 from preprocessing.cache.schema import (
     COLUMNS,
@@ -33,7 +34,7 @@ MAGIC = b"\x89HDF\r\n\x1a\n"  # the first bytes of every HDF5 file
 
 
 class Cache:
-    """A finished cache, for reading. Picklable; every process opens the file for itself, at its first film.
+    """A finished cache, for reading. Picklable; every process opens the file for itself, at its first use of it.
 
     path           the file                        size          pixels, both sides
     variants       names of the films stored       dtype         of the films, uint8 or uint16
@@ -77,16 +78,19 @@ class Cache:
         return np.arange(len(self))
 
     @cached_property
-    def index(self) -> dict[str, NDArray[Any]]:
+    def index(self) -> Columns:
         """The index, column name -> (N, ...), as the module's table has it; texts are object arrays of str."""
-        if content_hash(self._columns.__getitem__) != self.content_hash:
+        if content_hash(self._load_column) != self.content_hash:  # column by column: all at once may be a gigabyte
             raise InputError(f"{self.path}: the index was changed after it was written; run `{self.remake}`")
         return self._columns
 
     @cached_property
-    def _columns(self) -> dict[str, NDArray[Any]]:
+    def _columns(self) -> Columns:
         """The index as it is in the file, which need not be what was written."""
-        return self._load({f"index/{name}": dtype for name, (dtype, _) in COLUMNS.items()})
+        return Columns(self._load_column)
+
+    def _load_column(self, name: str) -> NDArray[Any]:
+        return self._load({f"index/{name}": COLUMNS[name][0]})[name]
 
     @cached_property
     def _checksums(self) -> NDArray[np.uint64]:
@@ -111,12 +115,13 @@ class Cache:
 
         Those of a manifest and of DICOM headers: region, view, site, sex, age, scanner, ...
         """
+        texts = self.index["columns"].tolist()
         try:
-            rows = [dict(json.loads(text)) for text in self.index["columns"]]
+            said = {text: dict(json.loads(text)) for text in set(texts)}  # many films are said to be alike
         except (ValueError, TypeError, RecursionError) as error:
             raise InputError(f"{self.path}: index/columns is no JSON ({error}); run `{self.remake}`") from None
-        names = sorted({name for row in rows for name in row})
-        return {name: np.array([row.get(name, "") for row in rows], dtype=object) for name in names}
+        names = sorted({name for row in said.values() for name in row})
+        return {name: np.array([said[text].get(name, "") for text in texts], dtype=object) for name in names}
 
     @property
     def known(self) -> dict[str, Any]:
@@ -249,12 +254,12 @@ class Cache:
 
     def _load(self, names: dict[str, str]) -> dict[str, NDArray[Any]]:
         """Load whole datasets, given with their dtypes; by the last part of their names."""
-        with self._open() as file:
-            try:
-                return {name.rpartition("/")[2]: load_dataset(file[name], dtype) for name, dtype in names.items()}
-            except (OSError, RuntimeError, ValueError) as error:
-                reason = " ".join(str(error).split())
-                raise InputError(f"{self.path}: damaged ({reason}); run `{self.remake}`") from error
+        file = self._opened()  # the same for all columns: another file may take its place meanwhile
+        try:
+            return {name.rpartition("/")[2]: load_dataset(file[name], dtype) for name, dtype in names.items()}
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self.path}: damaged ({reason}); run `{self.remake}`") from error
 
     def _opened(self) -> Any:
         if self._handle is None or self._process != os.getpid():
