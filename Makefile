@@ -1,9 +1,9 @@
-# Eleven words. Everything runs in .venv, made by `make setup` from pyproject.toml and remade when that file changes.
+# Twelve words. Everything runs in .venv, made by `make setup` from pyproject.toml and remade when that file changes.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo models test test-fast check docs bench bench-quick survival clean
+.PHONY: setup demo models test test-fast check docs bench bench-quick survival damage clean
 
 # Tests start hundreds of processes: each would compile every module anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -53,6 +53,10 @@ bench-quick: setup
 # Kills and failing system calls, verb by verb: 10 to 15 minutes on two cores that do nothing else.
 survival: setup
 	$(BIN)/python -m benchmarks.survival
+
+# One bit flipped or the end cut off in every kind of file: status 1 where nobody notices.
+damage: setup
+	$(BIN)/python -m benchmarks.damage
 
 clean:
 	rm -rf .venv build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

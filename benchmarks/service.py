@@ -129,12 +129,12 @@ def measure(options: argparse.Namespace, source: Path, spool: Path) -> dict[str,
         if by_dicom:
             _send(node, list(films), options.clients)
         else:
-            _drive(load, films, options)
+            drive(load, films, options)
         while any(httpx.get(f"{address}/health").json()[state] for state in ("waiting", "at_work")):
             time.sleep(0.2)
         seconds = time.perf_counter() - begun
         spent = list(_from_receipt_to_result(spool / "audit.jsonl"))
-        lost = options.films - (len(spent) if by_dicom else _scored(load, options.clients))
+        lost = options.films - (len(spent) if by_dicom else scored_films(load, options.clients))
         health = httpx.get(f"{address}/health").json()
     finally:
         watching.set()
@@ -153,7 +153,7 @@ def measure(options: argparse.Namespace, source: Path, spool: Path) -> dict[str,
     }
 
 
-def _drive(load: Load, films: Iterator[Path], options: argparse.Namespace) -> None:
+def drive(load: Load, films: Iterator[Path], options: argparse.Namespace) -> None:
     """Post all films by so many clients."""
     if options.client == "curl":
         assert shutil.which("curl"), "curl is not installed"
@@ -213,7 +213,7 @@ def _from_receipt_to_result(log: Path) -> Iterator[float]:
             yield (datetime.fromisoformat(event["time"]) - received[event["id"]]).total_seconds()
 
 
-def _scored(load: Load, clients: int) -> int:
+def scored_films(load: Load, clients: int) -> int:
     """Ask for every film again, until none waits, and return how many have a score."""
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     with (
@@ -233,11 +233,11 @@ def _watch(pid: int, memory: list[dict[str, float]], ended: threading.Event) -> 
     """Note the resident memory of the service and of its largest child, in MiB, each second."""
     while not ended.wait(1.0):
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        sizes = [_resident(int(child)) for child in children]
-        memory.append({"service": _resident(pid), "worker": max(sizes, default=0.0)})
+        sizes = [resident(int(child)) for child in children]
+        memory.append({"service": resident(pid), "worker": max(sizes, default=0.0)})
 
 
-def _resident(pid: int) -> float:
+def resident(pid: int) -> float:
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
