@@ -54,7 +54,7 @@ bench-quick: setup
 survival: setup
 	$(BIN)/python -m benchmarks.survival
 
-# One bit flipped or the end cut off in every kind of file: five minutes, and status 1 where nobody notices.
+# One bit flipped or the end cut off in every kind of file: status 1 where nobody notices.
 damage: setup
 	$(BIN)/python -m benchmarks.damage
 

@@ -7,8 +7,10 @@ A few hundred built-in films (SYNTHETIC) are hard-linked under so many names, a 
 the open descriptors of the process and of its children are noted.
 
 What a film leaves behind legitimately, its name, its line of the index and its scores, is told in bytes a film. Ends
-with status 1 where memory grows by more than 5 % and `--bytes` a film between the first fifth of the time and its end,
-where descriptors do, where the command says more than `--lines` lines or fails, or where a film is lost.
+with status 1 where memory grows by more than 5 % and `--bytes` a film, where descriptors do, where the command says
+more than `--lines` lines or fails, or where a film is lost. A command goes through phases of different needs: its peak
+is compared with that of the same command over a tenth of the films. A service has none: its end is compared with its
+memory after the first fifth of the time.
 """
 
 import argparse
@@ -53,6 +55,10 @@ class Samples:
                 continue
             self.memory.append((resident(pid), max(map(resident, children), default=0.0)))
             self.descriptors.append(count)
+
+    def peak(self) -> float:
+        """Return the most that the process took, in MiB."""
+        return max((sample[0] for sample in self.memory), default=0.0)
 
     def figures(self, films: int, most_bytes: float) -> tuple[dict[str, float], list[str]]:
         """Return figures, and what is wrong with them."""
@@ -100,8 +106,33 @@ def make_run(folder: Path) -> Path:
 
 
 def soak_score(run: Path, films: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    """Score all films by one command."""
-    begun, samples = time.monotonic(), Samples()
+    """Score a tenth of the films by one command, then all of them by another."""
+    tenth = options.films // 10
+    link_films(films.parent / "drawn", films.parent / "tenth", tenth)
+    few, faults, _ = _score(run, films.parent / "tenth", tenth, options.lines)
+    begun = time.monotonic()
+    many, more, lines = _score(run, films, options.films, options.lines)
+    seconds, more_films = time.monotonic() - begun, options.films - tenth
+    faults += more
+    each = max(0.0, many.peak() - few.peak()) * 2**20 / more_films
+    if many.peak() > GROWTH * few.peak() + options.bytes * more_films / 2**20:
+        faults.append(f"memory grew from {few.peak():.0f} to {many.peak():.0f} MiB, {each:.0f} bytes a film")
+    files = max(few.descriptors, default=0), max(many.descriptors, default=0)
+    if files[1] > files[0] + MORE_DESCRIPTORS:
+        faults.append(f"open descriptors grew from {files[0]} to {files[1]}")
+    return {
+        "films_per_second": options.films / seconds,
+        "lines": lines,
+        "peak of a tenth, MiB": few.peak(),
+        "peak, MiB": many.peak(),
+        "bytes a film": each,
+        "descriptors, a tenth and all": files,
+    }, faults
+
+
+def _score(run: Path, films: Path, count: int, most_lines: int) -> tuple[Samples, list[str], int]:
+    """Score films by one command: what it took, what is wrong, and how many lines it says."""
+    samples, before = Samples(), set(run.glob("new/*"))
     command = [sys.executable, "-m", "anomaly", "score", str(run), str(films), "--device", "cpu"]
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(command, stdout=said, stderr=said, cwd=films.parent)
@@ -110,20 +141,16 @@ def soak_score(run: Path, films: Path, options: argparse.Namespace) -> tuple[dic
         status = process.wait()
         samples.ended.set()
         watcher.join()
-        seconds = time.monotonic() - begun
         said.seek(0)
         lines = said.read().splitlines()
-    figures, faults = samples.figures(options.films, options.bytes)
-    tables = list(run.glob("new/*/scores.csv"))
     scored = 0
-    for table in tables:
-        with table.open() as file:
+    for folder in set(run.glob("new/*")) - before:
+        with (folder / "scores.csv").open() as file:
             scored += sum(1 for _ in file) - 1
-    if status or scored != options.films:
-        faults.append(f"status {status}, {scored} of {options.films} films scored: {lines[-1] if lines else ''}")
-    if len(lines) > options.lines:
-        faults.append(f"the command says {len(lines)} lines")
-    return {"films_per_second": options.films / seconds, "lines": len(lines), **figures}, faults
+    faults = [] if len(lines) <= most_lines else [f"the command says {len(lines)} lines"]
+    if status or scored != count:
+        faults.append(f"status {status}, {scored} of {count} films scored: {lines[-1] if lines else ''}")
+    return samples, faults, len(lines)
 
 
 def soak_serve(run: Path, films: Path, options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:

@@ -321,7 +321,9 @@ class Cache:
             places = np.full(len(self), -1, np.int64)
 
             def note(chunk: Any) -> None:
-                places[chunk.chunk_offset[0]] = chunk.byte_offset
+                row = chunk.chunk_offset[0]
+                if row < len(places):  # else HDF5's table is damaged, and HDF5 reads what lacks its place
+                    places[row] = chunk.byte_offset
 
             plain = dataset.chunks == (1, *shape) and not dataset.id.get_create_plist().get_nfilters()
             if plain and not file.userblock_size and hasattr(dataset.id, "chunk_iter"):  # from HDF5 1.12.3 on
