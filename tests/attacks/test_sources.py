@@ -85,8 +85,12 @@ def test_a_full_shared_memory_is_told_in_one_line(cache, monkeypatch):
 
 
 def test_a_file_that_may_not_be_written_is_named_by_its_own_name(tmp_path, monkeypatch):
-    def refused(path: Path, mode: str = "r", *_: object) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
+    really = Path.open
+
+    def refused(path: Path, *given: object, **named: object) -> object:
+        if path.is_relative_to(tmp_path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return really(path, *given, **named)
 
     monkeypatch.setattr(Path, "open", refused)
     with pytest.raises(PermissionError) as error:
