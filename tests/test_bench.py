@@ -42,6 +42,7 @@ from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.options import BenchOptions, ReportOptions
 from anomaly.pipeline.plan import prepare
 from anomaly.reporting import tables
+from anomaly.sealed import sealed, unsealed
 from anomaly.training.trainer import Trainer
 from preprocessing import InputError
 from preprocessing.build import BuildOptions, build
@@ -475,15 +476,16 @@ def test_a_report_keeps_the_papers_figures(copied: Bench) -> None:
 
 def test_a_report_takes_the_cache_from_where_it_is_told(copied: Bench, cache: Cache, tmp_path: Path) -> None:
     for file in copied.path.glob("cells/*/run.json"):
-        file.write_text(file.read_text().replace(str(cache.path), "/moved.h5"))
+        content = json.dumps(unsealed(file.read_text())).replace(str(cache.path), "/moved.h5")
+        file.write_text(sealed(json.loads(content)))
         file.with_name("manifest.json").unlink()
     with pytest.raises(InputError, match=r"the films of .* are not at /moved.h5; name their cache with --cache"):
         report(ReportOptions(copied.path, device="cpu"))
     report(ReportOptions(copied.path, cache.path, "cpu"))
     shutil.copy(cache.path, tmp_path / "other.h5")
-    (copied.path / "bench.json").write_text(
-        (copied.path / "bench.json").read_text().replace(cache.content_hash, "0" * 64)
-    )
+    grid_file = copied.path / "bench.json"
+    content = json.dumps(unsealed(grid_file.read_text())).replace(cache.content_hash, "0" * 64)
+    grid_file.write_text(sealed(json.loads(content)))
     with pytest.raises(InputError, match="bench with other films or settings: content_hash"):
         report(ReportOptions(copied.path, tmp_path / "other.h5", "cpu"))
 

@@ -461,7 +461,8 @@ def test_scores_of_other_detectors_are_no_probabilities(run: Run, cache: Cache, 
 @pytest.mark.parametrize("split", ["new", "train"])
 def test_films_that_must_not_be_measured_have_no_figures(run, cache, tmp_path, monkeypatch, split) -> None:
     if split == "new":  # unlabelled: the model has seen none of them, but there is nothing to measure by
-        monkeypatch.setitem(cache.index, "label", np.full(len(cache), -1, np.int8))
+        unlabelled = {**cache.index, "label": np.full(len(cache), -1, np.int8)}
+        monkeypatch.setitem(vars(cache), "index", unlabelled)
     result = judged(run, cache, split, np.arange(4))
     files = write_results(result, tmp_path)
     assert result.figures is None and {path.name for path, _ in files} == {"scores.csv", "studies.csv", "patients.csv"}
