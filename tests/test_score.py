@@ -340,7 +340,8 @@ def test_films_without_ground_truth_get_no_pixel_figures_but_one_line(
 ) -> None:
     selection = recorded_films(run, "test", None)
     films = selection.films
-    monkeypatch.setitem(films.cache.index, "truth", np.zeros(len(films.cache), bool))
+    unmarked = {**films.cache.index, "truth": np.zeros(len(films.cache), bool)}
+    monkeypatch.setitem(vars(films.cache), "index", unmarked)
     result = score_selection(open_run(run, "cpu"), selection)
     assert result.figures is not None and result.figures.localization is not None
     abnormal = int((films.label == 1).sum())

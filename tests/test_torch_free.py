@@ -53,6 +53,7 @@ sys.meta_path.insert(0, Absent())
 VERBS = """
 import json
 from anomaly.cli.app import main
+from anomaly.sealed import sealed, unsealed
 
 for words in json.loads(sys.argv[1]):
     sys.argv = ["anomaly", *words]
@@ -231,9 +232,10 @@ def test_a_graph_that_is_none_is_refused_in_one_line(bundle: Path) -> None:
 
 
 def test_a_graph_without_a_promised_output_is_refused(bundle: Path, original: Path) -> None:
-    about = Bundle.model_validate_json((bundle / FILE).read_bytes())
+    about = Bundle.model_validate(unsealed((bundle / FILE).read_bytes()))
     lacking = about.outputs[0].model_copy(update={"name": "saliency"})
-    (bundle / FILE).write_text(about.model_copy(update={"outputs": [*about.outputs, lacking]}).model_dump_json())
+    changed = about.model_copy(update={"outputs": [*about.outputs, lacking]})
+    (bundle / FILE).write_text(sealed(changed.model_dump(mode="json")))
     with pytest.raises(InputError, match=r"model\.onnx lacks the outputs saliency"):
         anomaly.load(bundle)
 
