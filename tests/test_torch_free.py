@@ -33,6 +33,7 @@ from anomaly.pipeline.options import CalibrateOptions
 from anomaly.pipeline.scoring import score_selection
 from anomaly.pipeline.selection import recorded_films
 from anomaly.runs import Run
+from anomaly.sealed import sealed, unsealed
 from preprocessing import InputError
 from preprocessing.cache.reader import Cache
 from preprocessing.phantom import write_phantoms
@@ -53,7 +54,6 @@ sys.meta_path.insert(0, Absent())
 VERBS = """
 import json
 from anomaly.cli.app import main
-from anomaly.sealed import sealed, unsealed
 
 for words in json.loads(sys.argv[1]):
     sys.argv = ["anomaly", *words]

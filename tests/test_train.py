@@ -234,7 +234,7 @@ def test_keeping_the_last_differs_from_keeping_the_best(
 
 
 def test_films_that_are_abnormal_only_are_no_training_set(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = cache.index | {"label": np.ones(len(cache), np.int8)}
+    index = {**cache.index, "label": np.ones(len(cache), np.int8)}
     monkeypatch.setattr(Cache, "index", index)
     with pytest.raises(InputError, match="has 0 normal films to train on"):
         prepare(plan(cache))
