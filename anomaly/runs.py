@@ -82,6 +82,8 @@ RESULTS = (
 """What `anomaly score` writes of the test films; of an unfinished run it goes when the training ends."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a disk can take no more."""
+FAILING = (*FULL, errno.EIO, errno.EROFS)
+"""The same, or when a disk fails."""
 LONGEST_NAME = 100
 """Bytes of a run's name, at most: files of its results carry it."""
 
@@ -191,7 +193,7 @@ class Warnings(Record):
 
 
 class DiskFull(InputError):
-    """A file could not be written for want of room: whatever comes next would fail as well."""
+    """A file could not be written for want of room, or as the disk fails: whatever comes next would fail as well."""
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

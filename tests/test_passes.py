@@ -1,5 +1,7 @@
 """Each film passes a model once, whatever is wanted of it, and what a page shows is kept from that pass."""
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,7 +32,8 @@ from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.options import HeatmapOptions, Plan, ReportOptions, ScoreOptions
 from anomaly.pipeline.plan import prepare
 from anomaly.reporting.galleries import gallery_rows
-from anomaly.runs import Run, read_csv
+from anomaly.runs import DiskFull, Run, read_csv
+from anomaly.service import detector
 from anomaly.service.detector import OpenRunFolder, Task
 from preprocessing.cache.reader import Cache
 
@@ -129,16 +132,33 @@ def test_a_service_that_draws_prepares_and_passes_each_film_once(
     build = selection.build
     monkeypatch.setattr(selection, "build", lambda *given, **named: prepared.append(given) or build(*given, **named))
     monkeypatch.setattr(api, "open_run", open_run.open_run)  # the counted one
-    detector = OpenRunFolder(trained["cae"].path, device="cpu")()
+    scorer = OpenRunFolder(trained["cae"].path, device="cpu")()
     several = sorted(films.rglob("image1.png"))[:3]
     drawn = [Task(str(i), film, tmp_path, str(i), ("png", "npy")) for i, film in enumerate(several)]
-    results = detector.score([Task("plain", several[0], tmp_path, "plain"), *drawn])
+    results = scorer.score([Task("plain", several[0], tmp_path, "plain"), *drawn])
     assert passes.take() == {4} and len(prepared) == 2
     plain, first = results[0].parts[0], results[1].parts[0]
     assert plain.scores == pytest.approx(first.scores, rel=1e-5) and plain.p_value == first.p_value
     assert first.files == ["heatmap.png", "heatmap.npy"] and not plain.files
     (alone,) = anomaly.load(trained["cae"].path, device="cpu").heatmap(several[0], space="film")
     np.testing.assert_allclose(np.load(tmp_path / "0_heatmap.npy"), alone.map, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize("at", ["build", "write_atomic"])
+def test_a_failing_disk_is_no_fault_of_the_film(
+    at: str, number: int, trained: dict[str, Run], films: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    several = sorted(films.rglob("image1.png"))[:2]
+    scorer = OpenRunFolder(trained["cae"].path, device="cpu")()
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), "films.h5")
+
+    monkeypatch.setattr(selection if at == "build" else detector, at, failing)
+    with pytest.raises(DiskFull, match=f"films.h5: {os.strerror(number)}"):
+        scorer.score([Task(str(i), film, tmp_path, str(i)) for i, film in enumerate(several)])
+    assert not [*tmp_path.glob("*.json")]
 
 
 @KINDS

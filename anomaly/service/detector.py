@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from anomaly.runs import FULL, DiskFull, Run, to_json, write_atomic
+from anomaly.runs import FAILING, DiskFull, Run, to_json, write_atomic
 from anomaly.service.records import DetectorFacts, FilmResult, PartResult
 from anomaly.service.spool import now
 from preprocessing import InputError
@@ -84,14 +84,22 @@ class RunDetector:
     def score(self, tasks: Sequence[Task]) -> list[FilmResult]:
         """Score films in one pass; where that fails, each by itself, so that one harms no other."""
         try:
+            return self._score_and_write(tasks)
+        except OSError as error:
+            if error.errno in FAILING:  # it is no fault of the film, which is scored once the disk is well again
+                raise DiskFull(f"{error.filename or 'disk'}: {error.strerror}") from error
+            raise
+
+    def _score_and_write(self, tasks: Sequence[Task]) -> list[FilmResult]:
+        try:
             results = self._score(tasks)
         except DiskFull:
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in FULL:
-                raise DiskFull(f"{error.filename or 'disk'}: {error.strerror}") from error
+            if isinstance(error, OSError) and error.errno in FAILING:
+                raise
             if len(tasks) > 1:
-                return [result for task in tasks for result in self.score([task])]
+                return [result for task in tasks for result in self._score_and_write([task])]
             reason = str(error) if isinstance(error, InputError) else f"unexpected {type(error).__name__}: {error}"
             results = [_failed(tasks[0], reason)]
         for task, result in zip(tasks, results, strict=True):
