@@ -36,6 +36,7 @@ from anomaly.runs import DiskFull, Run, read_csv
 from anomaly.service import detector
 from anomaly.service.detector import OpenRunFolder, Task
 from preprocessing.cache.reader import Cache
+from preprocessing.cache.writer import Writer
 
 from .conftest import TINY
 
@@ -145,7 +146,7 @@ def test_a_service_that_draws_prepares_and_passes_each_film_once(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
-@pytest.mark.parametrize("at", ["build", "write_atomic"])
+@pytest.mark.parametrize("at", ["append", "build", "write_atomic"])
 def test_a_failing_disk_is_no_fault_of_the_film(
     at: str, number: int, trained: dict[str, Run], films: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -155,7 +156,8 @@ def test_a_failing_disk_is_no_fault_of_the_film(
     def failing(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number), "films.h5")
 
-    monkeypatch.setattr(selection if at == "build" else detector, at, failing)
+    places = {"append": (Writer, "append"), "build": (selection, "build"), "write_atomic": (detector, "write_atomic")}
+    monkeypatch.setattr(*places[at], failing)
     with pytest.raises(DiskFull, match=f"films.h5: {os.strerror(number)}"):
         scorer.score([Task(str(i), film, tmp_path, str(i)) for i, film in enumerate(several)])
     assert not [*tmp_path.glob("*.json")]

@@ -85,18 +85,17 @@ class RunDetector:
         """Score films in one pass; where that fails, each by itself, so that one harms no other."""
         try:
             return self._score_and_write(tasks)
-        except OSError as error:
-            if error.errno in FAILING:  # it is no fault of the film, which is scored once the disk is well again
-                raise DiskFull(f"{error.filename or 'disk'}: {error.strerror}") from error
+        except (OSError, InputError) as error:
+            # It is no fault of the film, which is scored once the disk is well again.
+            if not isinstance(error, DiskFull) and (failed := _disk_error(error)):
+                raise DiskFull(f"{failed.filename or 'disk'}: {failed.strerror}") from error
             raise
 
     def _score_and_write(self, tasks: Sequence[Task]) -> list[FilmResult]:
         try:
             results = self._score(tasks)
-        except DiskFull:
-            raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in FAILING:
+            if isinstance(error, DiskFull) or _disk_error(error):
                 raise
             if len(tasks) > 1:
                 return [result for task in tasks for result in self._score_and_write([task])]
@@ -189,6 +188,15 @@ class RunDetector:
 
 
 OUTSIDE = "the film is unlike those of the training (another body part?), so its score means nothing"
+
+
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """Return the failure of a disk that an error is, or comes from; None where it is another one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FAILING:
+            return error
+        error = error.__cause__
+    return None
 
 
 def _failed(task: Task, reason: str) -> FilmResult:
