@@ -31,7 +31,7 @@ def open_lock(path: Path) -> IO[bytes]:
         raise InputError(
             f"{path.parent} can't be locked: {path.name} may not be opened for writing ({error.strerror}); change the "
             "permissions, or take a folder that can be written to"
-        ) from None
+        ) from error
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise _special(path)
