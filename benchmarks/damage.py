@@ -175,12 +175,14 @@ def main() -> None:
         context = get_context("spawn")
         with ProcessPoolExecutor(options.jobs, context, initializer=begin, initargs=(folder,)) as pool:
             waiting = [pool.submit(examine, name, options.share, options.seed) for name in options.kinds]
-            found = [one for each in waiting for one in each.result()]
+            found = []
+            for each in waiting:  # a kind as soon as it is done: all of them take minutes
+                found += each.result()
+                print(table(each.result()), flush=True)
         os.chdir(out.anchor)
     total = Counter((one["damage"], one["outcome"]) for one in found)
     flips = {name: total["flip", name] for name in OUTCOMES}
     cuts = {name: total["cut", name] for name in OUTCOMES}
-    print(table(found))
     for how, counts in (("flips", flips), ("cuts", cuts)):
         print(f"{sum(counts.values())} {how}: " + ", ".join(f"{count} {name}" for name, count in counts.items()))
     seconds = round(time.monotonic() - start)
