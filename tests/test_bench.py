@@ -714,3 +714,22 @@ def test_data_formats_are_printed_sign_for_sign(
 def test_a_bench_that_cannot_be_meant_is_refused(cache: Cache, more: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         planned(**({"cache": cache.path} | more))  # type: ignore[arg-type]
+
+
+def test_a_new_command_leaves_nothing_of_failures_and_of_dead_processes(cache: Cache, tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "a", floor(cache, seeds=(0,), variants=("raw",)))
+    bench.fail(bench.cells[0], "the disk failed")
+    ended = subprocess.run([sys.executable, "-c", DRAFT, tmp_path / "a/workers/1.json"], check=True)
+    assert ended.returncode == 0 and [*tmp_path.glob("a/workers/.anomaly-*")]
+    bench.clear_failures()
+    assert not (tmp_path / "a/failures").exists() and not [*tmp_path.glob("a/workers/.anomaly-*")]
+
+
+DRAFT = """
+import sys
+from pathlib import Path
+from anomaly.drafts import aside
+file = Path(sys.argv[1])
+file.parent.mkdir(exist_ok=True)
+aside(file).touch()
+"""

@@ -372,6 +372,17 @@ def test_a_storage_whose_tables_another_process_is_making_is_waited_for(
     assert outcome.best and not list(refusals)
 
 
+def test_a_database_that_can_not_be_written_is_one_line(cache: Cache) -> None:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise optuna.exceptions.StorageInternalError("during the commit") from OSError("disk I/O error")
+
+    with pytest.raises(
+        InputError, match=r"study.sqlite3 can't be written \(disk I/O error\); the same command resumes"
+    ):
+        searched(cache, trials=1, fit=failing, folder=Path("failing"))
+    assert searched(cache, trials=1, fit=valley, folder=Path("failing")).best
+
+
 def worker_that_may_die(search: Search, threads: int) -> None:
     trial_worker.fit = dies_once
     run_worker(search, threads)

@@ -22,6 +22,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from anomaly import runs
+from anomaly.drafts import tidy
 from anomaly.experiments.grid import Cell, Grid, GridFile
 from anomaly.pipeline.plan import resolve
 from anomaly.runs import write_atomic
@@ -131,6 +132,10 @@ class Bench:
             if alone:
                 for file in (*self.path.glob("failures/[!.]*"), *self.path.glob("workers/[!.]*")):
                     file.unlink(missing_ok=True)
+                for folder in (self.path / "failures", self.path / "workers"):
+                    tidy(folder)
+                with suppress(OSError):  # it isn't there, or holds what another program put there
+                    (self.path / "failures").rmdir()
 
     def remaining(self) -> list[Cell]:
         """Return the cells that are neither done nor failed."""

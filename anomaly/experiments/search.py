@@ -48,6 +48,7 @@ from anomaly.experiments.storage import (
     import_optuna,
     importance_of,
     other_settings,
+    storage_errors,
     trials_of,
 )
 from anomaly.experiments.study import OBJECTIVES, STUDIES, Outcome, Search, SearchOptions, StudyFile, with_settings
@@ -100,7 +101,7 @@ def tune(plan: Plan, options: SearchOptions, *, space: Space | None = None) -> O
         least_epochs=least,
         keeps_best=training.keep == "best",
     )
-    with exit_on_sigterm():
+    with exit_on_sigterm(), storage_errors(search):
         outcome = _run(search, options.jobs, settings, synthetic=prepared.cache.synthetic)
     write(outcome, settings)
     return outcome

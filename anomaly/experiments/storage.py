@@ -1,6 +1,8 @@
 """The storage of a study: opened through optuna, and read."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +65,17 @@ def open_study(search: Search) -> "Study":
         place = f"{search.folder}/study.sqlite3" if search.storage is None else "--storage"
         raise InputError(f"{place} can't be opened ({type(error).__name__}: {reason}); name another") from None
     return study
+
+
+@contextmanager
+def storage_errors(search: Search) -> Iterator[None]:
+    """Turn what a database could not write into one line; what it holds is whole, as it takes back what it began."""
+    try:
+        yield
+    except import_optuna().exceptions.StorageInternalError as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        place = f"{search.folder}/study.sqlite3" if search.storage is None else "--storage"
+        raise InputError(f"{place} can't be written ({reason}); the same command resumes") from error
 
 
 def _own_database(path: Path) -> str:

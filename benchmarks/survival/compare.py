@@ -40,9 +40,10 @@ COLUMNS: Mapping[str, frozenset[str]] = {
     "results/results.csv": frozenset({"finished"}),
 }
 """CSV files -> columns that are left out: when, and how long."""
-LEFT_OUT = ("tmp/.ses", "tune/*/study.sqlite3")
+LEFT_OUT = ("tmp/.ses", "tune/*/study.sqlite3", "tune/*/tune.png")
 """Files that are not compared at all: what ONNX Runtime leaves in the folder for temporary files; the database of a
-search, which keeps that a trial was interrupted (what comes of it is in trials.csv and best.json).
+search, which keeps that a trial was interrupted, and its picture, which has trials by their number (what comes of them
+is in trials.csv and best.json).
 """
 _TRIALS = re.compile(r"(tune/[^/]+)/trials/(\d+)")
 """Trials of a search that were interrupted are left out, and the others numbered in their order: an interrupted one is
