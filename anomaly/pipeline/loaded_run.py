@@ -133,17 +133,8 @@ class LoadedRun:
         chosen = self._chosen(choices_of(score=by, aggregate=aggregate, **rule), rule.get("fdr"))
         with self._selection(films, split, where, workers) as selection:
             kept = MapCollector()
-            result = score_selection(
-                chosen.run,
-                selection,
-                by=chosen.score,
-                pooling=chosen.aggregate,
-                by_column=by_column,
-                display=self._display,
-                collect=(kept,) if maps else (),
-                fdr=chosen.fdr,
-                as_set=as_set,
-            )
+            collect = (kept,) if maps else ()
+            result = self._scored(chosen, selection, collect, by_column=by_column, as_set=as_set)
             return replace(result, maps=kept.maps)
 
     def heatmap(
@@ -182,17 +173,30 @@ class LoadedRun:
         chosen = self._chosen(Choices())
         with self._selection(films, None, (), workers) as selection:
             kept = MapCollector()
-            result = score_selection(
-                chosen.run,
-                selection,
-                by=chosen.score,
-                pooling=chosen.aggregate,
-                display=self._display,
-                collect=(kept,),
-                as_set=as_set,
-            )
+            result = self._scored(chosen, selection, (kept,), as_set=as_set)
             scores, originals = result.scored.scores, _originals(selection)
             return result, list(heatmaps_of(chosen.run, selection, scores, kept.maps, result.main, originals))
+
+    def _scored(
+        self,
+        chosen: Chosen,
+        selection: Selection,
+        collect: Sequence[MapCollector],
+        *,
+        as_set: bool,
+        by_column: Sequence[str] = (),
+    ) -> ScoringResult:
+        return score_selection(
+            chosen.run,
+            selection,
+            by=chosen.score,
+            pooling=chosen.aggregate,
+            by_column=by_column,
+            display=self._display,
+            collect=collect,
+            fdr=chosen.fdr,
+            as_set=as_set,
+        )
 
     def _chosen(self, given: Choices, fdr: float | None = None) -> Chosen:
         """Return the run with what is given, and what it remembers: wrong names are refused before films are read."""
