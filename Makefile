@@ -50,7 +50,7 @@ bench: setup
 bench-quick: setup
 	$(BIN)/python -m benchmarks.quick
 
-# Kills and failing system calls, verb by verb: 10 to 15 minutes on two cores that do nothing else.
+# Kills and failing system calls, verb by verb.
 survival: setup
 	$(BIN)/python -m benchmarks.survival
 
