@@ -5,11 +5,13 @@ import io
 import math
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from anomaly.data.batch import Batch, as_batch
 from anomaly.data.dataset import Films, FilmSet
@@ -34,6 +36,8 @@ from preprocessing.recipe import Recipe
 from preprocessing.sources import open_source
 
 CPU = torch.device("cpu")
+CATS = range(281, 286)
+"""Classes of ImageNet."""
 TINY = ("width=2", "epochs=2", "augmentation=none")
 
 
@@ -65,13 +69,17 @@ def trained(cache: Cache, out: Path, *settings: str, preset: str = "cnn") -> Run
     [
         ("densenet169", 1, 12_486_145),
         ("efficientnet_b0", 2, 4_010_110),  # "4.01 Million"
+        ("lite0", 1000, 4_652_008),  # of the published file
         ("vgg16", 2, 134_268_738),  # "134.27 Million"
     ],
 )
 def test_parameter_counts_are_the_sources(backbone: str, outputs: int, count: int) -> None:
     with torch.device("meta"):
-        model = built(224, backbone=backbone, outputs=outputs)
-    assert sum(p.numel() for p in model.parameters()) == count
+        model = built(224, backbone=backbone, outputs=min(2, outputs))
+    last = model.head[-1] if isinstance(model.head[-1], nn.Linear) else model.head[-1][-1]
+    assert isinstance(last, nn.Linear)
+    more = (outputs - last.out_features) * (last.in_features + 1)
+    assert sum(p.numel() for p in model.parameters()) + more == count
 
 
 def test_the_weighted_loss_is_the_sources_formula() -> None:
@@ -261,6 +269,34 @@ def test_imagenet_weights_are_taken_but_for_the_last_layer(
     assert all(torch.equal(own[name], before[name]) for name in last)
     features = [name for name in own if name.startswith("features.")]
     assert len(features) > 300 and all(torch.equal(own[name], given[name]) for name in features)
+
+
+def test_lite0_begins_with_the_weights_of_the_installed_package() -> None:
+    """With the published last layer its features know a cat."""
+    config = ClassifierConfig(backbone="lite0", weights="lite0", normalize="symmetric")
+    file = Classifier.weights_file(config)
+    assert file is not None
+    model = built(backbone="lite0", normalize="symmetric").eval()
+    model.load_pretrained(file)
+    published = load_file(file)
+    film = torch.from_numpy(cv2.resize(skimage.data.chelsea()[:, 75:375], (224, 224), interpolation=cv2.INTER_AREA))
+    with torch.inference_mode():
+        features = model.features(film.permute(2, 0, 1)[None] / 127.5 - 1).mean(dim=(2, 3))
+        classes = features @ published["_fc.weight"].T + published["_fc.bias"]
+    assert int(classes.argmax()) in CATS
+
+
+@pytest.mark.parametrize(
+    ("backbone", "weights", "message"),
+    [
+        ("cnn", "lite0", "lite0 are no weights of cnn: take --set backbone=lite0"),
+        ("lite0", "lite1", "lite1 are no weights of lite0"),
+        ("lite0", "imagenet", "torchvision has no lite0; take --weights lite0"),
+    ],
+)
+def test_weights_of_another_network_are_refused(backbone: str, weights: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Classifier.weights_file(ClassifierConfig.model_validate({"backbone": backbone, "weights": weights}))
 
 
 def test_a_damaged_file_of_imagenet_weights_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
-"""Supervised baselines: DenseNet-169, VGG16, EfficientNet-B0 and a plain CNN, trained with labels.
+"""Supervised baselines: DenseNet-169, VGG16, EfficientNet-B0 and -Lite0 and a plain CNN, trained with labels.
 
-What labels are worth beside the detectors that see normal films alone. Each preset is the recipe of a published project
-(docs/paper.md, "The supervised sources"): `mura`, `hip`, `fracture`, `cnn`; `standard` is ours.
+What labels are worth beside the detectors that see normal films alone. Presets `mura`, `hip`, `fracture` and `cnn` are
+recipes of published projects (docs/paper.md, "The supervised sources"); `standard` and `lite0` are ours.
 """
 
 import re
@@ -17,12 +17,13 @@ from torch.nn.functional import interpolate, logsigmoid
 
 from anomaly.data.batch import Batch
 from anomaly.models.base import Detector, Prediction, Settings, Step
-from anomaly.models.pretrained import named_file, published_file, read_tensors
+from anomaly.models.pretrained import PACKAGED, named_file, packaged_file, published_file, read_tensors
 from anomaly.models.search_space import Choice, Range
+from anomaly.nn.efficientnet_lite import HEAD, feature_layers, feature_tensors
 from anomaly.nn.losses import class_weighted_cross_entropy, log_mean
 from preprocessing import InputError
 
-BackboneName = Literal["densenet169", "vgg16", "efficientnet_b0", "cnn"]
+BackboneName = Literal["densenet169", "vgg16", "efficientnet_b0", "lite0", "cnn"]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SAME = 0.003
 """A standard deviation of probabilities below which they say nothing of the films."""
@@ -34,8 +35,8 @@ class ClassifierConfig(Settings):
     """Settings of a classifier; the defaults are those of `standard`."""
 
     backbone: BackboneName = "efficientnet_b0"
-    """densenet169, vgg16 or efficientnet_b0, as torchvision has them, or cnn: four convolutions with max-pooling and
-    two fully connected layers."""
+    """densenet169, vgg16 or efficientnet_b0, as torchvision has them; lite0: EfficientNet-Lite0, whose ImageNet weights
+    come with an installed package; or cnn: four convolutions with max-pooling and two fully connected layers."""
     outputs: int = Field(default=1, ge=1, le=2)
     """One with a sigmoid, or two with a softmax; either way the loss is the cross-entropy of the two classes."""
     balance: bool = True
@@ -46,12 +47,13 @@ class ClassifierConfig(Settings):
     (where [0, 1] becomes about [-2, 2.5]), or [-1, 1]."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Share of units dropped before the last layers; none takes the backbone's own: .5 for vgg16 and cnn, .2 for
-    efficientnet_b0, 0 for densenet169."""
+    efficientnet_b0 and lite0, 0 for densenet169."""
     width: int = Field(default=32, ge=1, le=256)
     """Channels of the first layer of cnn; the others have 2, 4 and 8 times as many."""
     weights: str = "none"
-    """What training begins with: none, imagenet (torchvision's, downloaded once), or a file: .safetensors with
-    torchvision's names, or a run folder of this model. The last layer is taken where it has as many outputs."""
+    """What training begins with: none, imagenet (torchvision's, downloaded once), lite0 (for that backbone, ImageNet's
+    too: `pip install 'xray-anomaly[features]'`), or a file: .safetensors with the published names, or a run folder of
+    this model. The last layer is taken where it has as many outputs."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ BACKBONES: dict[BackboneName, Backbone] = {
     ),
     "vgg16": Backbone(32, ((1, "3"), (2, "8"), (4, "15"), (8, "22"), (16, "29")), 0.5, low_precision=True),
     "efficientnet_b0": Backbone(32, ((4, "2"), (8, "3"), (16, "5"), (32, "8")), 0.2),
+    "lite0": Backbone(32, ((4, "3"), (8, "5"), (16, "11"), (32, "17")), 0.2),
     "cnn": Backbone(16, ((1, "1"), (2, "4"), (4, "7"), (8, "10")), 0.5, low_precision=True),
 }
 
@@ -91,6 +94,18 @@ class Classifier(Detector):
             "schedule": "cosine",
             "augmentation": "upright",
             "patience": 10,
+        },
+        "lite0": {
+            "backbone": "lite0",
+            "weights": "lite0",
+            "normalize": "symmetric",
+            "epochs": 20,
+            "batch_size": 16,
+            "learning_rate": 3e-4,
+            "weight_decay": 1e-5,
+            "schedule": "cosine",
+            "augmentation": "upright",
+            "patience": 8,
         },
         "fast": {
             "backbone": "cnn",
@@ -315,15 +330,24 @@ class Classifier(Detector):
         """Return the file that `weights` means; torchvision's is downloaded where it isn't there yet."""
         if config.weights == "none":
             return None
+        if config.weights in PACKAGED:
+            if config.weights != config.backbone:
+                raise InputError(
+                    f"{config.weights} are no weights of {config.backbone}: take --set backbone=lite0 with "
+                    "--weights lite0, or other weights"
+                )
+            return packaged_file(config.weights)
         if config.weights == "imagenet":
             if config.backbone == "cnn":
                 raise InputError("cnn has no ImageNet weights; choose another --set backbone=, or --weights none")
+            if config.backbone in PACKAGED:
+                raise InputError(f"torchvision has no {config.backbone}; take --weights {config.backbone}, ImageNet's")
             return published_file(config.backbone)
         return named_file(config.weights)
 
     def load_pretrained(self, weights: Path) -> None:
-        """Take up weights under torchvision's names or our own; all must fit but a last layer of other outputs."""
-        given = {self._own_name(key): value for key, value in read_tensors(weights).items()}
+        """Take up weights under the published names or our own; all must fit but a last layer of other outputs."""
+        given = self._own_tensors(read_tensors(weights))
         own = {name: value for name, value in self.state_dict().items() if name.startswith(("features.", "head."))}
         given = {name: value for name, value in given.items() if name != "class_weights"}
         last = list(own)[-2:]  # weight and bias
@@ -343,6 +367,14 @@ class Classifier(Detector):
             )
         self.load_state_dict(given, strict=False)
 
+    def _own_tensors(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors under their names here."""
+        if self.config.backbone == "lite0" and "_conv_stem.weight" in given:
+            names = [f"head.{name}" for name in list(self.head.state_dict())[-2:]]
+            last = dict(zip(names, (given["_fc.weight"], given["_fc.bias"]), strict=True))
+            return {f"features.{name}": value for name, value in feature_tensors("lite0", given).items()} | last
+        return {self._own_name(key): value for key, value in given.items()}
+
     def _own_name(self, key: str) -> str:
         """Return the name here of a tensor that torchvision calls `key`."""
         # torchvision's file of DenseNet has "norm.1.weight" for what its network calls "norm1.weight".
@@ -357,6 +389,8 @@ def _built(config: ClassifierConfig) -> tuple[nn.Sequential, nn.Sequential]:
     before: list[nn.Module] = [nn.AdaptiveAvgPool2d(cells), nn.Flatten()]
     if config.backbone == "cnn":
         features, last = _plain(config.width, config.outputs)
+    elif config.backbone == "lite0":
+        features, last = feature_layers("lite0"), nn.Sequential(nn.Dropout(), nn.Linear(HEAD, config.outputs))
     else:
         import torchvision.models as published
 

@@ -181,6 +181,40 @@ class EfficientNetLite(nn.Module):
         return names
 
 
+HEAD = 1280
+"""Channels of the last convolution, whatever the width."""
+
+
+def feature_layers(variant: str) -> nn.Sequential:
+    """Return all layers of a variant before its classes, to be trained further: stem, blocks, head, each a child.
+
+    (N, 3, H, W) -> (N, HEAD, H / 32, W / 32); weights are drawn anew, `feature_tensors` has others.
+    """
+    network = EfficientNetLite(variant, len(blocks_of(variant)), batch_norm=True)
+    last = blocks_of(variant)[-1].outputs
+    convolution, norm = _convolution(last, HEAD, 1, 1, 1, batch_norm=True)
+    assert isinstance(convolution, SameConv2d)
+    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+    return nn.Sequential(network.stem, *network.blocks, nn.Sequential(convolution, norm, nn.ReLU6(inplace=True)))
+
+
+def feature_tensors(variant: str, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of `feature_layers` from those of the published network; KeyError where it lacks one."""
+    blocks = len(blocks_of(variant))
+    tensors = {}
+    for name, value in EfficientNetLite(variant, blocks, batch_norm=True).tensors_of(published).items():
+        part, _, rest = name.partition(".")
+        if part == "blocks":
+            number, _, rest = rest.partition(".")
+            tensors[f"{int(number) + 1}.{rest}"] = value
+        else:
+            tensors[f"0.{rest}"] = value
+    tensors[f"{blocks + 1}.0.weight"] = published["_conv_head.weight"]
+    for part in ("weight", "bias", "running_mean", "running_var"):
+        tensors[f"{blocks + 1}.1.{part}"] = published[f"_bn1.{part}"]
+    return tensors
+
+
 class LiteEncoder(nn.Module):
     """The way down of a U-Net: the outputs of the last block before each halving of the side, to be trained further."""
 

@@ -149,7 +149,7 @@ class Plan:
     model: Model
     cache: Cache = None
     variant: Variant = None
-    preset: Annotated[str, Flag("standard, fast or paper; for a classifier also mura, hip, fracture or cnn.")] = (
+    preset: Annotated[str, Flag("standard, fast or paper; classifiers: also lite0, mura, hip, fracture, cnn.")] = (
         "standard"
     )
     settings: Annotated[
@@ -170,7 +170,7 @@ class TrainOptions(Plan):
     weights: Annotated[
         str | None,
         Flag(
-            "Pretrained weights: imagenet, lite0 (feature_mixture), a .safetensors file, a run folder, none.  "
+            "Pretrained weights: imagenet, lite0 (EfficientNet-Lite0's), a .safetensors file, a run folder, none.  "
             "[default: the model's]"
         ),
     ] = None
