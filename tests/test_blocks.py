@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm as torchs
 
 from anomaly.models import find_model
-from anomaly.nn.attention import attend
+from anomaly.nn import attention
+from anomaly.nn.attention import SelfAttention, attend
 from anomaly.nn.blocks import Convolution, FromPoint, ToPoint, TransposedConvolution
 from anomaly.nn.cpu_kernels import BLOCK_PRODUCTS
 from anomaly.nn.spectral import spectral_norm
@@ -134,6 +135,22 @@ def test_products_on_small_maps_are_convolutions(
     # Sums of up to 768 products in another order: measured .4e-6 and .004 with several instruction sets.
     for one, other in zip(*results, strict=True):
         assert (one - other).float().norm() <= (0.02 if low else 1e-5) * other.float().norm()
+
+
+def test_layers_told_so_train_by_torchs_own_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    ours, theirs = (kind(12, 20, 4, 2, padding=1) for kind in (Convolution, nn.Conv2d))
+    theirs.load_state_dict(ours.state_dict())
+    ours.products = False
+    x = torch.randn(3, 12, 8, 8)
+    assert torch.equal(ours(x), theirs(x))
+    taken: list[str] = []
+    monkeypatch.setattr(attention, "blockwise_attention", lambda *parts: taken.append("blocks"))
+    layer, film = SelfAttention(8, pool=False), torch.randn(2, 8, 4, 4)
+    layer(film)
+    layer.by_blocks = False
+    layer(film)
+    assert taken == ["blocks"]
 
 
 @pytest.mark.parametrize(

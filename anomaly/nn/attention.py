@@ -14,6 +14,9 @@ class SelfAttention(nn.Module):
     quarter of the work.
     """
 
+    by_blocks = True
+    """Whether a processor attends by blocks of queries in bfloat16, where `blockwise_attention` can."""
+
     def __init__(self, channels: int, *, pool: bool) -> None:
         super().__init__()
         narrow = max(1, channels // 8)
@@ -25,18 +28,19 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend over all positions."""
         query, key, value = self.query(x), self.pool(self.key(x)), self.pool(self.value(x))
-        attended = attend(*(part.flatten(2).transpose(1, 2) for part in (query, key, value)))  # (N, HW, C)
+        parts = (part.flatten(2).transpose(1, 2) for part in (query, key, value))
+        attended = attend(*parts, by_blocks=self.by_blocks)  # (N, HW, C)
         # gamma in the precision of what it scales: a float32 sum would be cast back by the next layer.
         scaled = self.gamma.to(attended.dtype) * attended.view(-1, *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
         return x + scaled
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, *, by_blocks: bool = True) -> Tensor:
     """Return softmax(query key') value: (N, P, A), (N, K, A), (N, K, C) -> (N, P, C).
 
-    The product is not scaled, as in SAGAN.
+    The product is not scaled, as in SAGAN. `by_blocks` as in `SelfAttention`.
     """
-    attended = blockwise_attention(query, key, value)
+    attended = blockwise_attention(query, key, value) if by_blocks else None
     if attended is not None:
         return attended
     # The fused kernel takes one width for all three: query and key are padded with zeros, which changes no product.

@@ -9,18 +9,24 @@ from anomaly.nn.cpu_kernels import small_map_convolution, small_map_transposed_c
 class Convolution(nn.Conv2d):
     """`nn.Conv2d`, trained on small maps as a matrix product where a processor is faster with one."""
 
+    products = True
+    """Whether products are taken at all; `anomaly.training.measured.choose_kernels` knows where not."""
+
     def forward(self, x: Tensor) -> Tensor:
         """Convolve: (N, C, H, W) -> (N, F, h, w)."""
-        output = small_map_convolution(self, x)
+        output = small_map_convolution(self, x) if self.products else None
         return super().forward(x) if output is None else output
 
 
 class TransposedConvolution(nn.ConvTranspose2d):
     """`nn.ConvTranspose2d`, trained on small maps as a matrix product where a processor is faster with one."""
 
+    products = True
+    """As in `Convolution`."""
+
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # no output size to choose
         """Convolve: (N, C, h, w) -> (N, F, H, W)."""
-        output = small_map_transposed_convolution(self, x)
+        output = small_map_transposed_convolution(self, x) if self.products else None
         return super().forward(x) if output is None else output
 
 

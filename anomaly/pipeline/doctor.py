@@ -163,13 +163,14 @@ def _accelerator() -> Iterator[Fact]:
         has = "has" if has_avx512_bf16() else "has no"
         yield Fact("machine", "precision", f"not measured ({measured.SWITCH}=0): the processor {has} AVX512-bf16")
     elif found := measured.kept():
-        yield Fact("machine", "precision", f"{found} (measured {found.date}, kept in {measured.place()})")
+        for name, said in found.lines().items():
+            yield Fact("machine", name, f"{said} (measured {found.date}, kept in {measured.place()})")
     else:
         yield Fact("machine", "precision", "not measured yet: the first training does, or `anomaly doctor --measure`")
 
 
 def measure_machine() -> None:
-    """Measure anew whether training in bfloat16 pays here, keep it and say so; InputError where nothing trains here."""
+    """Measure anew what training goes by on this machine, keep it and say so; InputError where nothing trains here."""
     try:
         from anomaly.training import measured
     except ImportError:

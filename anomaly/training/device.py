@@ -54,7 +54,7 @@ def choose_precision(name: str, device: torch.device, *, pays: bool) -> Precisio
             return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if not pays:
         return "float32"
-    return "bfloat16" if (measured.measured().pays if measured.is_on() else has_avx512_bf16()) else "float32"
+    return "bfloat16" if (measured.measured().bfloat16.pays if measured.is_on() else has_avx512_bf16()) else "float32"
 
 
 def has_avx512_bf16() -> bool:

@@ -37,6 +37,7 @@ from anomaly.runs import CHECKPOINT, Run, checkpoint_state, to_csv
 from anomaly.sealed import sealed_tensors
 from anomaly.training.compiling import COMPILED, compilable
 from anomaly.training.config import EpochReport, Precision, State, TrainConfig
+from anomaly.training.measured import choose_kernels
 from anomaly.training.optimizers import OPTIMIZERS, Optimizer
 from anomaly.training.replay import Replay
 from preprocessing import InputError
@@ -69,6 +70,8 @@ class Trainer:
         """`seed` decides the order, the augmentation and every random draw of the model; 0 is a seed like any other."""
         self.config, self.device, self.seed, self.world = config, device, seed, world
         self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if device.type == "cpu":
+            choose_kernels(self.model)
         self.model.set_class_counts(int((train.label == 0).sum()), int((train.label == 1).sum()))
         self.train, self.validation, self.samples = train, validation, validation.samples()
         self.autocast = precision == "bfloat16"

@@ -25,6 +25,7 @@ KEYS: Mapping[str, frozenset[str]] = {
     "*/new/*/results.json": frozenset({"made"}),
     "*results/*.json": frozenset({"finished"}),
     "tune/*/best.json": frozenset({"trial", "run", "trials"}),
+    "*/auto.json": frozenset({"spent", "estimate", "seconds", "predict"}),
 }
 """JSON files by the end of their path -> keys that are left out, at any depth: when something was made. The hash that a
 file has of itself is compared with the file.
@@ -32,8 +33,9 @@ file has of itself is compared with the file.
 TEXTS: Mapping[str, str] = {
     "*/worklist.html": r"20\d\d-\d\d-\d\d \d\d:\d\d",
     "*/report.html": r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d",
+    "runs/auto-*/index.html": r"\b\d+ (s|min)\b",
 }
-"""Other text files -> a pattern that is left out: when something was made."""
+"""Other text files -> a pattern that is left out: when something was made, or how long it took."""
 COLUMNS: Mapping[str, frozenset[str]] = {
     "*/history.csv": frozenset({"seconds", "films_per_second"}),
     "*/trials.csv": frozenset({"number", "seconds", "note"}),

@@ -79,5 +79,6 @@ SCENARIOS = (
     Scenario("export", "runs", "export runs/floor --out bundle", cost=3),
     Scenario("export, over an older one", "exported", "export runs/floor --out bundle --layout hf", cost=3),
     Scenario("watch --once", "runs", "watch runs/cae today --out results --once", cost=8),
+    Scenario("auto", "cache", "auto c.h5 --minutes 60 --choose-by planted --device cpu --workers 1", cost=12),
     Scenario("rm", "runs", "rm runs/floor --yes", refused=True),
 )
