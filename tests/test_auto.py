@@ -38,7 +38,7 @@ from anomaly.pipeline.fit import continue_or_create, fit
 from anomaly.pipeline.options import Plan
 from anomaly.pipeline.plan import prepare, resolve
 from anomaly.reporting.auto import render_auto
-from anomaly.runs import Run
+from anomaly.runs import DiskFull, Run
 from preprocessing.cache.reader import Cache
 
 from .test_cli import refused, typed
@@ -286,6 +286,38 @@ def test_a_detector_without_its_weights_is_left_out(
         monkeypatch.setattr(f"{module}.CANDIDATES", (*FEW[:1], needy))
     status, out, _ = typed(capsys, "auto", cache.path, "--minutes", 30, "--device", "cpu", "--out", "found")
     assert status == 0 and "mixture: left out: there are no weights nowhere.safetensors" in out
+
+
+@pytest.mark.usefixtures("few")
+def test_a_candidate_keeps_its_place_when_it_is_looked_at_again(
+    capsys: pytest.CaptureFixture[str], cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needy = Candidate("mixture", "feature_mixture", "fast", ("top50",), settings=("weights=nowhere.safetensors",))
+    for module in ("anomaly.pipeline.auto", "anomaly.pipeline.auto_choice"):
+        monkeypatch.setattr(f"{module}.CANDIDATES", (FEW[0], needy, *FEW[1:]))
+    for _ in range(2):
+        status, _, err = typed(capsys, "auto", cache.path, "--minutes", 30, "--device", "cpu", "--out", "found")
+        assert status == 0, err
+        assert [one["name"] for one in record(Path("found"))["candidates"]] == [
+            *(FEW[0].name, "mixture", *(one.name for one in FEW[1:])),
+        ]
+
+
+@pytest.mark.usefixtures("few")
+def test_a_full_disk_ends_the_search_and_leaves_no_candidate_out(
+    capsys: pytest.CaptureFixture[str], cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else another detector would be chosen, as if the one that could not be written did not suit the films."""
+
+    def full(prepared: Any, run: Run, **options: Any) -> Run:
+        if run.path.name == FEW[1].name:
+            raise DiskFull("weights.safetensors: the disk is full")
+        return fit(prepared, run, **options)
+
+    monkeypatch.setattr(search, "fit", full)
+    arguments = ("auto", cache.path, "--minutes", 30, "--device", "cpu", "--out", "found")
+    assert "the disk is full" in refused(capsys, *arguments)
+    assert [one["name"] for one in record(Path("found"))["candidates"]] == [FEW[0].name]
 
 
 def test_bad_input_is_one_line(capsys: pytest.CaptureFixture[str], cache: Cache, tmp_path: Path) -> None:

@@ -122,6 +122,6 @@ class AutoRecord(Record):
         return next((one for one in self.candidates if one.name == name), None)
 
     def with_candidate(self, made: CandidateRecord) -> "AutoRecord":
-        """Return it with a candidate in the place of what was known of it."""
-        others = [one for one in self.candidates if one.name != made.name]
-        return self.model_copy(update={"candidates": [*others, made]})
+        """Return it with a candidate in the place of what was known of it, or as the last one."""
+        candidates = {one.name: one for one in self.candidates} | {made.name: made}
+        return self.model_copy(update={"candidates": list(candidates.values())})

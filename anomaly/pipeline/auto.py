@@ -38,7 +38,7 @@ from anomaly.pipeline.plan import Prepared, prepare
 from anomaly.pipeline.results import write_results
 from anomaly.pipeline.scoring import score_selection
 from anomaly.pipeline.selection import Display, recorded_films
-from anomaly.runs import Run
+from anomaly.runs import DiskFull, Run
 from anomaly.training.config import EpochReport
 from anomaly.training.device import choose_device
 from preprocessing import InputError
@@ -213,6 +213,8 @@ def _try(search: Search, candidate: Candidate) -> None:
             leave_out(f"it takes about {clock(cost.least)}, and {clock(max(0, available))} were left", cost.least)
             return
         made = _train(search, candidate, base, cost, epochs)
+    except DiskFull:  # every other candidate would meet it as well
+        raise
     except InputError as error:
         leave_out(str(error))
         return
