@@ -189,18 +189,20 @@ class Recipe(BaseModel):
     def _locate(self, film: "Film", request: Request, to_square: steps.Matrix) -> Scene:
         """Bring a film upright, bones bright, and locate its exposed field and its hands."""
         pixels, box, fallbacks = film.pixels, request.box, []
-        inverted, certain = self._polarity(film)
+        copies = steps.Copies()
+        inverted, certain = self._polarity(film, copies)
         if not certain:
             fallbacks.append("polarity")
         if inverted:
             pixels = steps.invert(pixels)
-        exposed = steps.find_field(pixels) if film.exposed is None else film.exposed
+        exposed = steps.find_field(pixels, copies=copies) if film.exposed is None else film.exposed
         if exposed is not None and not exposed.any():
             exposed = None
             fallbacks.append("exposed field")
         carrier = None
         if self.carrier == "otsu" and box is None:
-            carrier = steps.find_carrier(pixels if film.exposed is None else steps.fill(pixels, exposed))
+            within = pixels if film.exposed is None else steps.fill(pixels, exposed)
+            carrier = steps.find_carrier(within, copies=copies)
             if carrier is None:
                 fallbacks.append("carrier")
         upright, to_upright = (pixels, IDENTITY) if carrier is None else steps.rectify(pixels, carrier)
@@ -209,7 +211,7 @@ class Recipe(BaseModel):
             field = (
                 None if exposed is None else steps.warp_mask(exposed, to_upright, (upright.shape[0], upright.shape[1]))
             )
-            hands, markers, turns = self._localize(upright, field, localizer, fallbacks)
+            hands, markers, turns = self._localize(upright, field, localizer, fallbacks, copies)
             if carrier is not None and "hand" in fallbacks:  # a carrier holds a limb: without, half a trunk may be one
                 carrier, upright, to_upright = None, pixels, IDENTITY
                 fallbacks.insert(fallbacks.index("hand"), "carrier")
@@ -233,11 +235,11 @@ class Recipe(BaseModel):
             tuple(fallbacks),
         )
 
-    def _polarity(self, film: "Film") -> tuple[bool, bool]:
+    def _polarity(self, film: "Film", copies: steps.Copies) -> tuple[bool, bool]:
         """Tell whether to turn a film round, and whether that is certain; what its header says is."""
         if self.invert == "never" or film.polarity_known:
             return False, True
-        evidence = steps.polarity_odds(film.pixels, exposed=film.exposed)
+        evidence = steps.polarity_odds(film.pixels, exposed=film.exposed, copies=copies)
         return evidence < -UNCERTAIN, abs(evidence) > UNCERTAIN
 
     def _prepare(self, scene: Scene, request: Request, side: Side, region: steps.Box | None, hand: int) -> Prepared:
@@ -316,7 +318,12 @@ class Recipe(BaseModel):
         return stages
 
     def _localize(
-        self, film: steps.Pixels, exposed: steps.Mask | None, localizer: Localizer | None, fallbacks: list[str]
+        self,
+        film: steps.Pixels,
+        exposed: steps.Mask | None,
+        localizer: Localizer | None,
+        fallbacks: list[str],
+        copies: steps.Copies,
     ) -> tuple[Hands, tuple[Box4, ...], int]:
         """Find hands, side markers and quarter turns on the carrier; where no hand is found, all of it is one."""
         if localizer is not None:
@@ -327,7 +334,7 @@ class Recipe(BaseModel):
             fallbacks.append("localizer")
         if self.hand == "none":
             return (("", None),), (), 0
-        region = steps.find_hand(steps.fill(film, exposed), margin=self.margin)
+        region = steps.find_hand(steps.fill(film, exposed), margin=self.margin, copies=copies)
         if region is None:
             fallbacks.append("hand")
         return (("", region),), (), 0

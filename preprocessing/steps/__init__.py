@@ -12,11 +12,12 @@ from preprocessing.steps.foreground import find_hand, foreground, largest
 from preprocessing.steps.geometry import compose, fill, fit, fit_mask, fit_matrix, rectify, square, warp_mask
 from preprocessing.steps.levels import clahe, equalize, local_contrast, stretch
 from preprocessing.steps.polarity import invert, is_inverted, polarity_odds
-from preprocessing.steps.reduction import REDUCED, Box, Corners, Levels, Mask, Matrix, Pixels
+from preprocessing.steps.reduction import REDUCED, Box, Copies, Corners, Levels, Mask, Matrix, Pixels
 
 __all__ = [
     "REDUCED",
     "Box",
+    "Copies",
     "Corners",
     "Levels",
     "Mask",

@@ -4,13 +4,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocessing.steps.reduction import CONTRAST, Corners, Levels, Mask, Pixels, blurred, median, otsu, reduced
+from preprocessing.steps.reduction import CONTRAST, Copies, Corners, Levels, Mask, Pixels, blurred, median, otsu
 
 ALONG, ACROSS = np.linspace(0.08, 0.92, 48)[:, None], np.linspace(-1, 1, 7)[:, None]  # where a side is probed
 
 
 def find_carrier(
-    film: Pixels, *, min_area: float = 0.1, min_rectangularity: float = 0.85, min_support: float = 0.6
+    film: Pixels,
+    *,
+    min_area: float = 0.1,
+    min_rectangularity: float = 0.85,
+    min_support: float = 0.6,
+    copies: Copies | None = None,
 ) -> Corners | None:
     """Find the image carrier: the plate, or the collimated field, that holds the exposure.
 
@@ -21,7 +26,8 @@ def find_carrier(
     rectangularity and edges is taken, not the first.
 
     Returns (4, 2) float32 corners (x, y) of its outline, clockwise from the top left one once it is upright, or None
-    where no rectangle counts, as on a film that its field fills. Corners may lie beside the film.
+    where no rectangle counts, as on a film that its field fills. Corners may lie beside the film. `copies` are those of
+    other steps, to be shared.
 
     >>> film = np.zeros((64, 64), np.uint8)
     >>> film[10:50, 20:60] = 90
@@ -32,7 +38,7 @@ def find_carrier(
            [58.5, 48.5],
            [20.5, 48.5]], dtype=float32)
     """
-    small, scale = reduced(film)
+    small, scale = (Copies() if copies is None else copies).of(film)
     smooth = blurred(small)
     detail = cv2.morphologyEx(smooth, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > CONTRAST
     best, best_score, seen = None, 0.0, set()

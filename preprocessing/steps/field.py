@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocessing.steps.reduction import Levels, Mask, Pixels, median, reduced
+from preprocessing.steps.reduction import Copies, Levels, Mask, Pixels, median
 
 SIDE = 128  # pixels of the longer side on which borders are looked for
 TILTS = sorted(np.linspace(-0.12, 0.12, 13), key=abs)  # slopes of a border to its side: up to 7 degrees
@@ -22,7 +22,7 @@ STEEPER = 1.5  # times that levels change faster at a border than beyond it: on 
 LEAST = 0.25  # share of the film that a field covers
 
 
-def find_field(film: Pixels) -> Mask | None:
+def find_field(film: Pixels, *, copies: Copies | None = None) -> Mask | None:
     """Find the exposed field of a film whose file does not name it.
 
     From each of the four sides a rim runs inwards as long as levels stay those of the side, which are about the film's
@@ -32,6 +32,7 @@ def find_field(film: Pixels) -> Mask | None:
 
     Returns (H, W) bool, the intersection of the half-planes within the borders found; None where there is no border,
     or where less than LEAST of the film would be left. What it finds on a film it finds on the inverted film as well.
+    `copies` are those of other steps, to be shared.
 
     >>> film = np.tile(np.linspace(60, 160, 64), (64, 1)).astype(np.uint8)
     >>> film[:8] = 255
@@ -39,7 +40,8 @@ def find_field(film: Pixels) -> Mask | None:
     >>> field[:8].any(), bool(field[10:].all())
     (np.False_, True)
     """
-    small, scale = reduced(film, SIDE)
+    copies = Copies() if copies is None else copies
+    small, scale = copies.of(film, SIDE)
     borders = [border for side in range(4) if (border := _border(np.rot90(small, side), side)) is not None]
     level = max((border.level for border in borders if border.level <= DARK), default=-1)
     within = _within(borders, (small.shape[0], small.shape[1]), 1.0)
@@ -47,7 +49,7 @@ def find_field(film: Pixels) -> Mask | None:
         borders = [border for border in borders if border.level >= BRIGHT]
     if not borders:
         return None
-    fine, fine_scale = reduced(film)
+    fine, fine_scale = copies.of(film)
     borders = [_refined(np.rot90(fine, border.side), border, fine_scale / scale) for border in borders]
     field = _within(borders, (film.shape[0], film.shape[1]), fine_scale)
     return None if field.all() or field.mean() < LEAST else field

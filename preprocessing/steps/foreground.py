@@ -10,6 +10,7 @@ from preprocessing.steps.reduction import (
     CONTRAST,
     REDUCED,
     Box,
+    Copies,
     Levels,
     Mask,
     Pixels,
@@ -37,19 +38,20 @@ TRUNK = 0.08  # the same of a trunk, on which more than faint tissue is left out
 FILLED = 0.53  # share of the film that a trunk fills
 
 
-def find_hand(film: Pixels, *, margin: float = 0.05) -> Box | None:
+def find_hand(film: Pixels, *, margin: float = 0.05, copies: Copies | None = None) -> Box | None:
     """Find the box of the hand, or of both hands, on an upright carrier.
 
     The hand is the largest of what stands out of the background, frames peeled off; what is half as large belongs
     to it, side markers do not. `margin` widens the box on every side by this share of its longer side, within the film.
-    Returns (x0, y0, x1, y1), the last two exclusive, or None where nothing stands out.
+    Returns (x0, y0, x1, y1), the last two exclusive, or None where nothing stands out. `copies` are those of other
+    steps, to be shared.
 
     >>> film = np.zeros((64, 64), np.uint8)
     >>> film[20:60, 28:36] = film[36:44, 16:48] = 200
     >>> find_hand(film, margin=0.0), find_hand(film, margin=0.1)
     ((15, 19, 49, 61), (11, 15, 53, 64))
     """
-    small, scale = reduced(film)
+    small, scale = (Copies() if copies is None else copies).of(film)
     blob = _blob(small)
     if blob is None:
         return None

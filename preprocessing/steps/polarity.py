@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from preprocessing.steps.reduction import Levels, Mask, Pixels, reduced
+from preprocessing.steps.reduction import Copies, Levels, Mask, Pixels
 
 SIDE = 96  # pixels of the longer side on which evidence is taken
 
@@ -33,17 +33,19 @@ def is_inverted(film: Pixels, *, exposed: Mask | None = None) -> bool:
     return polarity_odds(film, exposed=exposed) < 0
 
 
-def polarity_odds(film: Pixels, *, exposed: Mask | None = None) -> float:
+def polarity_odds(film: Pixels, *, exposed: Mask | None = None, copies: Copies | None = None) -> float:
     """Weigh the evidence that bones are brighter than what is around them; below 0 it says that they are darker.
 
     The weighted sum (WEIGHTS) of the `evidence` is the log-odds of a film that is not inverted, where as many films are
     as are not. Every piece of evidence changes its sign with the film's, but for rounding, and none depends on gain,
-    offset or depth. `exposed` (H, W) bool is the exposed field: what lies beyond has no say.
+    offset or depth. `exposed` (H, W) bool is the exposed field: what lies beyond has no say. `copies` are those of
+    other steps, to be shared.
     """
-    return float(sum(WEIGHTS[name] * value for name, value in evidence(film, exposed=exposed).items()))
+    found = evidence(film, exposed=exposed, copies=copies)
+    return float(sum(WEIGHTS[name] * value for name, value in found.items()))
 
 
-def evidence(film: Pixels, *, exposed: Mask | None = None) -> dict[str, float]:
+def evidence(film: Pixels, *, exposed: Mask | None = None, copies: Copies | None = None) -> dict[str, float]:
     """Take the evidence of a film's polarity, name -> value, on levels stretched to -1..1 at SIDE pixels:
 
     ridges        thin bright structures (white top-hat) less thin dark ones (black top-hat), as a share of both: bone
@@ -55,7 +57,7 @@ def evidence(film: Pixels, *, exposed: Mask | None = None) -> dict[str, float]:
     flanks        the same with a wave that is high at the middle and at both sides, and low between: lungs
     down          correlation of the rows' means with the squared distance from the middle
     """
-    levels = _levels(film, exposed)
+    levels = _levels(film, exposed, Copies() if copies is None else copies)
     height, width = levels.shape
     mean, spread = float(levels.mean()), float(levels.std()) + 1e-3
     kernel = np.ones((3, 3), np.uint8)
@@ -93,7 +95,7 @@ def invert(film: Pixels) -> Pixels:
     return turned
 
 
-def _levels(film: Pixels, exposed: Mask | None) -> NDArray[np.float32]:
+def _levels(film: Pixels, exposed: Mask | None, copies: Copies) -> NDArray[np.float32]:
     """Give (h, w) levels of -1..1, SIDE pixels the longer side; beyond the field its median."""
     if exposed is not None and exposed.any():
         rows, columns = np.flatnonzero(exposed.any(axis=1)), np.flatnonzero(exposed.any(axis=0))
@@ -101,7 +103,7 @@ def _levels(film: Pixels, exposed: Mask | None) -> NDArray[np.float32]:
         film, exposed = film[field], exposed[field]
         if not exposed.all():
             film = np.where(exposed, film, np.median(film[exposed]).astype(film.dtype))
-    small, _ = reduced(film)
+    small, _ = copies.of(film)
     scale = SIDE / max(small.shape)
     size = max(8, round(small.shape[1] * scale)), max(8, round(small.shape[0] * scale))
     by = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR

@@ -32,6 +32,22 @@ def reduced(film: Pixels, side: int = REDUCED) -> tuple[Levels, float]:
     return mapped(film, np.clip(np.rint(levels), 0, 255).astype(np.uint8)), scale
 
 
+class Copies:
+    """Reduced copies of films, each made once: several steps look at the same one."""
+
+    def __init__(self) -> None:
+        self._made: list[tuple[Pixels, int, Levels, float]] = []
+
+    def of(self, film: Pixels, side: int = REDUCED) -> tuple[Levels, float]:
+        """Return `reduced` of this very array, which must not have changed since."""
+        for known, known_side, small, scale in self._made:
+            if known is film and known_side == side:
+                return small, scale
+        small, scale = reduced(film, side)
+        self._made.append((film, side, small, scale))
+        return small, scale
+
+
 def counted(levels: Pixels, mask: Mask | None = None) -> NDArray[np.int64]:
     """Count the pixels of each level, all or those under a mask: 8-bit films by OpenCV, ten times as fast as by NumPy.
 
