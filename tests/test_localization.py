@@ -406,16 +406,38 @@ def test_a_cache_made_with_nets_names_them_and_is_another(runs: dict[str, Run], 
 class _Stub(SSD):
     """Detects a hand where the film is brightest, a marker in the corner; a turned film it likes better."""
 
-    def detect(self, batch: object) -> list[Detection]:
+    scores: tuple[float, ...] = (0.4, 0.95, 0.3, 0.2)
+    asked: list[int]
+
+    def detect(self, batch: Batch) -> list[Detection]:
         boxes = np.array([[24, 48, 72, 96, 2], [0, 0, 12, 12, 4]], np.float32)
-        return [Detection(boxes, np.array([score, 0.9], np.float32)) for score in (0.4, 0.95, 0.3, 0.2)]
+        first = sum(self.asked)
+        self.asked.append(len(batch.film))
+        scores = self.scores[first : first + len(batch.film)]
+        return [Detection(boxes, np.array([score, 0.9], np.float32)) for score in scores]
 
 
 @pytest.fixture
-def stubbed(runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> NetLocalizer:
-    stub = _Stub(SSD.Config(), SIZE).eval(), SIZE, 0.5
-    monkeypatch.setattr(nets, "load_once", lambda folder, name, digest: stub)
+def stub() -> _Stub:
+    made = _Stub(SSD.Config(), SIZE).eval()
+    made.asked = []
+    return made
+
+
+@pytest.fixture
+def stubbed(runs: dict[str, Run], stub: _Stub, monkeypatch: pytest.MonkeyPatch) -> NetLocalizer:
+    monkeypatch.setattr(nets, "load_once", lambda folder, name, digest: (stub, SIZE, 0.5))
     return load_localizer(runs["ssd"].path)
+
+
+@pytest.mark.parametrize(("score", "asked", "turns"), [(0.51, [1], 0), (0.5, [1, 3], 1), (0.49, [1, 3], 1)])
+def test_a_film_is_only_turned_about_where_a_score_could_turn_it(
+    stubbed: NetLocalizer, stub: _Stub, score: float, asked: list[int], turns: int
+) -> None:
+    """A turned film has to score twice as high, and no score is above 1."""
+    stub.scores = (score, 1.0, 0.3, 0.2)
+    found = stubbed(np.zeros((60, 120), np.uint8))
+    assert found is not None and found.turns == turns and stub.asked == asked
 
 
 def test_boxes_come_back_in_the_films_pixels_and_the_better_turn_is_taken(stubbed: NetLocalizer) -> None:

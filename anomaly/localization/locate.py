@@ -31,9 +31,13 @@ def locate(film: steps.Pixels, detect: Detect, size: int, threshold: float) -> L
     film  (h, w), upright or on a side or upside down.    size  side in pixels of the films that `detect` takes.
     threshold  the score from which on something counts as detected.
     """
-    orientations = [np.ascontiguousarray(np.rot90(film, turns)) for turns in range(4)]
+    orientations = [film]
     by_turns = detect(_fitted(orientations, size))
-    turns = _upright([_hand_score(detection) for detection in by_turns])
+    turns = 0
+    if TURNED_RATIO * _hand_score(by_turns[0]) <= 1:  # or else no score, as none is above 1, could turn the film
+        orientations += [np.ascontiguousarray(np.rot90(film, turns)) for turns in (1, 2, 3)]
+        by_turns += detect(_fitted(orientations[1:], size))
+        turns = _upright([_hand_score(detection) for detection in by_turns])
     upright = orientations[turns]
     to_input = steps.fit_matrix(upright.shape, size)
     scale, offset = np.diag(to_input[:, :2]), to_input[:, 2]
