@@ -304,6 +304,22 @@ def test_a_candidate_keeps_its_place_when_it_is_looked_at_again(
 
 
 @pytest.mark.usefixtures("few")
+def test_a_candidate_is_done_only_with_its_figures(
+    capsys: pytest.CaptureFixture[str], cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    arguments = ("auto", cache.path, "--minutes", 30, "--device", "cpu", "--out", "found")
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "judged", interrupted)
+        assert typed(capsys, *arguments)[0] == 130
+    assert record(Path("found"))["candidates"] == []
+    assert typed(capsys, *arguments)[0] == 0
+    assert all(one["labels"] for one in record(Path("found"))["candidates"] if one["state"] == "done")
+
+
+@pytest.mark.usefixtures("few")
 def test_a_full_disk_ends_the_search_and_leaves_no_candidate_out(
     capsys: pytest.CaptureFixture[str], cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -219,9 +219,8 @@ def _try(search: Search, candidate: Candidate) -> None:
         leave_out(str(error))
         return
     made = made.model_copy(update={"seconds": before + time.monotonic() - start})
-    record = search.record.with_candidate(made)
-    search.save(candidates=record.candidates)
-    judgement = judged(search.folder, search.record, candidate)
+    # Known as done only with its figures: killed between the two, it would have none ever after, and not be chosen.
+    judgement = judged(search.folder, search.record.with_candidate(made), candidate)
     search.save(candidates=search.record.with_candidate(judgement).candidates)
     search.tell(_line(search.record.basis, judgement))
 
