@@ -15,11 +15,16 @@ _OPENED = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 """On NFS a shared lock needs a readable file, an exclusive one a writable file; a pipe is not waited for."""
 
 
+FAILING = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""What a full or failing disk answers."""
+
+
 def open_lock(path: Path) -> IO[bytes]:
     """Open the file of a lock to read and append, unbuffered; it is created where it is missing, and never emptied.
 
     A folder may come from a stranger, with a link to any file of its user in the place of a lock: neither a link nor
-    a pipe or device is opened. Raises InputError for these, and where the file may not be opened or created.
+    a pipe or device is opened. Raises InputError for these, and where the file may not be opened or created; OSError
+    where the disk is full or fails, which is no fault of this lock.
     """
     try:
         file = os.fdopen(os.open(path, _OPENED | os.O_CREAT, 0o666), "a+b", buffering=0)
@@ -28,6 +33,8 @@ def open_lock(path: Path) -> IO[bytes]:
             raise InputError(f"{path} is a symbolic link, which no lock may be; remove it") from None
         if error.errno == errno.ENXIO:
             raise _special(path) from None
+        if error.errno in FAILING:
+            raise
         raise InputError(
             f"{path.parent} can't be locked: {path.name} may not be opened for writing ({error.strerror}); change the "
             "permissions, or take a folder that can be written to"

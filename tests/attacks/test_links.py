@@ -1,5 +1,6 @@
 """No lock, draft or unfinished file is written through a link: folders may come from strangers."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -15,7 +16,7 @@ from anomaly.training.tracking import _own_store
 from preprocessing import InputError
 from preprocessing.build import BuildOptions, build
 from preprocessing.cache.reader import Cache
-from preprocessing.locks import file_lock, is_held
+from preprocessing.locks import file_lock, is_held, open_lock
 from preprocessing.phantom import write_phantoms
 from preprocessing.phantom.write import _write_whole
 from preprocessing.recipe import Recipe
@@ -86,6 +87,18 @@ def test_a_folder_that_may_not_be_written_to_is_named(tmp_path):
         os.seteuid(user)
         if user == 0:
             shutil.rmtree(place)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_full_disk_is_no_fault_of_the_lock(tmp_path, monkeypatch, number):
+    """Or else it is taken for one of what is locked: a search for a detector left that one out, and went on."""
+
+    def full(path, *arguments):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        open_lock(tmp_path / ".lock")
 
 
 def test_a_run_is_not_locked_through_a_link(run, tmp_path, victim):
