@@ -34,7 +34,7 @@ class Identity(Record):
     """YYYY-MM-DD, where it is a date."""
     accession_number: str = ""
     study: str = ""
-    """StudyDescription, else the StudyInstanceUID."""
+    """StudyDescription; where it and the date are missing, the StudyInstanceUID."""
 
     def lines(self) -> list[str]:
         """Return what is known, in words: "patient Doe Jane (4711)", "study of 2026-11-26", "accession A-17"."""
@@ -62,7 +62,7 @@ def write_identity(film: Path, folder: Path, *, whole: bool) -> None:
         patient_name=" ".join(re.split(r"[\^=\s]+", text(header, "PatientName"))).strip(),
         study_date="-".join(found.groups()) if (found := _DATE.fullmatch(date)) else date,
         accession_number=text(header, "AccessionNumber"),
-        study=text(header, "StudyDescription") or text(header, "StudyInstanceUID"),
+        study=text(header, "StudyDescription") or ("" if date else text(header, "StudyInstanceUID")),
     )
     if identity != Identity():
         write_atomic(folder / FILE, to_json(identity.model_dump(mode="json")))
