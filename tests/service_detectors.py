@@ -23,7 +23,14 @@ from anomaly.service.spool import now
 from preprocessing import InputError
 
 FACTS = DetectorFacts(
-    model="fake", run="run", score_name="mse", threshold=0.5, map_scale=1.0, map_unit="squared error", synthetic=True
+    model="fake",
+    run="run",
+    score_name="mse",
+    threshold=0.5,
+    map_scale=1.0,
+    map_unit="squared error",
+    synthetic=True,
+    digest="0123456789abcdef" * 4,
 )
 
 
@@ -57,6 +64,7 @@ class FakeDetector:
                 finished=now(),
                 model="fake",
                 run="run",
+                detector=self.facts.digest,
                 score_name="mse",
                 threshold=0.5,
                 parts=[

@@ -18,7 +18,7 @@ from anomaly.service.records import FilmResult
 from anomaly.service.watch import COLUMNS, Watch
 from preprocessing import InputError
 
-from .service_detectors import OpenFake
+from .service_detectors import FACTS, OpenFake
 from .service_running import until
 from .test_cli import refused, typed
 
@@ -184,7 +184,8 @@ def test_the_verb_scores_what_is_there(
         (mine,) = [one for one in rows(tmp_path / "out") if one["film"] == f"{number}.png"]
         assert float(mine["score"]) == pytest.approx(float(row["mse"]), rel=1e-5) and mine["flagged"] == row["flagged"]
         assert (tmp_path / f"out/{number}.png_heatmap.png").is_file()
-    assert "no format 'gif'" in refused(capsys, *words[:5], "--formats", "gif")
+    unknown = refused(capsys, *words[:5], "--formats", "gif")
+    assert "no format 'gif'" in unknown and "dicom-sc" in unknown and "none" in unknown
 
 
 def test_the_verb_ends_in_order_on_sigterm(run: Run, folder: Path, tmp_path: Path) -> None:
@@ -198,3 +199,35 @@ def test_the_verb_ends_in_order_on_sigterm(run: Run, folder: Path, tmp_path: Pat
     finally:
         process.kill()
     assert process.returncode == 0 and "0 of 0 films flagged" in out
+
+
+def test_a_name_in_the_csv_is_never_a_formula_and_is_remembered(folder: Path, tmp_path: Path) -> None:
+    names = ("=cmd.png", "+1.png", "'quoted.png", "-2.png")
+    for name in names:
+        put(folder / name, "0.5")
+    for expected in (4, 0):
+        with watching(folder, tmp_path / "out") as (watch, told):
+            watch.run(0.01, once=True)
+        assert len(told) == expected
+    assert {row["film"] for row in rows(tmp_path / "out")} == {f"'{name}" for name in names}
+
+
+def test_what_another_detector_scored_is_scored_again_and_said(folder: Path, tmp_path: Path) -> None:
+    put(folder / "a.png", "0.5")
+    put(folder / "a.png_heatmap.png", "0.5")
+    out = tmp_path / "out"
+    with watching(folder, out) as (watch, told):
+        watch.open()
+        assert watch.notes() == ["no films: 1 file written by this program (heatmaps)"]
+        watch.run(0.01, once=True)
+    digits = FACTS.digest[:16]
+    assert [(row["film"], row["run"], row["detector"]) for row in rows(out)] == [("a.png", "run", digits)]
+    (out / "results.csv").write_text((out / "results.csv").read_text().replace(digits, "f" * 16))
+    for expected in (1, 0):
+        with watching(folder, out) as (watch, told):
+            watch.open()
+            again = [note for note in watch.notes() if "another detector" in note]
+            assert again == ["1 film that another detector scored: scored again by run"] * expected
+            watch.run(0.01, once=True)
+        assert len(told) == expected
+    assert [row["detector"] for row in rows(out)] == ["f" * 16, digits]

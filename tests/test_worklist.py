@@ -158,6 +158,21 @@ def test_p_values_are_in_the_record_and_in_words_on_the_page(mine: Run, tmp_path
     assert page.count("more abnormal than") == 1 and not (tmp_path / "worklist").exists()
 
 
+def test_units_that_stand_unlike_their_only_film_are_explained(mine: Run, tmp_path: Path) -> None:
+    opened = open_run(mine, "cpu")
+    films = recorded_films(mine, "test", None)
+    thresholds = {
+        pooling: {unit: {name: 0.0 if unit == "patient" else 1e9 for name in of} for unit, of in units.items()}
+        for pooling, units in opened.calibration.thresholds.items()
+    }
+    opened = replace(opened, calibration=opened.calibration.model_copy(update={"thresholds": thresholds}))
+    result = score_selection(opened, films)
+    alone = any(patient.films == 1 for patient in result.patients)
+    assert ("threshold of its own (film 1e+09, study 1e+09, patient 0)" in result.flag_counts) == alone
+    write_worklist(result, PictureCollector("mse", 0, None), tmp_path)
+    assert result.flag_counts in (tmp_path / "worklist.html").read_text()
+
+
 def test_what_a_pass_keeps_for_pictures_is_bounded_and_of_the_highest() -> None:
     rng, collector = np.random.default_rng(0), PictureCollector("mse", 5, 1.0)
     scores = rng.permutation(300).astype(float)

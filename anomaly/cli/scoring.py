@@ -123,7 +123,7 @@ def _print_new(result: "ScoringResult", files: "Written", options: ScoreOptions)
     if result.evaluation is not None:
         lines += external_lines(result.evaluation.figures)
     else:
-        after.insert(0, _flagged(result))
+        after.insert(0, f"flagged: {result.flag_counts}")
         listed = min(len(result), MOST_LISTED, max(LEAST_LISTED, LINES - len(lines) - len(after) - 3))
         highest = sorted(result.films, key=lambda film: -film.score)[:listed]
         films, scores = [film.id for film in highest], [film.score for film in highest]
@@ -140,13 +140,6 @@ def _print_new(result: "ScoringResult", files: "Written", options: ScoreOptions)
 def _notes(result: "ScoringResult") -> list[str]:
     """Return what is to be said of a single film, and of the run's own films."""
     return [*result.shift, *([result.no_figures] if result.no_figures else []), *result.calibration_notes]
-
-
-def _flagged(result: "ScoringResult") -> str:
-    """Return how many films, studies and patients are flagged."""
-    units = {"film": result.films, "study": result.studies, "patient": result.patients}
-    counts = [f"{sum(one.flagged for one in ones)} of {counted(len(ones), unit)}" for unit, ones in units.items()]
-    return f"flagged: {', '.join(counts)}"
 
 
 def _files(files: "Written") -> list[str]:
@@ -309,13 +302,9 @@ def report(options: ReportOptions) -> None:
 
 def _map_formats(options: HeatmapOptions) -> tuple[list[str], tuple[str, ...]]:
     """Return the formats of the pictures and the kinds of DICOM objects; raises InputError where options disagree."""
-    from anomaly.pipeline.dicom_files import DICOM_FORMATS
-    from anomaly.pipeline.map_files import FORMATS
+    from anomaly.pipeline.map_files import split_formats
 
-    formats = words_of(options.formats)
-    if unknown := [name for name in formats if name not in FORMATS]:
-        raise InputError(f"no format {unknown[0]!r}; there are: {', '.join(FORMATS)}")
-    kinds = tuple(dict.fromkeys(kind for name in formats for kind in DICOM_FORMATS.get(name, ())))
+    formats, kinds = split_formats(words_of(options.formats))
     if options.space not in (None, "cache", "film"):
         raise InputError(f"no space {options.space!r}; there are: cache, film")
     if kinds and options.space == "cache":
@@ -324,7 +313,7 @@ def _map_formats(options: HeatmapOptions) -> tuple[list[str], tuple[str, ...]]:
         raise InputError("--source applies to --space film on the run's own films; leave it out")
     if options.as_study and not kinds:
         raise InputError("--as-study applies to --formats dicom; leave it out")
-    return [name for name in formats if name not in DICOM_FORMATS], kinds
+    return formats, kinds
 
 
 @command(HeatmapOptions)

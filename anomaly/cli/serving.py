@@ -9,14 +9,11 @@ from anomaly.console import SYNTHETIC, plain, say, warn
 from anomaly.formatting import command_line, number
 from anomaly.pipeline.options import words_of
 from anomaly.service.options import ServeOptions, WatchOptions
-from preprocessing import InputError
 from preprocessing.wording import counted
 
 if TYPE_CHECKING:
     from anomaly.service.records import FilmResult
     from anomaly.service.serve import Serving
-
-FORMATS = ("png", "tiff", "npy", "dicom")
 
 
 @command(ServeOptions)
@@ -44,14 +41,13 @@ def serve(options: ServeOptions) -> None:
 @command(WatchOptions)
 def watch(options: WatchOptions) -> None:
     """Score films as they come into a folder, until it is stopped (Ctrl-C, SIGTERM); each once, whatever happens."""
+    from anomaly.pipeline.map_files import split_formats
     from anomaly.runs import Run
     from anomaly.service.detector import OpenRunFolder
     from anomaly.service.watch import Watch
 
-    formats = () if options.formats == "none" else words_of(options.formats)
-    if unknown := [name for name in formats if name not in FORMATS]:
-        raise InputError(f"no format {unknown[0]!r}; there are: {', '.join(FORMATS)}, none")
-    if "dicom" in formats:
+    formats, kinds = split_formats([] if options.formats == "none" else words_of(options.formats), "none")
+    if kinds:
         from anomaly.export.dicom_objects import check_highdicom
 
         check_highdicom()
@@ -61,6 +57,7 @@ def watch(options: WatchOptions) -> None:
         options.out,
         OpenRunFolder(options.run, options.calibration, options.device),
         formats=formats,
+        dicom=kinds,
         seconds=options.timeout,
         on_result=_say_result,
     )
@@ -72,6 +69,8 @@ def watch(options: WatchOptions) -> None:
     try:
         if watched.open().synthetic:
             say(SYNTHETIC)
+        for note in watched.notes():
+            warn(note)
         counts = watched.run(options.every, once=options.once)
     finally:
         watched.close()

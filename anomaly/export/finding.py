@@ -7,8 +7,9 @@ from datetime import datetime
 import numpy as np
 from numpy.typing import NDArray
 
-MANUFACTURER = "xray-anomaly"
-"""Of the software device, as every object names it."""
+from preprocessing.readers.dicom_objects import MANUFACTURER
+
+__all__ = ["MANUFACTURER", "Finding", "SoftwareDevice"]
 
 
 @dataclass(frozen=True)

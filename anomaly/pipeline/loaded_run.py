@@ -20,6 +20,7 @@ from anomaly.pipeline.options import CalibrateOptions
 from anomaly.pipeline.other_cache import cache_source, cached_films, other_cache
 from anomaly.pipeline.scoring import ScoringResult, score_selection
 from anomaly.pipeline.selection import Display, Selection, new_films, recorded_films
+from anomaly.pipeline.software_device import software_device
 from preprocessing import InputError
 from preprocessing.sources import Source
 from preprocessing.wording import counted
@@ -79,6 +80,12 @@ class LoadedRun:
     def map_unit(self) -> str:
         """The unit of the heatmaps."""
         return self._opened.model.map_unit
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the detector, 64 hexadecimal digits: weights, calibration and the score that flags."""
+        chosen = self._chosen(Choices())
+        return software_device(chosen.run, chosen.score).digest
 
     @property
     def thresholds(self) -> Mapping[Unit, Mapping[str, float]]:

@@ -10,9 +10,21 @@ from anomaly.pipeline.heatmaps import MAP_FORMATS, Heatmap, heatmaps
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.selection import Display, Selection
 from anomaly.runs import inside
+from preprocessing import InputError
 from preprocessing.sources import Source
 
 FORMATS = (*MAP_FORMATS, *DICOM_FORMATS)
+
+
+def split_formats(names: Sequence[str], *also: str) -> tuple[list[str], tuple[str, ...]]:
+    """Return the formats of pictures and the kinds of DICOM objects that names of `FORMATS` stand for, each once.
+
+    Raises InputError for a name that is none of them; `also` is what else it might have been.
+    """
+    if unknown := [name for name in names if name not in FORMATS]:
+        raise InputError(f"no format {unknown[0]!r}; there are: {', '.join((*FORMATS, *also))}")
+    kinds = dict.fromkeys(kind for name in names for kind in DICOM_FORMATS.get(name, ()))
+    return [name for name in names if name not in DICOM_FORMATS], tuple(kinds)
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,18 @@ class ScoringResult:
         p, (low, high) = reference.p_values(scores), reference.intervals(scores).T
         return PValues(p, low, high, benjamini_hochberg(p) if self.calibration.rule == "false discoveries" else None)
 
+    @property
+    def flag_counts(self) -> str:
+        """Say how many films, studies and patients are flagged, and why a study of one film may stand unlike it."""
+        units: dict[Unit, list[UnitScore]] = {"film": self.films, "study": self.studies, "patient": self.patients}
+        counts = [f"{sum(one.flagged for one in ones)} of {counted(len(ones), unit)}" for unit, ones in units.items()]
+        of_films = self.threshold("film")
+        alone = (one for one in (*self.studies, *self.patients) if one.films == 1)
+        if all(one.flagged == (one.scores[self.main] >= of_films) for one in alone):
+            return ", ".join(counts)
+        thresholds = ", ".join(f"{unit} {self.threshold(unit):.6g}" for unit in units)
+        return f"{', '.join(counts)}; each has a threshold of its own ({thresholds}), even with a single film"
+
     def flagging(self, unit: Unit) -> str:
         """Say how films, studies or patients are flagged, and how many normal ones that is expected to be."""
         return self.calibration.sentence(self.scored.settings.aggregate, unit, self.main)

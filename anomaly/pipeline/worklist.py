@@ -51,7 +51,7 @@ def _context(result: ScoringResult, record: ResultsRecord, folder: Path) -> Work
         score=record.score,
         threshold=record.thresholds["film"],
         films=[_listed(film, patients[film.patient], studies[film.study], result) for film in record.films],
-        counts=_counts(record, pictured),
+        counts=_counts(record, result.flag_counts, pictured),
         notes=[*([run.note] if run.note else []), *record.notes],
         synthetic=record.synthetic,
         folder=FOLDER,
@@ -61,16 +61,10 @@ def _context(result: ScoringResult, record: ResultsRecord, folder: Path) -> Work
     )
 
 
-def _counts(record: ResultsRecord, pictured: int) -> dict[str, str]:
+def _counts(record: ResultsRecord, flagged: str, pictured: int) -> dict[str, str]:
     """Return what the head of the page counts."""
-    flagged = {
-        "film": sum(film.flagged for film in record.films),
-        "study": sum(study.flagged for study in record.studies),
-        "patient": sum(patient.flagged for patient in record.patients),
-    }
-    totals = {"film": len(record.films), "study": len(record.studies), "patient": len(record.patients)}
     counts = {
-        "flagged": ", ".join(f"{count} of {counted(totals[unit], unit)}" for unit, count in flagged.items()),
+        "flagged": flagged,
         "score": f"{record.score}; a film is flagged from {record.thresholds['film']:.6g}",
     }
     if pictured < len(record.films):

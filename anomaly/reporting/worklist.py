@@ -23,6 +23,7 @@ class ListedFilm:
     said: str = ""  # its p-value in words, "" where it has none
     whose: Sequence[str] = ()  # of which patient and study, and how these stand, where that is known
     pictures: Mapping[str, str] = field(default_factory=dict)  # layer -> file, relative to the page, `thumbnail` too
+    id: str = ""  # under which a browser keeps its notes; "": its name, where that is one film's alone
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class WorklistContext:
     map_scale: float | None = None  # where the colors of maps end; None: no maps
     map_unit: str = "squared error"
     pictures_by: str = "anomaly score --pictures N"  # what makes more of them
+    others: Sequence[tuple[str, str]] = ()  # other lists: what is in one, and its address
     failures: Sequence[tuple[str, str]] = ()  # path and reason of films that can't be read
 
 

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import FastAPI, HTTPException, Query, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
@@ -16,10 +16,11 @@ from starlette.requests import ClientDisconnect
 import anomaly
 from anomaly.runs import FULL, DiskFull
 from anomaly.service.access import Access, App
+from anomaly.service.errors import answer_wrong_options, errors, known_options
 from anomaly.service.multipart import BadRequest, MultipartFilms
 from anomaly.service.pages import api_page, worklist_page
 from anomaly.service.queue import QueueFull
-from anomaly.service.records import DetectorFacts, FilmAnswer, FilmAnswers
+from anomaly.service.records import DetectorFacts, FilmAnswer, FilmAnswers, FilmResult
 from anomaly.service.service import Health, NoRoom, Service
 from anomaly.service.spool import Incoming, TooLarge
 from preprocessing import InputError
@@ -63,13 +64,6 @@ _BODY = {
         },
     },
 }
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "No film in the body, or a body that is not what its headers say"},
-    408: {"description": "The body did not arrive within --timeout"},
-    413: {"description": "A film of more bytes than --max-bytes"},
-    429: {"description": "The queue is full; Retry-After says in how many seconds to try again"},
-    507: {"description": "The disk is full"},
-}
 
 
 def create_app(service: Service, token: str | None = None) -> App:
@@ -80,7 +74,10 @@ def create_app(service: Service, token: str | None = None) -> App:
         description="Scores X-ray films by how unlike normal ones they are. Not a medical device; for research only.",
         docs_url=None,  # FastAPI's pages load scripts from elsewhere
         redoc_url=None,
+        responses=errors(401, 403),
+        dependencies=[Depends(known_options)],
     )
+    answer_wrong_options(app, service)
     _add_films(app, service)
     _add_files(app, service)
     _add_pages(app, service)
@@ -91,7 +88,10 @@ def _add_films(app: FastAPI, service: Service) -> None:
     @app.post(
         "/films",
         status_code=202,
-        responses={200: {"model": FilmAnswers, "description": "All are scored"}, **_REFUSALS},
+        responses={
+            200: {"model": FilmAnswers, "description": "All are scored"},
+            **errors(400, 408, 413, 422, 429, 507),
+        },
         openapi_extra={"requestBody": _BODY},
     )
     async def post_films(
@@ -116,12 +116,12 @@ def _add_films(app: FastAPI, service: Service) -> None:
         response.status_code = 202 if any(film.state == "waiting" for film in found) else 200
         return FilmAnswers(films=found)
 
-    @app.get("/films/{film_id}")
+    @app.get("/films/{film_id}", responses=errors(404, 422))
     def get_film(film_id: FilmId) -> FilmAnswer:
         """Return what is known of a film: whether it waits, its score, p-value and flag, or why it has none."""
         return _answer(service, film_id)
 
-    @app.delete("/films/{film_id}", status_code=204)
+    @app.delete("/films/{film_id}", status_code=204, responses=errors(404, 422))
     def delete_film(film_id: FilmId) -> None:
         """Remove a film and all that was made of it."""
         try:
@@ -131,15 +131,16 @@ def _add_films(app: FastAPI, service: Service) -> None:
 
 
 def _add_files(app: FastAPI, service: Service) -> None:
-    @app.get("/films/{film_id}/results.zip", response_class=StreamingResponse)
+    @app.get("/films/{film_id}/results.zip", response_class=StreamingResponse, responses=errors(404, 409, 422))
     def get_results(film_id: FilmId) -> StreamingResponse:
         """Return all files of a film in one archive: its result, heatmaps, DICOM objects."""
         _answer(service, film_id)
+        _result(service, film_id)
         files = sorted(service.spool.path(film_id).glob("result*"))
         named = {"content-disposition": 'attachment; filename="results.zip"'}
         return StreamingResponse(_zip(service, files), media_type="application/zip", headers=named)
 
-    @app.get("/films/{film_id}/{file}", response_class=FileResponse)
+    @app.get("/films/{film_id}/{file}", response_class=FileResponse, responses=errors(404, 409, 422))
     def get_file(
         film_id: FilmId,
         file: FilmFile,
@@ -164,10 +165,19 @@ def _add_pages(app: FastAPI, service: Service) -> None:
         assert service.facts is not None
         return Version(version=anomaly.__version__, **service.facts.model_dump())
 
-    @app.get("/worklist", response_class=HTMLResponse)
-    def get_worklist() -> str:
-        """Return the page of the films by falling score."""
-        return worklist_page(service)
+    @app.get("/worklist", response_class=HTMLResponse, responses=errors(404, 422))
+    def get_worklist(
+        detector: Annotated[
+            str, Query(description="Of which detector, as the page names others; else the present one")
+        ] = "",
+    ) -> str:
+        """Return the page of the films by falling score, of one detector."""
+        try:
+            return worklist_page(service, detector)
+        except KeyError:
+            raise HTTPException(
+                404, f"no film here was scored by a detector {detector[:40]!r}; see /worklist"
+            ) from None
 
     @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
     def get_docs() -> str:
@@ -261,18 +271,37 @@ def _unknown(service: Service, film_id: str) -> HTTPException:
     return HTTPException(404, f"no film {film_id[:40]!r}; results are kept for {keep} minutes (--keep)")
 
 
+def _result(service: Service, film_id: str) -> FilmResult:
+    try:
+        return service.result(film_id)
+    except KeyError:
+        raise HTTPException(409, "the film is not scored yet; GET /films/ID says when it is") from None
+
+
 def _file(service: Service, film_id: str, file: FilmFile, part: int) -> Path:
     """Return where a file of a film is; HTTPException where there is none."""
-    try:
-        parts = service.result(film_id).parts
-    except KeyError:
-        raise HTTPException(409, "the film is not scored yet") from None
+    parts = _result(service, film_id).parts
+    if part and part not in [one.part for one in parts]:
+        there = "it shows one hand or none: leave out part" if len(parts) < 2 else "it has parts 1 and 2"
+        raise HTTPException(404, f"no part {part} of this film; {there}")
     having = [one for one in parts if file in one.files and part in (0, one.part)]
     if not having:
-        option = "dicom" if file.endswith(".dcm") else "heatmap"
-        raise HTTPException(404, f"no {file.value} of this film; POST /films?{option}=true makes what there can be")
+        raise HTTPException(
+            404, f"no {file.value} of this film{f', part {part}' if part else ''}; {_why(service, film_id, file)}"
+        )
     highest = max(having, key=lambda one: one.score).part
     return service.spool.path(film_id) / f"result{f'-{highest}' if highest else ''}_{file.value}"
+
+
+def _why(service: Service, film_id: str, file: FilmFile) -> str:
+    """Say why there is no such file of a film."""
+    submission, answer = service.spool.submission(film_id), service.answer(film_id)
+    option, asked = ("dicom", submission.dicom) if file.endswith(".dcm") else ("heatmap", submission.heatmap)
+    if not asked:
+        return f"POST /films?{option}=true with the film makes it, where it can be made"
+    if answer.state == "failed":
+        return f"the film could not be scored: {answer.error}"
+    return "; ".join(answer.notes) or "no pixel of its map is above the normal range"
 
 
 def _zip(service: Service, files: Sequence[Path]) -> Iterator[bytes]:

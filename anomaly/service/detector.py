@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from anomaly.runs import FAILING, DiskFull, Run, to_json, write_atomic
+from anomaly.service.identity import write_identity
 from anomaly.service.records import DetectorFacts, FilmResult, PartResult
 from anomaly.service.spool import now
 from preprocessing import InputError
@@ -30,7 +31,8 @@ class Task:
     folder: Path  # where its files go
     stem: str
     heatmaps: tuple[str, ...] = ()  # of png, tiff, npy
-    dicom: bool = False
+    dicom: tuple[str, ...] = ()  # of `KINDS`: which DICOM objects of the finding
+    identify: bool = False  # whether what a DICOM header says of the patient is written too, as `identity.json`
 
     @property
     def result(self) -> Path:
@@ -79,6 +81,7 @@ class RunDetector:
             map_scale=self._run.map_scale,
             map_unit=self._run.map_unit,
             synthetic=Run(self._run.path).config.cache.synthetic,
+            digest=self._run.digest,
         )
 
     def score(self, tasks: Sequence[Task]) -> list[FilmResult]:
@@ -102,6 +105,8 @@ class RunDetector:
             reason = str(error) if isinstance(error, InputError) else f"unexpected {type(error).__name__}: {error}"
             results = [_failed(tasks[0], reason)]
         for task, result in zip(tasks, results, strict=True):
+            if task.identify:
+                write_identity(task.film, task.folder, whole=result.state == "scored")
             write_atomic(task.result, to_json(result.model_dump(mode="json")))
         return results
 
@@ -162,6 +167,7 @@ class RunDetector:
             finished=now(),
             model=self.facts.model,
             run=self.facts.run,
+            detector=self.facts.digest,
             score_name=scored.main,
             threshold=scored.threshold("film"),
             synthetic=self.facts.synthetic,
@@ -247,7 +253,7 @@ def _write_dicom(task: Task, stem: str, heatmap: "Heatmap") -> list[str]:
     if source is None:
         raise InputError("the film is no DICOM film, so there is no study that they could join")
     names = []
-    for result in dicom_results(source, heatmap.finding(datetime.now().astimezone())):
+    for result in dicom_results(source, heatmap.finding(datetime.now().astimezone()), task.dicom):
         names.append(f"{kind_of(result)}.dcm")
         write_atomic(task.folder / f"{stem}_{names[-1]}", dicom_bytes(result))
     return names

@@ -95,7 +95,8 @@ class Dispatcher(threading.Thread):
             return None
         folder = self._spool.path(film_id)
         heatmaps = HEATMAPS if submission.heatmap else ()
-        return Task(film_id, folder / "film", folder, "result", heatmaps, submission.dicom)
+        dicom = _all_kinds() if submission.dicom else ()
+        return Task(film_id, folder / "film", folder, "result", heatmaps, dicom, identify=True)
 
     def _died(self, taken: Sequence[str], cause: str) -> None:
         """Give up the film that has ended its second worker; let the others wait again, each to be scored alone."""
@@ -132,3 +133,9 @@ class Dispatcher(threading.Thread):
             self._spool.remove(film_id)
             return
         self._on_done(film_id, result.state)
+
+
+def _all_kinds() -> tuple[str, ...]:
+    from anomaly.export.dicom_objects import KINDS  # imports what a service without DICOM never needs
+
+    return KINDS

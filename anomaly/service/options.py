@@ -52,7 +52,7 @@ class WatchOptions:
     run: Served
     folder: Annotated[Path, Flag("Folder to watch, with all that are in it.", metavar="FOLDER", argument=True)]
     out: Annotated[Path, Flag("Folder for results.csv, and a JSON file and a heatmap a film.")]
-    formats: Annotated[str, Flag("Comma list of png, tiff, npy, dicom; or none: no heatmaps.")] = "png"
+    formats: Annotated[str, Flag("Comma list of png, tiff, npy, dicom, dicom-sc, ...; or none: no heatmaps.")] = "png"
     every: Annotated[int, Flag("Seconds between two looks; what has not changed in between is scored.", min=1)] = 2
     once: Annotated[bool, Flag("Score what is there, and end.")] = False
     timeout: Seconds = 60

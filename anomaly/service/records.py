@@ -57,6 +57,8 @@ class FilmResult(Record):
     model: str = ""
     run: str = ""
     """Name of the run folder or bundle."""
+    detector: str = ""
+    """Digest of the detector, as DetectorFacts has it: two runs of one name are two detectors."""
     score_name: str = ""
     threshold: float | None = None
     """A film is flagged from here on."""
@@ -78,6 +80,7 @@ class FilmAnswer(Record):
     error: str | None = None
     model: str | None = None
     run: str | None = None
+    detector: str | None = None
     score_name: str | None = None
     score: float | None = None
     threshold: float | None = None
@@ -107,6 +110,8 @@ class DetectorFacts(Record):
     """Where the colors of heatmaps end; null: the model draws none."""
     map_unit: str
     synthetic: bool
+    digest: str
+    """SHA-256 of weights, calibration and the score that flags, 64 hexadecimal digits: which detector it is."""
 
 
 def answer_of(submission: Submission, result: FilmResult | None) -> FilmAnswer:
@@ -118,7 +123,10 @@ def answer_of(submission: Submission, result: FilmResult | None) -> FilmAnswer:
     if not result.parts:
         return about
     highest = max(result.parts, key=lambda part: part.score)
-    same = {name: getattr(result, name) for name in ("model", "run", "score_name", "threshold", "synthetic", "notes")}
+    same = {
+        name: getattr(result, name)
+        for name in ("model", "run", "detector", "score_name", "threshold", "synthetic", "notes")
+    }
     figures = {name: getattr(highest, name) for name in ("score", "p_value", "p_interval", "out_of_domain")}
     flagged = any(part.flagged for part in result.parts)
     return about.model_copy(update={**same, **figures, "flagged": flagged, "parts": result.parts})

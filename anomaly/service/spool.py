@@ -8,6 +8,7 @@
         film                  its bytes; removed as soon as it is scored or given up
         deaths                how many workers died with it, as text
         result.json           what became of it; until then it waits
+        identity.json         whose film it is, for the worklist; see `identity`
         result_heatmap.png, .tiff, .npy, result_sc.dcm, ...   where they were asked for; result-1_..., of two hands
         sent.json             which DICOM objects the PACS has; until it is complete, they are sent again
         deleted               the film was deleted while a worker had it; goes with it

@@ -4,8 +4,9 @@
     <film>.json               its result, as a service answers it
     <film>_heatmap.png, ...   where it has one; <film>-1_heatmap.png, ..., of two hands
 
-A film is done when its row is on the disk. One that has changed since, in size or time, is another film. Hidden files,
-links, and what lies in the folder of the results are passed over.
+A film is done when its row is on the disk. One that has changed since, in size or time, is another film, and one that
+another detector scored is scored again. Hidden files, links, what is called as heatmaps of this program are, and what
+lies in the folder of the results are passed over.
 """
 
 import csv
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from anomaly.console import plain
+from anomaly.formatting import csv_cell, from_csv_cell
 from anomaly.runs import FULL, DiskFull, inside, to_json, write_atomic
 from anomaly.service.detector import Detector, Task
 from anomaly.service.dispatcher import BATCH, MOST_DEATHS
@@ -27,6 +29,8 @@ from anomaly.service.spool import now
 from anomaly.service.worker import Worker, WorkerDied
 from preprocessing import InputError
 from preprocessing.locks import open_lock
+from preprocessing.sources.listing import is_heatmap_name
+from preprocessing.wording import counted
 
 COLUMNS = (
     "film",
@@ -34,6 +38,8 @@ COLUMNS = (
     "size",
     "modified_ns",
     "finished",
+    "run",
+    "detector",
     "score_name",
     "score",
     "flagged",
@@ -44,6 +50,8 @@ COLUMNS = (
     "synthetic",
     "error",
 )
+DETECTOR_DIGITS = 16
+"""Hexadecimal digits of the detector's digest in results.csv."""
 COLLECTIONS = (".zip", ".csv", ".tsv")
 """What other verbs take for a source of many films."""
 
@@ -57,12 +65,15 @@ class Seen(NamedTuple):
 
 
 class Ledger:
-    """results.csv: which films are done."""
+    """results.csv: which films are done, and by which detector.
+
+    run, detector  the one at work, and digits of its digest, once it is open: films that others scored are not done
+    """
 
     def __init__(self, file: Path) -> None:
         """Read it; a row that a kill cut off is dropped, and its film is scored again."""
-        self.file = file
-        self._done: set[Seen] = set()
+        self.file, self.run, self.detector = file, "", ""
+        self._done: dict[str, set[Seen]] = {}  # detector -> films
         if not file.exists():
             write_atomic(file, ",".join(COLUMNS) + "\n")
         content = file.read_bytes()
@@ -74,15 +85,24 @@ class Ledger:
             write_atomic(file, whole)
         for row in rows:
             if len(row) == len(COLUMNS) and row[2].isdigit() and row[3].isdigit():
-                self._done.add(Seen(row[0], int(row[2]), int(row[3])))
+                detector = self._done.setdefault(row[COLUMNS.index("detector")], set())
+                detector.add(Seen(from_csv_cell(row[0]), int(row[2]), int(row[3])))
 
     def __contains__(self, seen: Seen) -> bool:
-        return seen._replace(film=plain(seen.film)) in self._done
+        return seen._replace(film=plain(seen.film)) in self._done.get(self.detector, ())
+
+    def by_another(self, seen: Seen) -> bool:
+        """Whether a film is done, but by other detectors alone."""
+        named = seen._replace(film=plain(seen.film))
+        return seen not in self and any(named in films for films in self._done.values())
 
     def add(self, results: Sequence[tuple[Seen, FilmResult]]) -> None:
         """Append films that are done, and bring them to the disk."""
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(row for seen, result in results for row in _rows(seen, result))
+        writer = csv.writer(text, lineterminator="\n")
+        for seen, result in results:
+            rows = _rows(seen, result, self.run, self.detector)
+            writer.writerows([csv_cell(value) for value in row] for row in rows)
         try:
             with self.file.open("ab") as file:
                 file.write(text.getvalue().encode())
@@ -92,7 +112,8 @@ class Ledger:
             if error.errno in FULL:
                 raise DiskFull(f"{self.file}: the disk is full; free some and type the same command again") from error
             raise
-        self._done.update(seen._replace(film=plain(seen.film)) for seen, _ in results)
+        done = self._done.setdefault(self.detector, set())
+        done.update(seen._replace(film=plain(seen.film)) for seen, _ in results)
 
 
 @dataclass
@@ -103,6 +124,7 @@ class Counts:
     flagged: int = 0
     failed: int = 0
     unstable: int = 0  # files that still changed at the last look
+    own: int = 0  # files passed over at the last look: this program wrote them
 
 
 class Watch:
@@ -115,11 +137,13 @@ class Watch:
         open_detector: Callable[[], Detector],
         *,
         formats: Sequence[str] = ("png",),
+        dicom: Sequence[str] = (),
         seconds: float = 60.0,
         on_result: Callable[[str, FilmResult], None] = lambda film, result: None,
     ) -> None:
-        """`formats` of png, tiff, npy, dicom; a film may take so many `seconds`. Raises InputError where `out` is used.
+        """`formats` of png, tiff, npy; a film may take so many `seconds`. Raises InputError where `out` is used.
 
+        dicom      kinds of DICOM object that are written too, of `KINDS`.
         on_result  called with each film that is done.
         """
         if not folder.is_dir():
@@ -140,16 +164,26 @@ class Watch:
             self._lock.close()
             raise
         self._worker, self._seconds, self._on_result = Worker(open_detector), seconds, on_result
-        self._heatmaps = tuple(name for name in formats if name != "dicom")
-        self._dicom = "dicom" in formats
+        self._heatmaps, self._dicom = tuple(formats), tuple(dicom)
         self._stop = threading.Event()
 
     def open(self) -> DetectorFacts:
         """Start the worker; raises InputError where its detector can't be opened."""
         try:
-            return self._worker.start()
+            facts = self._worker.start()
         except WorkerDied as error:
             raise InputError(f"the process that opens the detector ended by {error}") from None
+        self.ledger.run, self.ledger.detector = facts.run, facts.digest[:DETECTOR_DIGITS]
+        return facts
+
+    def notes(self) -> list[str]:
+        """Say which files of the folder are scored again, and which are no films, once the detector is open."""
+        again, notes = sum(map(self.ledger.by_another, self._look())), []
+        if again:
+            notes.append(f"{counted(again, 'film')} that another detector scored: scored again by {self.ledger.run}")
+        if self.counts.own:
+            notes.append(f"no films: {counted(self.counts.own, 'file')} written by this program (heatmaps)")
+        return notes
 
     def stop(self) -> None:
         """End when the films in work are done; may be called by a signal handler."""
@@ -165,6 +199,8 @@ class Watch:
 
         Raises DiskFull; InputError where the folder is gone at the first look.
         """
+        if self._worker.pid is None:
+            self.open()
         before = set(self._look())
         while not self._stop.wait(every):
             files = list(self._look())
@@ -181,6 +217,7 @@ class Watch:
 
     def _look(self) -> Iterator[Seen]:
         """Give the files that are there and not done, in the order of their names."""
+        self.counts.own = 0
         for place, folders, files in os.walk(self.folder):
             here = Path(place)
             folders[:] = sorted(
@@ -189,6 +226,9 @@ class Watch:
             for name in sorted(files):
                 path = here / name
                 if name.startswith(".") or path.is_symlink():
+                    continue
+                if is_heatmap_name(name):
+                    self.counts.own += 1
                     continue
                 try:
                     state = path.stat()
@@ -254,9 +294,9 @@ def _failure(reason: str) -> FilmResult:
     return FilmResult(state="failed", finished=now(), error=reason)
 
 
-def _rows(seen: Seen, result: FilmResult) -> Iterator[list[object]]:
+def _rows(seen: Seen, result: FilmResult, run: str, detector: str) -> Iterator[list[object]]:
     film = [plain(seen.film)]
-    file = [seen.size, seen.modified_ns, result.finished]
+    file = [seen.size, seen.modified_ns, result.finished, plain(run), detector]
     if result.state == "failed":
         yield [*film, 0, *file, *[""] * 8, plain(result.error or "")]
     for part in result.parts:

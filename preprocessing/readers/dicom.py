@@ -19,6 +19,7 @@ from preprocessing import InputError
 from preprocessing.readers.dicom_exposed import beyond_collimator, is_padding, shuttered
 from preprocessing.readers.dicom_header import geometry, number, polarity_known, present, tags, text
 from preprocessing.readers.dicom_lut import Table, apply_window, modality_table, palette_table, voi_of
+from preprocessing.readers.dicom_objects import other_object
 from preprocessing.readers.dicom_pixels import Layout, Stored, layout_of, peek_bits, read_pixels, to_rgb
 from preprocessing.readers.header import MAX_BYTES, Header, Pixels, check_size
 from preprocessing.readers.levels import depth_of
@@ -29,12 +30,17 @@ _FILE_META_LENGTH = b"\x02\0\0\0"
 
 
 def open_dicom(data: bytes, *, window: bool) -> Header:
-    """Read the header; `InputError` for several frames, and for pixels that are absent, floats or of over 16 bits."""
+    """Read the header.
+
+    `InputError` for several frames, for pixels that are absent, floats or of over 16 bits, and for what is no film.
+    """
     import pydicom
 
     bare = is_bare_dicom(data)
     _check_deflated(data, 0 if bare else 132)  # 128 bytes of preamble, 4 of prefix
     dataset = pydicom.dcmread(io.BytesIO(data), force=bare)
+    if (kind := other_object(dataset)) is not None:
+        raise InputError(f"a DICOM object that is no film ({kind})")
     if not present(dataset, "PixelRepresentation"):
         # What is implicitly US or SS would stay bytes. C.7.6.3: pixels that are not said to be signed are not.
         dataset.PixelRepresentation = 0

@@ -48,6 +48,7 @@ import logging
 import re
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -58,6 +59,7 @@ from numpy.typing import NDArray
 
 from preprocessing import InputError
 from preprocessing.readers.dicom import open_dicom
+from preprocessing.readers.dicom_objects import LAST_TAG, MANUFACTURER, kind_in_head, other_object
 from preprocessing.readers.header import MAX_BYTES, MIN_SIDE, Header, Pixels
 from preprocessing.readers.levels import check_finite, depth_of, to_levels
 from preprocessing.readers.nifti import open_nifti
@@ -68,6 +70,8 @@ from preprocessing.readers.tiff import open_tiff
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+OBJECT_HEAD_BYTES = 4096
+"""So many first bytes of a file say what kind of DICOM object it is."""
 _FORMATS = ("PNG", "JPEG", "JPEG 2000", "BMP", "TIFF", "DICOM", "NIfTI")
 _MASK_FORMATS = ("PNG", "TIFF", "NIfTI")
 
@@ -154,6 +158,30 @@ def read_dicom_header(name: str, data: bytes) -> Dataset | None:
             return None
         unpacked = _unpacked(data) if is_gzip(data) else data
         return pydicom.dcmread(io.BytesIO(unpacked), stop_before_pixels=True, force=is_bare_dicom(unpacked))
+
+
+def other_object_by_head(head: bytes) -> str | None:
+    """Name what a DICOM object is that is no film by the first `OBJECT_HEAD_BYTES` of its file: see `other_object`.
+
+    None for films, and for what these bytes leave open, as damage and deflation do; `read_film` refuses it then.
+    """
+    unpacked = head
+    if is_gzip(head):
+        try:
+            unpacked = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, OBJECT_HEAD_BYTES)
+        except zlib.error:
+            return None
+    bare = is_bare_dicom(unpacked)
+    kind = kind_in_head(unpacked if bare else unpacked[132:])  # 128 bytes of preamble, which may be anything, and DICM
+    if kind is not None or MANUFACTURER.encode() not in unpacked:  # only what may be a result of this program is parsed
+        return kind
+    from pydicom.filereader import read_partial
+
+    try:
+        with quiet:
+            return other_object(read_partial(io.BytesIO(unpacked), lambda tag, *_: tag > LAST_TAG, force=bare))
+    except Exception:  # pydicom has many reasons; the reader says what is wrong with the file
+        return None
 
 
 def read_mask(name: str, data: bytes) -> NDArray[np.bool_]:

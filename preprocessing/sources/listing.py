@@ -2,7 +2,8 @@
 
 Files with a film's suffix are films, and so are DICOM files by their first bytes, whatever they are called, and films
 of any format without a suffix; only files whose suffix says nothing are opened for that. No films are: masks and other
-pictures beside films (`names.NOT_FILMS`, `masks`), heatmaps and run folders of this program.
+pictures beside films (`names.NOT_FILMS`, `masks`), heatmaps and run folders of this program, and DICOM objects that are
+no films by their headers, of which the first bytes are read: `readers.dicom_objects`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from preprocessing.readers import HEAD_BYTES, SUFFIXES, recognize
+from preprocessing import InputError
+from preprocessing.readers import HEAD_BYTES, OBJECT_HEAD_BYTES, SUFFIXES, other_object_by_head, recognize
 from preprocessing.sources.masks import film_of_mask, is_mask_name, mask_places, split_path, truth_places
 from preprocessing.sources.mura import is_mura_sidecar
 from preprocessing.sources.names import BOXES, MANIFEST, SYNTHETIC, not_films, word_set
@@ -24,7 +26,8 @@ from preprocessing.wording import counted, plural
 RUN_FILES = ("run.json", "bench.json")
 """A folder that holds one of these was written by `anomaly train`, `tune` or `bench`."""
 
-_HEATMAP = re.compile(r".*_heatmap\.(png|tiff|npy)")
+_HEATMAP = re.compile(r".*_heatmap\.(png|tiff|npy|(sc|seg|pm|sr)\.dcm)", re.DOTALL)
+_DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima", ".dcm.gz"})
 _OTHER_SUFFIXES = word_set(
     ".txt .md .rst .csv .tsv .json .jsonl .xml .yml .yaml .ini .cfg .toml .html .htm .pdf .doc .docx .xls .xlsx .ods "
     ".ppt .pptx .rtf .log .py .ipynb .m .r .js .css .h5 .hdf5 .npy .npz .pt .pth .pkl .mat .safetensors .onnx .db "
@@ -43,6 +46,7 @@ class Listing:
     root     its folder, or the archive
     films    paths of the films, in natural order
     masks    paths of masks, which are no films
+    objects  what DICOM objects are that are no films -> their number
     passed   suffix -> number of other files, "" for none
     own      number of files that this program wrote
     doubtful tables that name films and may label them, in columns of other names
@@ -54,6 +58,7 @@ class Listing:
     is_archive: bool
     films: list[str] = field(default_factory=list)
     masks: set[str] = field(default_factory=set)
+    objects: Counter[str] = field(default_factory=Counter)
     passed: Counter[str] = field(default_factory=Counter)
     own: int = 0
     doubtful: list[str] = field(default_factory=list)
@@ -74,14 +79,20 @@ def list_files(store: Store, root: Path, *, is_archive: bool) -> Listing:
     films = []
     for name in sorted(store.sizes, key=natural_key):
         file = name.rpartition("/")[2]
-        if _HEATMAP.fullmatch(file) or (runs and _is_below(name, runs)):
+        suffix = film_suffix(name)
+        if is_heatmap_name(file) or (runs and _is_below(name, runs)):
             listing.own += 1
             continue
-        suffix = film_suffix(name)
         found = suffix in SUFFIXES
+        is_dicom = suffix in _DICOM_SUFFIXES
         if not found and _may_be_film(suffix, file):
-            found = _known_by_bytes(name, suffix, store)
+            kind = _kind_by_bytes(name, suffix, store)
+            found, is_dicom = kind is not None, kind == "DICOM"
             by_bytes[suffix] += found
+        if is_dicom and (other := _other_object(name, store)) is not None:
+            listing.objects[other] += 1
+            by_bytes[suffix] -= suffix not in SUFFIXES
+            continue
         folder = next((part for part in name.split("/")[:-1] if not_films(part)), None)
         if found and folder is not None:
             what = not_films(folder) or ""
@@ -102,6 +113,15 @@ def list_files(store: Store, root: Path, *, is_archive: bool) -> Listing:
     return listing
 
 
+def is_heatmap_name(file: str) -> bool:
+    """Whether a file is called as this program calls the heatmaps that it writes.
+
+    >>> is_heatmap_name("a.png_heatmap.png"), is_heatmap_name("a.dcm_heatmap.seg.dcm"), is_heatmap_name("a.seg.dcm")
+    (True, True, False)
+    """
+    return _HEATMAP.fullmatch(file) is not None
+
+
 def _is_below(name: str, runs: set[str]) -> bool:
     return any(folder.as_posix().removeprefix(".") in runs for folder in PurePosixPath(name).parents)
 
@@ -111,10 +131,17 @@ def _may_be_film(suffix: str, file: str) -> bool:
     return suffix not in _OTHER_SUFFIXES and file not in ("DICOMDIR", "README", "LICENSE", "Makefile")
 
 
-def _known_by_bytes(name: str, suffix: str, store: Store) -> bool:
+def _kind_by_bytes(name: str, suffix: str, store: Store) -> str | None:
     kind = recognize(store.head(name, HEAD_BYTES))
     ordinary = re.fullmatch(r"\.[a-z]\w*", suffix)  # unlike the last part of a DICOM identifier such as 1.2.840.7
-    return kind == "DICOM" or (kind is not None and not ordinary)
+    return kind if kind == "DICOM" or not ordinary else None
+
+
+def _other_object(name: str, store: Store) -> str | None:
+    try:
+        return other_object_by_head(store.head(name, OBJECT_HEAD_BYTES))
+    except InputError:  # said of the film, when it is to be read whole
+        return None
 
 
 def _belongs(name: str) -> bool:
@@ -132,6 +159,9 @@ def _notes(listing: Listing, beside: Counter[tuple[str, str]], by_bytes: Counter
         notes.append(f"no films: {counted(named, 'mask')} beside films, by name")
     if listing.own:
         notes.append(f"no films: {counted(listing.own, 'file')} written by this program (runs, heatmaps)")
+    if listing.objects:
+        kinds = [counted(number, kind) for kind, number in listing.objects.items()]
+        notes.append(f"no films, by their DICOM headers: {_few(kinds)}")
     if found := [f"{number} {suffix or 'without a suffix'}" for suffix, number in by_bytes.items() if number]:
         notes.append(f"films by their first bytes: {_few(found)}")
     return notes

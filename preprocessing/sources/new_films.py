@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from preprocessing import InputError
+from preprocessing.sources.listing import is_heatmap_name
 from preprocessing.sources.mura import MURA_FILM
 from preprocessing.sources.open import drawn_above, existing, is_collection, list_source
 from preprocessing.sources.paths import safe_name
@@ -16,6 +17,7 @@ from preprocessing.sources.patients import identify
 from preprocessing.sources.reading import Asked
 from preprocessing.sources.record import Record, Source
 from preprocessing.sources.storage import Folder, Parts, Store
+from preprocessing.wording import counted
 
 
 def open_films(
@@ -35,10 +37,15 @@ def open_films(
     and all else are kept where they are known, but splits, which are those of another training, are empty. Paths are
     relative to the folder that all of `paths` have in common; so are patients and studies where they come from more
     than one tree. Raises `InputError` if there is no film; contradictions in labels and splits do not matter here, and
-    folders that look like classes of unknown meaning are said in a note.
+    folders that look like classes of unknown meaning are said in a note, as are heatmaps of this program among films.
     """
     if not paths:
         raise InputError("no films named; give files or folders")
+    given, paths = paths, [path for path in paths if path in names or not is_heatmap_name(path.name) or path.is_dir()]
+    if not paths:
+        raise InputError(f"{given[0]}: a heatmap that this program wrote, which is no film; name the film itself")
+    heatmaps = counted(len(given) - len(paths), "file")
+    left_out = [f"no films: {heatmaps} written by this program (heatmaps)"] if len(given) > len(paths) else []
     places = [existing(path) for path in paths]
     folders = [
         place.parent if place.is_file() else place
@@ -78,7 +85,7 @@ def open_films(
         root=root,
         records=list(records.values()),
         synthetic=any(source.synthetic for source in sources),
-        notes=tuple(dict.fromkeys(note for source in sources for note in source.notes)),
+        notes=tuple(dict.fromkeys([*left_out, *(note for source in sources for note in source.notes)])),
         store=Parts(files),
     )
 

@@ -22,8 +22,9 @@ def safe_name(name: str) -> str:
 
 
 def film_suffix(name: str) -> str:
-    """Return the lower-case suffix of a file, `.nii.gz` in whole."""
-    return ".nii.gz" if name.lower().endswith(".nii.gz") else PurePosixPath(name).suffix.lower()
+    """Return the lower-case suffix of a file, `.nii.gz` and `.dcm.gz` in whole."""
+    packed = next((suffix for suffix in (".nii.gz", ".dcm.gz") if name.lower().endswith(suffix)), None)
+    return packed or PurePosixPath(name).suffix.lower()
 
 
 def is_hidden(name: str) -> bool:

@@ -7,13 +7,14 @@ const rows = [...list.querySelectorAll("li")];
 const key = `anomaly-worklist:${list.dataset.list}`;
 const nameOf = (row) => row.querySelector(".name").textContent;
 const textOf = (row, part) => row.querySelector(part)?.textContent ?? "";
-const kept = new Map(); // name of a film -> its mark and note; a film may be called __proto__
+const idOf = (row) => row.dataset.id ?? nameOf(row); // films may share a name, as one that was sent twice
+const kept = new Map(); // id of a film -> its mark and note; a film may be called __proto__
 let current = rows[0], viewed = rows[0], layer = "heatmap";
 
 function load() {
   try {
-    for (const [name, { marked, note: text }] of Object.entries(JSON.parse(localStorage.getItem(key)) ?? {})) {
-      kept.set(name, { marked: Boolean(marked), note: String(text) });
+    for (const [id, { marked, note: text }] of Object.entries(JSON.parse(localStorage.getItem(key)) ?? {})) {
+      kept.set(id, { marked: Boolean(marked), note: String(text) });
     }
   } catch {
     find("storage").hidden = false; // a browser may refuse, and what another page left there need not be ours
@@ -28,12 +29,12 @@ function save() {
   }
 }
 
-const entry = (row) => kept.get(nameOf(row)) ?? { marked: false, note: "" };
+const entry = (row) => kept.get(idOf(row)) ?? { marked: false, note: "" };
 
 function keep(row, change) {
   const changed = { ...entry(row), ...change };
-  if (changed.marked || changed.note) kept.set(nameOf(row), changed);
-  else kept.delete(nameOf(row));
+  if (changed.marked || changed.note) kept.set(idOf(row), changed);
+  else kept.delete(idOf(row));
   save();
   decorate(row);
   find("export").disabled = kept.size === 0;
@@ -82,15 +83,20 @@ function fill() {
   find("next").disabled = !shown(current, 1);
   draw();
   const following = shown(current, 1)?.dataset;
-  if (following?.film) for (const name of [layer, "film"]) if (following[name]) new Image().src = following[name];
+  for (const name of new Set(following ? [shownOf(following), "film"] : [])) {
+    if (following[name]) new Image().src = following[name];
+  }
 }
+
+// Which picture of a film is shown: the one wished for, else the first that there is; undefined where there is none.
+const shownOf = (there) => [layer, "heatmap", "film", "reconstruction"].find((name) => there[name]);
 
 function draw() {
   const there = current.dataset;
-  const chosen = there[layer] ? layer : there.heatmap ? "heatmap" : "film";
-  find("layers").hidden = find("view-picture").parentElement.hidden = !there.film;
-  find("view-none").hidden = Boolean(there.film);
-  if (!there.film) return;
+  const chosen = shownOf(there);
+  find("layers").hidden = find("view-picture").parentElement.hidden = !chosen;
+  find("view-none").hidden = Boolean(chosen);
+  if (!chosen) return;
   for (const radio of find("layers").elements) {
     radio.checked = radio.value === chosen;
     radio.disabled = !there[radio.value];
@@ -123,7 +129,7 @@ function sift() {
     const fits =
       (!wanted || texts[place].includes(wanted)) &&
       (!flagged || row.classList.contains("flagged")) &&
-      (!noted || kept.has(nameOf(row)));
+      (!noted || kept.has(idOf(row)));
     if (row.hidden === fits) row.hidden = !fits;
     left.set(row.parentElement, left.get(row.parentElement) + fits);
     count += fits;
@@ -143,7 +149,7 @@ const cell = (text) => `"${(/^[=+\-@\t\r]/.test(text) ? `'${text}` : text).repla
 function table() {
   const lines = [["rank", "film", "of", list.dataset.score, "flagged", "marked", "note"].map(cell).join(",")];
   for (const row of rows) {
-    if (!kept.has(nameOf(row))) continue;
+    if (!kept.has(idOf(row))) continue;
     const { marked, note: text } = entry(row);
     const flagged = Number(row.classList.contains("flagged"));
     const numbers = [Number(row.dataset.score), flagged, Number(Boolean(marked))];
@@ -227,6 +233,11 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (writes || (event.key.startsWith("Arrow") && event.target.matches("input"))) return;
+  if (event.key === "Enter" && event.target === document.body && current && !current.hidden) {
+    event.preventDefault(); // where nothing has the focus yet
+    enlarge(current);
+    return;
+  }
   const action = keys[event.key];
   if (action) {
     event.preventDefault();
@@ -235,5 +246,5 @@ document.addEventListener("keydown", (event) => {
 });
 
 load();
-if (kept.size) for (const row of rows) if (kept.has(nameOf(row))) decorate(row);
+if (kept.size) for (const row of rows) if (kept.has(idOf(row))) decorate(row);
 find("export").disabled = kept.size === 0;
