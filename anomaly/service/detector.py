@@ -79,6 +79,8 @@ class RunDetector:
             map_scale=self._run.map_scale,
             map_unit=self._run.map_unit,
             synthetic=Run(self._run.path).config.cache.synthetic,
+            calibration=self._run.calibration_name,
+            remembered=self._run.remembered,
         )
 
     def score(self, tasks: Sequence[Task]) -> list[FilmResult]:

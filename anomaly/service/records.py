@@ -107,6 +107,10 @@ class DetectorFacts(Record):
     """Where the colors of heatmaps end; null: the model draws none."""
     map_unit: str
     synthetic: bool
+    calibration: str | None = None
+    """Name of the calibration in use; null: the one made by the training."""
+    remembered: str | None = None
+    """Which choices of an earlier time are in use, and where they are kept."""
 
 
 def answer_of(submission: Submission, result: FilmResult | None) -> FilmAnswer:
