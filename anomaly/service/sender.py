@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset, dcmread
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_file_meta_info
 from pynetdicom import AE
@@ -37,6 +38,8 @@ TOGETHER = 16
 """Films whose objects are sent over one association."""
 MOST_DOUBTFUL = 10
 """Tries of an object that the PACS cannot understand: about a quarter of an hour."""
+LAST = ("PixelData", "FloatPixelData", "DoubleFloatPixelData", "ContentSequence")
+"""What the last element of an object is: an image's pixels, a report's content."""
 
 
 class Verdict(Enum):
@@ -229,16 +232,16 @@ def _read(path: Path) -> Dataset:
     """Read an object of the spool; raises _Damaged where it is not whole, OSError where the disk fails."""
     try:
         instance = dcmread(path)
-        missing = [name for name in ("SOPClassUID", "SOPInstanceUID") if not instance.get(name)]
-        last: Any = instance.get_item(max(instance.keys(), default=0))
-    except OSError:
+        tag = max(instance.keys(), default=0)
+        last: Any = instance.get_item(tag)
+        # A file that is cut off is read as far as it goes, and a value that is cut off as if it were that short.
+        cut = isinstance(last, RawDataElement) and last.value_tell + last.length != path.stat().st_size
+        if cut or keyword_for_tag(tag) not in LAST or not (instance.get("SOPClassUID") and instance.SOPInstanceUID):
+            raise _Damaged("it ends early, or lacks its class and UID")
+    except (OSError, _Damaged):
         raise
     except Exception as error:  # pydicom has many reasons
         raise _Damaged(f"{type(error).__name__}: {error}") from None
-    # What is cut off pydicom reads as far as it goes, and a file cut within an element as if that were short.
-    cut = isinstance(last, RawDataElement) and last.value_tell + last.length != path.stat().st_size
-    if missing or cut:
-        raise _Damaged(f"it has no {missing[0]}" if missing else "it ends early")
     return instance
 
 
