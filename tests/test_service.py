@@ -1,6 +1,7 @@
 """The service over HTTP, by real sockets and a real worker process: what is asked, what is wrong, what dies."""
 
 import errno
+import logging
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ import pytest
 from anomaly.service.access import is_loopback, read_token
 from anomaly.service.server import listen
 from anomaly.service.service import Limits, Service
-from anomaly.service.spool import Incoming
+from anomaly.service.spool import RESERVE, Incoming
 from preprocessing import InputError
 
 from .service_detectors import OpenFake
@@ -225,6 +226,15 @@ def test_a_body_that_holds_no_film_is_refused_in_one_line(served: Running, kind:
     assert len(list(served.service.spool.ids())) == before
 
 
+def test_what_is_wrong_with_a_body_is_not_said_in_the_terminal(
+    served: Running, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as without pytest: warnings go to stderr
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    assert served.client.post("/films", content=b"\0" * 20, headers=kind).status_code == 400
+    assert capsys.readouterr().err == ""
+
+
 def test_a_client_that_goes_leaves_nothing(served: Running) -> None:
     head = b"POST /films HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\nhalf"
     incoming, before = served.service.spool.folder / "incoming", len(list(served.service.spool.ids()))
@@ -265,7 +275,10 @@ def test_a_full_disk_is_said_and_what_is_there_stays(tmp_path: Path, monkeypatch
             answer = one.post("0.7")
             assert answer.status_code == 507 and answer.json()["detail"] == "the disk is full"
             patch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
-            assert one.post("0.7").status_code == 507
+            answer = one.post("0.7")
+            assert answer.status_code == 507 and "no room for a film of 3 B" in answer.json()["detail"]
+            health = one.client.get("/health")
+            assert health.status_code == 503 and "no film is taken" in health.json()["status"]
         assert not list((one.service.spool.folder / "incoming").iterdir()) and one.service.queue._reserved == 0
         assert one.client.get(f"/films/{first['id']}").json()["score"] == 0.6
         one.post("slow")  # meanwhile the others wait together
@@ -297,10 +310,12 @@ def test_a_film_that_kills_is_given_up_and_its_neighbours_are_scored(tmp_path: P
         assert one.score("0.3")["score"] == 0.3
 
 
-def test_a_film_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+def test_a_film_that_takes_too_long_is_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with running(tmp_path / "spool", Limits(seconds=0.4)) as one:
         film = one.score("hang")
         assert film["state"] == "failed" and "longer than" in film["error"]
+    why = "being stopped, as it took longer than 0.4 s"
+    assert f"the worker died by {why}, with 1 film; another one takes over" in capsys.readouterr().err
 
 
 def test_a_worker_killed_in_the_middle_costs_nothing(tmp_path: Path) -> None:
@@ -322,13 +337,92 @@ def test_the_spool_outlives_the_service(tmp_path: Path) -> None:
             Service(spool, OpenFake())
     left = [film_id for film_id in ids if not (spool / "films" / film_id / "result.json").exists()]
     assert left == ids and all((spool / "films" / film_id / "film").exists() for film_id in left)
-    (spool / "incoming" / "half").mkdir()
+    half = spool / "incoming" / ("0" * 32)
+    half.mkdir()
     (tmp_path / "room").touch()
     with running(spool) as one:
         until(lambda: not one.service.unfinished(ids), 60)
         assert {one.client.get(f"/films/{film_id}").json()["state"] for film_id in ids} == {"scored"}
         assert one.client.get(f"/films/{done['id']}").json()["score"] == 0.6
-        assert not (spool / "incoming" / "half").exists()
+        assert not half.exists()
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """What is in a folder: path -> mode, content."""
+    files = [folder, *folder.rglob("*")]
+    return {str(path): (path.stat().st_mode, path.read_bytes() if path.is_file() else b"") for path in files}
+
+
+@pytest.mark.parametrize("file", ["incoming/h0.dcm", "films/h1.dcm", "note.txt", ".hidden", "audit.jsonl"])
+def test_a_folder_that_is_no_spool_is_refused_and_left_as_it_is(tmp_path: Path, file: str) -> None:
+    mine = tmp_path / "mine"
+    (mine / file).parent.mkdir(parents=True)
+    (mine / file).write_bytes(b"film")
+    mine.chmod(0o755)
+    before = contents(mine)
+    with pytest.raises(InputError, match="is no spool"):
+        Service(mine, OpenFake())
+    assert contents(mine) == before
+
+
+def test_a_folder_that_can_not_be_a_spool_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="File exists"):
+        Service(tmp_path / "file", OpenFake())
+    newer = tmp_path / "newer"
+    newer.mkdir()
+    (newer / "spool.json").write_text('{"format": 1, "more": 2}')
+    with pytest.raises(InputError, match="newer version"):
+        Service(newer, OpenFake())
+
+
+def test_a_spool_removes_nothing_but_its_own(tmp_path: Path) -> None:
+    """An empty folder becomes one, also that of a volume's root; what is laid into it later stays."""
+    spool = tmp_path / "spool"
+    (spool / "lost+found").mkdir(parents=True)
+    (spool / ".lock").touch()  # of a start that was cut off
+    with running(spool, Limits(keep_minutes=0.0)):
+        assert stat.S_IMODE(spool.stat().st_mode) == 0o700
+    (spool / "incoming/mine.dcm").write_bytes(b"film")
+    (spool / "incoming/study").mkdir()
+    with running(spool):
+        pass
+    assert (spool / "incoming/mine.dcm").exists() and (spool / "incoming/study").exists()
+
+
+def test_a_small_film_is_taken_where_the_largest_would_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = RESERVE + 1000
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": free}))
+    with running(tmp_path / "spool") as one:
+        assert one.score("0.5")["state"] == "scored"
+        assert one.post(b"0" * 2000).status_code == 507
+        assert one.client.get("/health").status_code == 200  # others fit
+
+
+def test_a_film_that_no_disk_took_shows_in_health_until_one_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a quota, which no free space tells of."""
+    with running(tmp_path / "spool") as one:
+        incoming = one.service.receive()
+        incoming._file.close()
+        monkeypatch.setattr(incoming, "_file", Full())
+        with pytest.raises(OSError, match="quota"):
+            incoming.write(b"x")
+        one.service.refuse(incoming)
+        assert one.client.get("/health").status_code == 503
+        one.score("0.5")
+        assert one.client.get("/health").status_code == 200
+
+
+class Full:
+    """A file on a full disk."""
+
+    def write(self, data: bytes) -> int:
+        raise OSError(errno.EDQUOT, "quota")
+
+    def close(self) -> None:
+        pass
 
 
 def test_a_run_that_is_none_is_refused_before_any_port_is_opened(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -14,11 +15,13 @@ from pathlib import Path
 import pytest
 
 import anomaly
+from anomaly.manifest import list_files, write_listed
 from anomaly.runs import Run
 from anomaly.service.detector import OpenRunFolder, Task
 
 from .service_running import TOKEN, httpx, running, until
-from .test_cli import refused
+from .test_cli import refused, typed
+from .test_next_commands import following
 
 
 def test_what_is_said_of_a_film_does_not_depend_on_those_beside_it(run: Run, films: Path, tmp_path: Path) -> None:
@@ -54,8 +57,9 @@ def started(words: list[str]) -> tuple[subprocess.Popen[str], list[str]]:
 def test_the_verb_scores_as_score_does_and_survives_kills(run: Run, films: Path, tmp_path: Path) -> None:
     chosen = sorted(films.rglob("image1.png"))[:4]
     scores = [film.score for film in anomaly.load(run.path, device="cpu").score(chosen)]
-    words = [str(run.path), "--port", "0", "--spool", str(tmp_path / "spool"), "--device", "cpu"]
+    words = [str(run.path), "--port", "0", "--spool", str(tmp_path / "the spool"), "--device", "cpu"]
     process, lines = started(words)
+    assert "calibration: the one of the training\n" in lines
     try:
         address = lines[-1].partition(": ")[0]
         with httpx.Client(base_url=address, timeout=60) as client:
@@ -70,10 +74,11 @@ def test_the_verb_scores_as_score_does_and_survives_kills(run: Run, films: Path,
             told = [client.get(f"/films/{film_id}").json() for film_id in ids]
             assert [film["score"] for film in told] == pytest.approx(scores, rel=1e-5)
             bad = client.post("/films?wait=60", content=b"PK\x03\x04 a zip bomb, or not").json()["films"][0]
-            assert bad["state"] == "failed" and bad["error"].startswith("not a PNG, JPEG")
+            assert bad["state"] == "failed" and "unpack it" in bad["error"]
         os.kill(process.pid, signal.SIGTERM)
         out = process.communicate(timeout=30)[0]
-        assert process.returncode == 0 and "stopped; 0 films wait" in out and "next: anomaly serve" in out
+        assert process.returncode == 0 and "stopped; 0 films wait" in out
+        assert following(out) == ["anomaly", "serve", *words]  # the same command, with all that it was given
     finally:
         process.kill()
 
@@ -128,3 +133,30 @@ def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str], run: 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert "can't be listened on" in refused(capsys, "serve", run.path, "--port", port)
+
+
+def test_what_is_unsent_is_said_at_the_end_with_the_command_that_sends_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pynetdicom")
+    from anomaly.service.serve import Left
+
+    monkeypatch.setattr("anomaly.service.serve.serve", lambda options, ready: Left(waiting=2, unsent=3, refused=1))
+    words = ["--spool", tmp_path / "a b", "--dicom", 0, "--send-to", "PACS@127.0.0.1:104", "--keep", 5]
+    status, out, _ = typed(capsys, "serve", run.path, *words)
+    assert status == 0 and "2 films wait" in out and "findings on 3 films are unsent" in out
+    assert "findings on 1 film were refused" in out
+    assert following(out) == ["anomaly", "serve", str(run.path), *map(str, words)]
+
+
+def test_a_remembered_calibration_is_named_at_the_start(run: Run, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(run.path, tmp_path / "run"))
+    (place / "calibrations/south").mkdir(parents=True)
+    shutil.copy(place / "calibration.json", place / "calibrations/south")
+    list_files(place / "calibrations/south", ("calibration.json",), {})
+    loaded = anomaly.load(place, device="cpu", calibration="south")
+    assert loaded.calibration_name == "south" and loaded.remembered is None
+    assert anomaly.load(place, device="cpu").calibration_name is None
+    write_listed(place / "choices.json", '{"calibration": "south"}')
+    facts = OpenRunFolder(place, device="cpu")().facts
+    assert facts.calibration == "south" and "--calibration south: as chosen before" in str(facts.remembered)

@@ -21,6 +21,7 @@ from preprocessing import InputError
 from .service_detectors import FACTS, OpenFake
 from .service_running import until
 from .test_cli import refused, typed
+from .test_next_commands import following
 
 
 @contextmanager
@@ -174,7 +175,9 @@ def test_the_verb_scores_what_is_there(
     put(folder / "notes.txt", "no film")
     words = ("watch", run.path, folder, "--out", tmp_path / "out", "--once", "--every", 1, "--device", "cpu")
     status, out, err = typed(capsys, *words)
-    assert status == 0 and "of 3 films flagged, 1 left out" in out and "next: anomaly watch" in out
+    assert status == 0 and "of 3 films flagged, 1 left out" in out
+    assert following(out) == ["anomaly", *map(str, words)]  # the same command, with all that it was given
+    assert "calibration: the one of the training" in out
     assert "SYNTHETIC" in out and "left out: notes.txt" in err
     for number, film in enumerate(chosen):
         alone = typed(capsys, "score", run.path, film, "--out", tmp_path / f"alone{number}", "--device", "cpu")

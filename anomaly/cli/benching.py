@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anomaly.cli.declare import command
+from anomaly.cli.declare import command, next_again
 from anomaly.cli.films import phantom, preprocess
 from anomaly.console import SYNTHETIC, clock, hand_over, progress, say, warn
 from anomaly.formatting import command_line
@@ -55,7 +55,7 @@ def bench(options: BenchOptions) -> None:
         if options.timed or options.preset == "paper":
             _estimates(grid)
         if options.timed:
-            say(_without("--dry-run", "--timed"))
+            say(next_again("--dry-run", "--timed"))
             return
         opened = Bench(bench_folder(options.out, grid), grid)
         _run(opened, options)
@@ -100,12 +100,7 @@ def _say_plan(options: BenchOptions) -> None:
         say("--timed times a step of each model on these films; nothing was prepared or trained")
     else:
         say("nothing was drawn, prepared or trained")
-    say(_without("--dry-run"))
-
-
-def _without(*flags: str) -> str:
-    """Return the line that names this command without some of its flags as the next one."""
-    return f"next: {command_line('anomaly', *(word for word in sys.argv[1:] if word not in flags))}"
+    say(next_again("--dry-run"))
 
 
 def _grid(options: BenchOptions) -> "Grid":

@@ -2,6 +2,7 @@
 
 import inspect
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -13,6 +14,7 @@ import anomaly
 from anomaly.cli.completion import COMPLETERS
 from anomaly.cli.examples import epilog
 from anomaly.console import say
+from anomaly.formatting import command_line
 from anomaly.pipeline.options import Flag
 
 Options = TypeVar("Options")
@@ -67,6 +69,11 @@ def command(options: type[Options]) -> Callable[[Callable[[Options], Result]], C
         return verb
 
     return add
+
+
+def next_again(*without: str) -> str:
+    """Return the line that names this command as typed, without some of its flags, as the next one."""
+    return f"next: {command_line('anomaly', *(word for word in sys.argv[1:] if word not in without))}"
 
 
 def _parameter(declared: "Field[Any]", hint: Any) -> inspect.Parameter:

@@ -4,9 +4,9 @@ import signal
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from anomaly.cli.declare import command
+from anomaly.cli.declare import command, next_again
 from anomaly.console import SYNTHETIC, plain, say, warn
-from anomaly.formatting import command_line, number
+from anomaly.formatting import number
 from anomaly.pipeline.options import words_of
 from anomaly.service.options import ServeOptions, WatchOptions
 from preprocessing.wording import counted
@@ -27,15 +27,22 @@ def serve(options: ServeOptions) -> None:
     def ready(serving: "Serving") -> None:
         for note in serving.notes:
             warn(note)
-        if serving.waiting:
-            say(f"{counted(serving.waiting, 'film')} of an earlier time are scored first")
+        say(f"calibration: {serving.facts.calibration or 'the one of the training'}")
+        if serving.left.waiting:
+            say(f"{counted(serving.left.waiting, 'film')} of an earlier time are scored first")
+        if serving.left.unsent and options.send_to:
+            say(f"findings on {counted(serving.left.unsent, 'film')} of an earlier time are sent first")
         if serving.dicom:
             say(f"{serving.dicom}: the DICOM node{f', which sends to {options.send_to}' if options.send_to else ''}")
         say(f"{serving.address}: POST /films, /worklist, /health; {serving.address}/docs says what else")
 
-    waiting = run(options, ready)
-    say(f"stopped; {counted(waiting, 'film')} wait in {options.spool}")
-    say(f"next: {command_line('anomaly', 'serve', options.run, '--spool', options.spool)}")
+    left = run(options, ready)
+    say(f"stopped; {counted(left.waiting, 'film')} wait in {options.spool}")
+    if left.unsent:
+        say(f"findings on {counted(left.unsent, 'film')} are unsent; they are kept until they are sent or deleted")
+    if left.refused:
+        say(f"findings on {counted(left.refused, 'film')} were refused; they are kept, and tried at the next start")
+    say(next_again())
 
 
 @command(WatchOptions)
@@ -67,10 +74,14 @@ def watch(options: WatchOptions) -> None:
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        if watched.open().synthetic:
+        facts = watched.open()
+        if facts.synthetic:
             say(SYNTHETIC)
         for note in watched.notes():
             warn(note)
+        say(f"calibration: {facts.calibration or 'the one of the training'}")
+        if facts.remembered:
+            warn(facts.remembered)
         counts = watched.run(options.every, once=options.once)
     finally:
         watched.close()
@@ -80,8 +91,7 @@ def watch(options: WatchOptions) -> None:
     say(f"{options.out / 'results.csv'}: {flagged}{f', {counts.failed} left out' if counts.failed else ''}")
     if counts.unstable:
         warn(f"{counted(counts.unstable, 'file')} still changed, and are left for the next time")
-    words = ["anomaly", "watch", options.run, options.folder, "--out", options.out]
-    say(f"next: {command_line(*words, *(['--once'] if options.once else []))}")
+    say(next_again())
 
 
 def _say_result(film: str, result: "FilmResult") -> None:

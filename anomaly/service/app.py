@@ -203,8 +203,8 @@ async def _receive(service: Service, request: Request, name: str, *, heatmap: bo
                 incoming = films.films
                 await films.read(request.stream())
             else:
-                _check_length(service, request.headers.get("content-length"))
-                incoming = [(service.receive(), name)]
+                size = _check_length(service, request.headers.get("content-length"))
+                incoming = [(service.receive(size), name)]
                 await _write_body(incoming[0][0], request.stream())
         for film, called in incoming:
             ids.append(await asyncio.to_thread(service.accept, film, called, heatmap=heatmap, dicom=dicom))
@@ -218,11 +218,12 @@ async def _receive(service: Service, request: Request, name: str, *, heatmap: bo
     return ids
 
 
-def _check_length(service: Service, length: str | None) -> None:
-    """Refuse a raw body by what its header says, before any of it is read."""
-    most = service.limits.most_bytes
-    if length is not None and length.isdigit() and int(length) > most:
+def _check_length(service: Service, length: str | None) -> int:
+    """Refuse a raw body by what its header says, before any of it is read; its length, 0 where that is not known."""
+    most, size = service.limits.most_bytes, int(length) if length and length.isdigit() else 0
+    if size > most:
         raise TooLarge(f"the film has {length} bytes; the limit of --max-bytes is {most}")
+    return size
 
 
 async def _write_body(film: Incoming, body: AsyncIterator[bytes]) -> None:
@@ -252,7 +253,7 @@ def _refusal(service: Service, error: BaseException) -> HTTPException:
     # The connection stays, and what still arrives of the body is dropped: closed, it might take the answer with it.
     headers = {"retry-after": str(error.seconds)} if isinstance(error, QueueFull) else {}
     late = f"the body did not arrive within {service.limits.seconds:g} s, the limit of --timeout"
-    detail = late if status == 408 else "the disk is full" if full else str(error)
+    detail = late if status == 408 else "the disk is full" if full and not isinstance(error, NoRoom) else str(error)
     return HTTPException(status, detail, headers)
 
 

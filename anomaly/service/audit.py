@@ -1,9 +1,11 @@
 """The audit log of a service: one JSON line an event, without names, patients or scores.
 
     time     UTC, ISO 8601
-    event    started, received, refused, scored, failed, sent, rejected, worker died, deleted, expired, stopped
+    event    started, received, refused, discarded, scored, failed, no findings, sent, rejected, worker died, deleted,
+             expired, stopped
     id       of the film, where there is one
-    ...      bytes, origin (http or dicom), status (of a refusal), reason (of a death), files
+    ...      bytes, origin (http or dicom), status (of a refusal), reason (of a death, a rejection), file (that the PACS
+             rejected), files (that it took)
 
 Lines are appended by one write each, to a file that is opened for it: it may be rotated at any time.
 """

@@ -82,6 +82,8 @@ class RunDetector:
             map_unit=self._run.map_unit,
             synthetic=Run(self._run.path).config.cache.synthetic,
             digest=self._run.digest,
+            calibration=self._run.calibration_name,
+            remembered=self._run.remembered,
         )
 
     def score(self, tasks: Sequence[Task]) -> list[FilmResult]:

@@ -1,16 +1,16 @@
 """The service as a DICOM node: C-ECHO, and C-STORE of radiographs (PS3.4 annexes A and B).
 
-A film is on the disk, synchronized, before success is returned. What is no radiograph is refused by status 0x0122 (SOP
-class not supported), so that the rest of an association goes on; what there is no room for by 0xA700 (out of
-resources), upon which a sender tries again. Results of this program that a router sends back are refused, too: scored
-again they would go round for ever.
+A film is on the disk, synchronized, before success is returned. What there is no room for is refused by 0xA700 (out of
+resources), upon which a sender tries again. What is no radiograph, and results of this program that a router sends back
+(scored again they would go round for ever), are dropped and answered by 0xB006 (elements discarded), a warning: at a
+failure Orthanc and storescu end the association, so that a study with a report in it would deliver none of its films.
 """
 
 import io
 import threading
 from typing import Any
 
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.events import Event
 
@@ -23,7 +23,7 @@ from anomaly.service.service import NoRoom, Service
 from anomaly.service.spool import TooLarge
 from preprocessing import InputError
 
-SUCCESS, NOT_SUPPORTED, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0x0122, 0xA700, 0xC000
+SUCCESS, DISCARDED, OUT_OF_RESOURCES = 0x0000, 0xB006, 0xA700
 FILMS = (
     "1.2.840.10008.5.1.4.1.1.1",  # Computed Radiography
     "1.2.840.10008.5.1.4.1.1.1.1",  # Digital X-Ray, for presentation
@@ -101,19 +101,21 @@ class DicomNode:
             self._server.shutdown()
             self._server.server_close()
 
-    def _on_store(self, event: Event) -> int:
+    def _on_store(self, event: Event) -> int | Dataset:
         """Take one instance, or say why not."""
         request: Any = event.request
         with self._lock:
             self._received[id(event.assoc)] = 0
         if str(request.AffectedSOPClassUID) not in FILMS:
-            return self._refuse(NOT_SUPPORTED)
+            return self._discard("no radiograph: not kept, not scored")
         data = event.encoded_dataset()
         if _is_result(data):
-            return self._refuse(NOT_SUPPORTED)
+            return self._discard("a result of this program: not kept, not scored")
         try:
-            incoming = self._service.receive()
-        except (QueueFull, NoRoom):
+            incoming = self._service.receive(len(data))
+        except (QueueFull, NoRoom, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in FULL:
+                warn(f"a film that was sent can't be kept: {error}")
             return self._refuse(OUT_OF_RESOURCES)
         try:
             incoming.write(data)
@@ -125,6 +127,13 @@ class DicomNode:
                 warn(f"a film that was sent can't be kept: {error}")
             return self._refuse(OUT_OF_RESOURCES)
         return SUCCESS
+
+    def _discard(self, reason: str) -> Dataset:
+        """Drop an instance, and say so in a warning."""
+        self._service.audit.log("discarded", origin="dicom", status=DISCARDED, reason=reason)
+        answer = Dataset()
+        answer.Status, answer.ErrorComment = DISCARDED, reason
+        return answer
 
     def _refuse(self, status: int) -> int:
         self._service.audit.log("refused", origin="dicom", status=status)

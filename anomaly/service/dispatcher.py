@@ -12,6 +12,7 @@ from anomaly.service.records import DetectorFacts, State
 from anomaly.service.spool import Spool
 from anomaly.service.worker import Worker, WorkerDied
 from preprocessing import InputError
+from preprocessing.wording import counted
 
 BATCH = 16
 """Films that are scored together at most; nobody waits for a batch to fill."""
@@ -102,7 +103,7 @@ class Dispatcher(threading.Thread):
         """Give up the film that has ended its second worker; let the others wait again, each to be scored alone."""
         self.deaths += 1
         self._audit.log("worker died", films=len(taken), reason=cause)
-        warn(f"the worker died by {cause} with {len(taken)} films; another one takes over")
+        warn(f"the worker died by {cause}, with {counted(len(taken), 'film')}; another one takes over")
         try:
             alone = len(taken) == 1
             if self._spool.count_deaths(taken) >= MOST_DEATHS and alone:

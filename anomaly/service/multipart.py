@@ -1,9 +1,12 @@
 """Films of a multipart/form-data request (RFC 7578), each written to the spool as its bytes arrive."""
 
+import logging
 from collections.abc import AsyncIterator, Callable
 
 from anomaly.service.spool import Incoming
 from preprocessing import InputError
+
+logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # what it warns of is in the answer
 
 MOST_FILMS = 256
 """Of one request."""

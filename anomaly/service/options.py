@@ -30,7 +30,7 @@ class ServeOptions:
     queue: Annotated[int, Flag("Films that may wait; more are answered 429.", min=1)] = 1000
     max_bytes: Annotated[int, Flag("Bytes of a film, at most.", min=1)] = 256 * 2**20
     timeout: Seconds = 60
-    keep: Annotated[int, Flag("Minutes for which results are kept.", min=0)] = 60
+    keep: Annotated[int, Flag("Minutes for which results are kept, and up to 15 s more.", min=0)] = 60
     workers: Annotated[int, Flag("Processes that score.", min=1, max=MOST_WORKERS)] = 1
     dicom: Annotated[int | None, Flag("Also be a DICOM node, on this port; 0: a free one.", min=0, max=65_535)] = None
     aet: Annotated[str, Flag("AE title of the node; calls by another are rejected.", metavar="TITLE")] = "ANOMALY"

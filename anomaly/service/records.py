@@ -112,6 +112,10 @@ class DetectorFacts(Record):
     synthetic: bool
     digest: str
     """SHA-256 of weights, calibration and the score that flags, 64 hexadecimal digits: which detector it is."""
+    calibration: str | None = None
+    """Name of the calibration in use; null: the one made by the training."""
+    remembered: str | None = None
+    """Which choices of an earlier time are in use, and where they are kept."""
 
 
 def answer_of(submission: Submission, result: FilmResult | None) -> FilmAnswer:

@@ -1,18 +1,21 @@
 """A service put together: detector, spool, HTTP, DICOM node, sender; started in order, and stopped in order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from anomaly.formatting import size_on_disk
 from anomaly.runs import Run
 from anomaly.service.access import is_loopback, read_token
 from anomaly.service.detector import OpenRunFolder
 from anomaly.service.options import ServeOptions
 from anomaly.service.peers import Destination, NodeSettings, ae_title
+from anomaly.service.records import DetectorFacts
 from anomaly.service.server import address, http_server, listen, run_until_stopped
 from anomaly.service.service import Limits, Service
 from preprocessing import InputError
+from preprocessing.wording import counted
 
 _PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
 
@@ -23,12 +26,27 @@ class Serving:
 
     address: str
     dicom: str | None
-    waiting: int  # films of an earlier time
+    facts: DetectorFacts
+    left: "Left"  # of an earlier time
     notes: tuple[str, ...]
 
 
-def serve(options: ServeOptions, ready: Callable[[Serving], None]) -> int:
-    """Serve until SIGTERM or SIGINT; the number of films that still wait then, on the disk, for the next start.
+@dataclass(frozen=True)
+class Left:
+    """What lies in a spool to be gone on with."""
+
+    waiting: int  # films to be scored
+    unsent: int  # films whose findings are to be sent
+    refused: int  # films with findings that the PACS refused; tried again at the next start
+
+    @classmethod
+    def of(cls, service: Service) -> "Left":
+        """Count it."""
+        return cls(sum(service.queue.counts()), *service.outbox.counts())
+
+
+def serve(options: ServeOptions, ready: Callable[[Serving], None]) -> Left:
+    """Serve until SIGTERM or SIGINT; what is left then, on the disk, for the next start.
 
     ready  called when requests are answered. Raises InputError before anything is listened on where the options, the
     run or the address don't serve.
@@ -50,9 +68,9 @@ def serve(options: ServeOptions, ready: Callable[[Serving], None]) -> int:
             from anomaly.service.sender import Sender
 
             sender = Sender(service, settings.send_to, options.aet)
-            service.on_done, service.unsent = sender.add, sender.unsent
-        service.start()
-        waiting = sum(service.queue.counts())
+        facts = service.start()
+        left = Left.of(service)
+        notes = [*settings.notes, *_notes(service, facts, sends=sender is not None)]
         if sender is not None:
             sender.start()
             stack.callback(sender.stop)
@@ -64,8 +82,26 @@ def serve(options: ServeOptions, ready: Callable[[Serving], None]) -> int:
             dicom = f"{options.aet}@{options.host}:{node.start(options.host, options.dicom)}"
             stack.callback(node.stop)
         where = address(listening, tls=options.tls_cert is not None)
-        run_until_stopped(server, listening, lambda: ready(Serving(where, dicom, waiting, settings.notes)))
-    return sum(service.queue.counts())
+        run_until_stopped(server, listening, lambda: ready(Serving(where, dicom, facts, left, tuple(notes))))
+    return Left.of(service)
+
+
+def _notes(service: Service, facts: DetectorFacts, *, sends: bool) -> Iterator[str]:
+    """Give what who starts a service should know of detector and spool."""
+    if facts.remembered:
+        yield facts.remembered
+    room, most = service.spool.room(), service.limits.most_bytes
+    if room < most:
+        yield (
+            f"{service.spool.folder}: {size_on_disk(room)} of the disk are free for films, and one may have "
+            f"{size_on_disk(most)} (--max-bytes): what does not fit is refused"
+        )
+    unsent = service.outbox.counts()[0]
+    if unsent and not sends:
+        yield (
+            f"findings on {counted(unsent, 'film')} of an earlier time are unsent, and kept: --send-to AET@HOST:PORT "
+            "sends them, DELETE /films/ID removes one"
+        )
 
 
 @dataclass(frozen=True)

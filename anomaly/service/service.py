@@ -7,21 +7,23 @@ from pathlib import Path
 from typing import Literal
 
 from anomaly.console import warn
+from anomaly.formatting import size_on_disk
 from anomaly.runs import Record
 from anomaly.service.audit import Audit
 from anomaly.service.detector import Detector
 from anomaly.service.dispatcher import Dispatcher
+from anomaly.service.outbox import Outbox
 from anomaly.service.queue import FilmQueue
 from anomaly.service.records import DetectorFacts, FilmAnswer, FilmResult, State, Submission, answer_of
 from anomaly.service.spool import Incoming, Spool, display_name, now
 from preprocessing import InputError
 
 TIDY_SECONDS = 15.0
-"""How often is looked for films whose time is over."""
+"""How often is looked for films whose time is over: they stay for so much longer at most."""
 
 
 class NoRoom(InputError):
-    """The disk has no room for another film."""
+    """The disk has no room for a film."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,16 @@ class Health(Record):
     """The answer of /health."""
 
     status: str
-    """ok, or why nothing is scored for now."""
+    """ok, or why nothing is scored for now, or no film taken."""
     waiting: int
     at_work: int
     scored: int
     """Since the service was started."""
     failed: int
     unsent: int
-    """Films whose DICOM objects the PACS does not have yet."""
+    """Films whose DICOM objects the PACS does not have yet; they are kept until it has."""
+    refused: int
+    """Films with DICOM objects that the PACS refused for good; they are kept until they are deleted."""
     workers_died: int
 
 
@@ -63,10 +67,11 @@ class Service:
         self.spool = Spool(folder, limits.most_bytes)
         self.queue, self.audit = FilmQueue(limits.queue), Audit(folder / "audit.jsonl")
         self.facts: DetectorFacts | None = None
-        self.unsent: Callable[[], Sequence[str]] = tuple  # films that the sender still has to send
-        self.on_done: Callable[[str], None] = lambda film_id: None
+        self.outbox = Outbox(self.spool)
         self.stopping: Callable[[], bool] = lambda: False
         self._counts = {"scored": 0, "failed": 0}
+        self._full = False  # it was said that the disk is
+        self._untold: set[str] = set()  # reasons why there are no findings, each said once
         self._stopped = threading.Event()
         self._dispatchers = [
             Dispatcher(open_detector, self.spool, self.queue, self.audit, seconds=limits.seconds, on_done=self._done)
@@ -101,15 +106,17 @@ class Service:
 
     # --- films ------------------------------------------------------------------------------------------------------
 
-    def receive(self) -> Incoming:
-        """Begin to receive a film, in a place of the queue; `accept` or `refuse` ends it.
+    def receive(self, size: int = 0) -> Incoming:
+        """Begin to receive a film of `size` bytes (0: not known), in a place of the queue.
 
-        Raises QueueFull, NoRoom.
+        `accept` or `refuse` ends it. Raises QueueFull, NoRoom.
         """
         self.queue.reserve()
         try:
-            if not self.spool.has_room():
-                raise NoRoom(f"{self.spool.folder}: the disk has no room for another film")
+            room = self.spool.room()
+            if not room or room < size:
+                film = f"a film of {size_on_disk(size)}" if size else "another film"
+                raise NoRoom(f"the disk has no room for {film}: {size_on_disk(room)} are free for films")
             return self.spool.receive()
         except BaseException:
             self.queue.release()
@@ -162,6 +169,7 @@ class Service:
             self.spool.remove(film_id)
         else:
             self.spool.mark_deleted(film_id)
+        self.outbox.discard(film_id)
         self.audit.log("deleted", film_id)
 
     def answers(self, most: int) -> list[FilmAnswer]:
@@ -182,13 +190,16 @@ class Service:
         """Return how it stands."""
         waiting, at_work = self.queue.counts()
         trouble = next((one.trouble for one in self._dispatchers if one.trouble), None)
+        unsent, refused = self.outbox.counts()
+        full = "no film is taken: the disk of the spool is full" if self.spool.is_full() else ""
         return Health(
-            status=trouble or "ok",
+            status=trouble or full or "ok",
             waiting=waiting,
             at_work=at_work,
             scored=self._counts["scored"],
             failed=self._counts["failed"],
-            unsent=len(self.unsent()),
+            unsent=unsent,
+            refused=refused,
             workers_died=sum(one.deaths for one in self._dispatchers),
         )
 
@@ -216,27 +227,51 @@ class Service:
             self.queue.put(film_id, suspect=self.spool.deaths(film_id) > 0, reserved=False)
             return True
         self.spool.drop_film(film_id)
-        self.on_done(film_id)
+        self.outbox.add(film_id)
         return False
 
     def _done(self, film_id: str, state: State) -> None:
+        self.outbox.add(film_id)
         self._counts[state] += 1
-        self.on_done(film_id)
+        self._tell(film_id)
+
+    def _tell(self, film_id: str) -> None:
+        """Say what went wrong with a film that came by DICOM: who sent it has heard nothing but that it is here."""
+        try:
+            submission, result = self._known(film_id)
+        except KeyError:  # deleted meanwhile
+            return
+        if submission.origin != "dicom" or result is None:
+            return
+        if result.state == "failed":
+            warn(f"not scored: {submission.name}, which came by DICOM as film {film_id}: {result.error}")
+        elif submission.dicom and not self.spool.objects(film_id):
+            self.audit.log("no findings", film_id)
+            reason = next((note for note in result.notes if "no DICOM objects" in note), "no DICOM objects were made")
+            if reason not in self._untold:
+                self._untold.add(reason)
+                warn(f"nothing is sent of film {film_id}, nor of others like it: {reason}")
 
     def _tidy(self) -> None:
         """Remove films whose time is over, unless the PACS has yet to get them."""
         while not self._stopped.wait(TIDY_SECONDS):
-            unsent = set(self.unsent())
+            self._say_full()
             for film_id in self.spool.ids():
                 try:
                     if not self.queue.unfinished([film_id]):
-                        self._tidy_film(film_id, unsent)
+                        self._tidy_film(film_id)
                 except OSError as error:
                     warn(f"{self.spool.path(film_id)} can't be removed ({error.strerror}), and will be tried again")
 
-    def _tidy_film(self, film_id: str, unsent: set[str]) -> None:
+    def _say_full(self) -> None:
+        """Say once that films are refused for want of room, and once that they no longer are."""
+        if self.spool.is_full() != self._full:
+            self._full = not self._full
+            warn(f"{self.spool.folder}: the disk {'is full: no film is taken' if self._full else 'has room again'}")
+
+    def _tidy_film(self, film_id: str) -> None:
         if self.spool.is_deleted(film_id):
             self.spool.remove(film_id)
-        elif film_id not in unsent and self.spool.age(film_id) > 60 * self.limits.keep_minutes:
+        elif self.spool.age(film_id) > 60 * self.limits.keep_minutes and film_id not in self.outbox:
             self.spool.remove(film_id)
             self.audit.log("expired", film_id)

@@ -1,5 +1,6 @@
 """The films of a service on disk: what was accepted survives a kill of any process, and of the machine.
 
+    spool.json                says that the folder is a spool: in any other folder nothing is changed
     .lock                     held by the service: two of them would score the same films
     audit.jsonl               what happened to which film; see `audit`
     incoming/<id>/            being received; removed at the next start
@@ -10,7 +11,7 @@
         result.json           what became of it; until then it waits
         identity.json         whose film it is, for the worklist; see `identity`
         result_heatmap.png, .tiff, .npy, result_sc.dcm, ...   where they were asked for; result-1_..., of two hands
-        sent.json             which DICOM objects the PACS has; until it is complete, they are sent again
+        sent.json             which DICOM objects the PACS has, and which it refused, and why
         deleted               the film was deleted while a worker had it; goes with it
 
 The folder is private (0700). Names that a sender gives are never part of a path.
@@ -22,15 +23,15 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from anomaly.runs import Record, to_json, write_atomic
+from anomaly.runs import FULL, Record, to_json, write_atomic
 from anomaly.service.records import FilmResult, Submission
 from preprocessing import InputError
 from preprocessing.locks import open_lock
@@ -38,6 +39,13 @@ from preprocessing.locks import open_lock
 _ID = re.compile(r"[0-9a-f]{32}")
 LONGEST_NAME = 200
 """Characters of a film's name that are kept."""
+MARK, FORMAT = "spool.json", 1
+EMPTY = re.compile(r"\.lock|lost\+found|\.anomaly-.*\.partial")
+"""What may lie in a folder that is to become a spool: of a start that was cut off, of a file system's root."""
+RESERVE = 8 * 2**20
+"""Bytes of the disk that films are not to fill: results are to be written, too."""
+FULL_SECONDS = 60.0
+"""For so long it is remembered that a film could not be written."""
 
 
 class TooLarge(InputError):
@@ -47,18 +55,26 @@ class TooLarge(InputError):
 class Sent(Record):
     """sent.json: what became of a film's DICOM objects."""
 
-    sent: list[str]
-    rejected: dict[str, str]
-    """File -> why the PACS does not take it, however often it is sent."""
-    complete: bool
+    sent: list[str] = Field(default_factory=list)
+    rejected: dict[str, str] = Field(default_factory=dict)
+    """File -> why the PACS does not take it."""
+    unsupported: dict[str, str] = Field(default_factory=dict)
+    """The same, of classes that it takes of nobody."""
+
+
+class SpoolMark(Record):
+    """spool.json."""
+
+    format: int
 
 
 class Incoming:
     """A film that is being received."""
 
-    def __init__(self, folder: Path, most_bytes: int) -> None:
+    def __init__(self, folder: Path, most_bytes: int, on_full: Callable[[], None]) -> None:
+        """`on_full` is called where the disk takes no more."""
         folder.mkdir(mode=0o700)
-        self.id, self.folder, self.size, self._most = folder.name, folder, 0, most_bytes
+        self.id, self.folder, self.size, self._most, self._on_full = folder.name, folder, 0, most_bytes, on_full
         self._file: IO[bytes] = (folder / "film").open("xb", buffering=0)
 
     def write(self, data: bytes) -> None:
@@ -67,8 +83,13 @@ class Incoming:
         if self.size > self._most:
             raise TooLarge(f"the film has more than {self._most} bytes, the limit of --max-bytes")
         view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
+        try:
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            if error.errno in FULL:
+                self._on_full()
+            raise
 
     def sync(self) -> None:
         """Bring it to the disk."""
@@ -82,34 +103,48 @@ class Incoming:
 
 
 class Spool:
-    """The folder; raises InputError where another service holds it."""
+    """The folder; raises InputError where another service holds it, and where it is no spool and not empty."""
 
     def __init__(self, folder: Path, most_bytes: int) -> None:
         self.folder, self.most_bytes = folder, most_bytes
         self._films, self._incoming = folder / "films", folder / "incoming"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)  # it may have been there
+        self._full_at = -FULL_SECONDS
+        is_spool = _check_folder(folder)
         self._lock = open_lock(folder / ".lock")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
             raise InputError(f"{folder} is the spool of a service that runs; take another --spool") from None
-        shutil.rmtree(self._incoming, ignore_errors=True)
+        if not is_spool:
+            write_atomic(folder / MARK, to_json(SpoolMark(format=FORMAT).model_dump()))
         for made in (self._films, self._incoming):
             made.mkdir(mode=0o700, exist_ok=True)
+        for half in self._incoming.iterdir():
+            if _ID.fullmatch(half.name):
+                shutil.rmtree(half, ignore_errors=True)
 
     def close(self) -> None:
         """Let another service have it."""
         self._lock.close()
 
-    def has_room(self) -> bool:
-        """Whether a film of the largest size would fit on the disk."""
-        return shutil.disk_usage(self.folder).free > self.most_bytes
+    def room(self) -> int:
+        """Return the bytes of the disk that films may take, beyond what is kept free for results."""
+        try:
+            return max(0, shutil.disk_usage(self.folder).free - RESERVE)
+        except OSError:  # a disk that can't be asked takes no film
+            return 0
+
+    def is_full(self) -> bool:
+        """Whether no film fits on the disk, or one could not be written a short time ago (a quota shows in no room)."""
+        return self.room() == 0 or time.monotonic() - self._full_at < FULL_SECONDS
+
+    def _note_full(self) -> None:
+        self._full_at = time.monotonic()
 
     def receive(self) -> Incoming:
         """Begin to receive a film."""
-        return Incoming(self._incoming / secrets.token_hex(16), self.most_bytes)
+        return Incoming(self._incoming / secrets.token_hex(16), self.most_bytes, self._note_full)
 
     def accept(self, incoming: Incoming, submission: Submission) -> None:
         """Make a received film one to score; when this returns it is on the disk for good."""
@@ -117,6 +152,7 @@ class Spool:
         write_atomic(incoming.folder / "submission.json", to_json(submission.model_dump(mode="json")))
         incoming.folder.rename(self._films / incoming.id)
         _sync_folder(self._films)
+        self._full_at = -FULL_SECONDS
 
     def path(self, film_id: str) -> Path:
         """Return a film's folder; raises KeyError for what is no id, as a name must never become a path."""
@@ -170,15 +206,43 @@ class Spool:
         return sorted(self.path(film_id).glob("result*.dcm"))
 
     def sent(self, film_id: str) -> Sent:
-        """Return which of its objects the PACS has."""
+        """Return what became of its objects."""
         try:
             return Sent.model_validate_json((self.path(film_id) / "sent.json").read_bytes())
         except (OSError, ValidationError):
-            return Sent(sent=[], rejected={}, complete=False)
+            return Sent()
 
-    def record_sent(self, film_id: str, sent: Sent) -> None:
-        """Record it."""
-        write_atomic(self.path(film_id) / "sent.json", to_json(sent.model_dump(mode="json")))
+    def undelivered(self, film_id: str) -> list[Path]:
+        """Return the objects that a PACS is to get of a film, and has not.
+
+        One of a class that it does not take counts as long as it has no other of the film: else the finding is there.
+        """
+        try:
+            submission = self.submission(film_id)
+        except KeyError:
+            return []
+        if submission.origin != "dicom" or not submission.dicom:
+            return []
+        known = self.sent(film_id)
+        done = {*known.sent, *(known.unsupported if known.sent else ())}
+        return [path for path in self.objects(film_id) if path.name not in done]
+
+    def record_sent(self, film_id: str, name: str) -> None:
+        """Record that the PACS has an object."""
+        known = self.sent(film_id)
+        left = {file: why for file, why in known.rejected.items() if file != name}
+        unsupported = {file: why for file, why in known.unsupported.items() if file != name}
+        self._record(film_id, Sent(sent=[*known.sent, name], rejected=left, unsupported=unsupported))
+
+    def record_rejected(self, film_id: str, name: str, reason: str, *, unsupported: bool) -> None:
+        """Record that the PACS refused an object, or takes none of its class."""
+        known = self.sent(film_id)
+        place = "unsupported" if unsupported else "rejected"
+        self._record(film_id, known.model_copy(update={place: getattr(known, place) | {name: reason}}))
+
+    def _record(self, film_id: str, sent: Sent) -> None:
+        if self.path(film_id).is_dir():  # else it was deleted meanwhile
+            write_atomic(self.path(film_id) / "sent.json", to_json(sent.model_dump(mode="json")))
 
     def mark_deleted(self, film_id: str) -> None:
         """Let a film that a worker has go as soon as it can, after a restart too."""
@@ -213,6 +277,29 @@ def display_name(name: str) -> str:
     """
     last = re.split(r"[/\\]", name)[-1]
     return "".join(character for character in last if character.isprintable())[:LONGEST_NAME]
+
+
+def _check_folder(folder: Path) -> bool:
+    """Make the folder of a spool private; whether it is one already.
+
+    Raises InputError, and changes nothing, where it holds anything else: what lies in a spool goes with time.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        names = [entry.name for entry in folder.iterdir()]
+        if MARK in names:
+            SpoolMark.model_validate_json((folder / MARK).read_bytes())
+        elif others := sorted(name for name in names if not EMPTY.fullmatch(name)):
+            raise InputError(
+                f"--spool {folder} holds {display_name(others[0])} and is no spool, in which films are kept for a "
+                "while and removed: take an empty folder, or one that is not there"
+            )
+        folder.chmod(0o700)  # it may have been there
+    except OSError as error:
+        raise InputError(f"--spool {folder} can't be used ({error.strerror}); take another folder") from None
+    except ValidationError:
+        raise InputError(f"{folder / MARK} is damaged or of a newer version; take another --spool") from None
+    return MARK in names
 
 
 def _sync_folder(folder: Path) -> None:

@@ -94,7 +94,7 @@ class Worker:
         try:
             if not self._messages.poll(seconds):
                 self.stop()
-                raise WorkerDied(f"it took longer than {seconds:.0f} s")
+                raise WorkerDied(f"being stopped, as it took longer than {seconds:g} s")
             message: tuple[str, Any] = self._messages.recv()
         except (EOFError, OSError):
             raise WorkerDied(self._cause()) from None

@@ -279,6 +279,8 @@ def _recognized(data: bytes) -> str:
         raise InputError("a DICOMDIR: it lists films and is none")
     if is_gzip(data):
         raise InputError("what the gzip file holds is neither NIfTI nor DICOM; unpack it")
+    if data.startswith(b"PK\x03\x04"):
+        raise InputError("a ZIP archive, not a film: unpack it and give the films in it")
     raise InputError(f"not a {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]} file (it begins with {data[:8]!r})")
 
 
