@@ -65,7 +65,6 @@ def patient_and_study(header: SourceHeader) -> dict[str, Any]:
         "study_date": source.StudyDate or None,
         "study_time": source.StudyTime or None,
         "referring_physician_name": source.ReferringPhysicianName,
-        "specific_character_set": source.get("SpecificCharacterSet"),
     }
 
 
@@ -96,7 +95,12 @@ def plain_text(text: str, longest: int = 64) -> str:
 
 
 def stamp(result: "Dataset", header: SourceHeader, finding: Finding, kind: str) -> None:
-    """Complete a result that highdicom made: dates, orientation, side, body part; nothing random or of now is left."""
+    """Complete a result that highdicom made: character set, dates, orientation, side, body part.
+
+    Nothing random or of now is left. highdicom does not name the character set, as it refuses legal ones.
+    """
+    if header.character_set:
+        result.SpecificCharacterSet = list(header.character_set)
     moment = _moment(header, finding)
     date, time = moment.strftime("%Y%m%d"), moment.strftime("%H%M%S")
     for keyword in ("ContentDate", "InstanceCreationDate", "DateOfSecondaryCapture"):

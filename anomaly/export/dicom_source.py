@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from anomaly.export.dicom_text import TEXT, character_set, clean_text, reread, written_set
 from preprocessing import InputError
 from preprocessing.readers.dicom_header import number, numbers, present
 from preprocessing.readers.film import quiet
@@ -69,6 +70,7 @@ class SourceHeader:
     spacing: dict[str, tuple[float, float]]  # keyword -> mm between the centers of rows, of columns
     spacing_text: dict[str, str]  # how PixelSpacing was calibrated
     aspect: tuple[int, int] | None  # PixelAspectRatio, where there is no spacing
+    character_set: tuple[str, ...]  # terms of the one that all this text is written in; () ASCII
     notes: tuple[str, ...]  # what was not taken over, a sentence each
 
     @property
@@ -106,27 +108,28 @@ def _header(source: "Dataset") -> SourceHeader:
         raise InputError("no Rows and Columns: it is no image")
     header.Rows, header.Columns = (int(side) for side in size if side is not None)
     header.Modality = "CR"  # read by highdicom, not written
-    if present(source, "SpecificCharacterSet"):
-        header.SpecificCharacterSet = source.SpecificCharacterSet
-    rejected = []
+    keywords = (*_REQUIRED, *_OPTIONAL, *_SPACING_TEXT)
+    charset = character_set(source, keywords)
+    read, texts, rejected = reread(source, keywords, charset), Dataset(), []
     for keyword in (*_REQUIRED, *_OPTIONAL):
-        if not _take(header, source, keyword):
+        if not _take(header, read, keyword):
             if keyword in _REQUIRED:
                 setattr(header, keyword, "" if keyword not in ("PatientName", "ReferringPhysicianName") else None)
-            if present(source, keyword):
+            if present(read, keyword):
                 rejected.append(keyword)
     if rejected:
         notes.append(f"not valid in the film, so left empty in its results: {', '.join(rejected)}")
-    notes += _complete(header)
+    notes += [*charset.notes, *_complete(header)]
     orientation = _orientation(source)
     if present(source, "PatientOrientation") and not orientation:
         notes.append("its PatientOrientation is not a biped's pair of directions and was left empty")
     spacing = {keyword: pair for keyword in _SPACINGS if (pair := _spacing(source, keyword))}
-    texts = Dataset()
     if "PixelSpacing" in spacing:
         header.PixelSpacing = [float(f"{value:.8g}") for value in spacing["PixelSpacing"]]
         for keyword in _SPACING_TEXT:
-            _take(texts, source, keyword)
+            _take(texts, read, keyword)
+    terms, note = written_set([*header, *texts], charset)
+    notes += [note] if note else []
     return SourceHeader(
         header,
         class_uid,
@@ -135,6 +138,7 @@ def _header(source: "Dataset") -> SourceHeader:
         spacing,
         {element.keyword: str(element.value) for element in texts},
         None if spacing else _aspect(source),
+        terms,
         tuple(notes),
     )
 
@@ -154,7 +158,13 @@ def _take(header: "Dataset", source: "Dataset", keyword: str) -> bool:
         return False
     vr = dictionary_VR(keyword)
     try:
-        element = DataElement(keyword, vr, source[keyword].value, validation_mode=config.RAISE)
+        value = source[keyword].value
+        if vr in TEXT:
+            texts = [clean_text(str(one)) for one in values]
+            if None in texts:
+                return False
+            value = texts if len(texts) > 1 else texts[0]
+        element = DataElement(keyword, vr, value, validation_mode=config.RAISE)
         if vr in ("DA", "TM"):  # `20040231` has the right form and is no date
             {"DA": DA, "TM": TM}[vr](str(values[0]))
     except Exception:  # pydicom raises whatever the conversion of a value does
