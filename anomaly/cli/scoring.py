@@ -337,20 +337,28 @@ def heatmap(options: HeatmapOptions) -> None:
             from anomaly.pipeline.dicom_files import DicomFiles
 
             dicom = DicomFiles(selection, originals, kinds, options.as_study)
+        files = MapFiles(folder, pictures, dicom)
         written = write_heatmaps(
             chosen.run,
             selection,
-            MapFiles(folder, pictures, dicom),
+            files,
             by=chosen.score,
             limit=options.limit,
             originals=originals,
             display=progress,
         )
-        for note in dicom.notes() if dicom is not None else ():
+        for note in files.notes(chosen.run, min(len(selection.films), options.limit or len(selection.films))):
             warn(note)
+        undrawn = dicom.failures if dicom is not None else []
+        for path, reason in undrawn:
+            warn(f"no DICOM objects: {path}: {reason}")
         if cache.synthetic:
             say(SYNTHETIC)
-        say(f"{folder}: heatmaps of {counted(len(written), 'film')}; the highest-scored one: {written[0]}")
+        if written:
+            say(f"{folder}: heatmaps of {counted(len(written), 'film')}; the highest-scored one: {written[0]}")
         then = ("score", run.path, *options.paths) if options.paths else ("report", run.path)
         say(f"next: {command_line('anomaly', *then)}")
         _refuse_failures(selection)
+        if undrawn:
+            count = f"{len(undrawn)} of {counted(len(selection.films), 'film')}"
+            raise InputError(f"{count} can't have DICOM objects, named above; the others are done")

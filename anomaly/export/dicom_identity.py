@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from anomaly.evaluation.heatmap_scale import QUANTILE
 from anomaly.export.dicom_source import SourceHeader
-from anomaly.export.finding import MANUFACTURER, Finding, SoftwareDevice
+from anomaly.export.finding import MANUFACTURER, UNLIKE, Finding, SoftwareDevice
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -116,6 +116,8 @@ def stamp(result: "Dataset", header: SourceHeader, finding: Finding, kind: str) 
     for keyword in ("BodyPartExamined", "TimezoneOffsetFromUTC"):
         if keyword in header.dataset and (kind != "sr" or keyword != "BodyPartExamined"):
             result.add(header.dataset[keyword])
+    if finding.out_of_domain and kind != "sr":
+        result.ImageComments = f"The film is {UNLIKE}: score, flag, p-value and map mean nothing."  # C.7.6.1
     if kind != "sr":
         # The image says its side; only where it does not, and can have one, the series does, as empty: C.7.3.1.
         if header.laterality:
@@ -143,7 +145,8 @@ def derive(result: "Dataset", header: SourceHeader, finding: Finding, how: str) 
     """Say how an image was derived, and from which one: PS3.3 C.7.6.1.1.3, C.12.4."""
     device = finding.device
     result.DerivationDescription = plain_text(
-        f"{NOT_A_DEVICE}. {MANUFACTURER} {device.model} {device.version}, run {device.run} {device.digest[:12]}: {how}",
+        f"{NOT_A_DEVICE}. {MANUFACTURER} {device.model} {device.version}, run {device.run} {device.digest[:12]}: {how}"
+        f"{f'; the film is {UNLIKE}' * bool(finding.out_of_domain)}",
         1024,
     )
     result.SourceImageSequence = [source_reference(header)]

@@ -25,7 +25,7 @@ from anomaly.export.dicom_identity import (
     stamp,
 )
 from anomaly.export.dicom_source import SourceHeader
-from anomaly.export.finding import MANUFACTURER, Finding
+from anomaly.export.finding import MANUFACTURER, UNLIKE, Finding
 from anomaly.reporting.heatmap import enlargement, overlay
 
 if TYPE_CHECKING:
@@ -90,12 +90,16 @@ def _title(finding: Finding) -> str:
     """Return what is written above the overlay: no name of a patient, a film or a file."""
     device = finding.device
     drawn = ", SYNTHETIC film" if finding.synthetic else ", trained on SYNTHETIC films" * device.trained_on_synthetic
-    p_value = "" if finding.p_value is None else f", p = {finding.p_value:.2g}"
-    state = "flagged" if finding.flagged else "not flagged"
+    said = [f"{'flagged' if finding.flagged else 'not flagged'} (from {finding.threshold:.4g})"]
+    said += [] if finding.p_value is None else [f"p = {finding.p_value:.2g}"]
+    standing = ", ".join(said)
+    if finding.out_of_domain:
+        standing = f"{' and '.join(said)} {'does' if len(said) == 1 else 'do'} not hold"
     return "\n".join(
         (
             f"{NOT_A_DEVICE}, for research{drawn}; {device.model} {device.version}",
-            f"{finding.score_name} {finding.score:.4g}, {state} (from {finding.threshold:.4g}){p_value}",
+            *([f"{UNLIKE.upper()}: the score means nothing"] if finding.out_of_domain else []),
+            f"{finding.score_name} {finding.score:.4g}, {standing}",
             f"mark on the bar: {QUANTILE:.1%} of normal pixels lie below {finding.scale:.2g} ({finding.unit})",
         )
     )
@@ -126,7 +130,8 @@ def segmentation(header: SourceHeader, finding: Finding) -> "Dataset | None":
         tracking_uid=tracking_uid(header, finding),
         tracking_id=TRACKING_ID,
     )
-    description.SegmentDescription = plain_text(rule_of(finding), 1024)
+    unlike = f"; the film is {UNLIKE}" * bool(finding.out_of_domain)
+    description.SegmentDescription = plain_text(rule_of(finding) + unlike, 1024)
     result = Segmentation(
         source_images=[header.dataset],
         pixel_array=area.astype(np.uint8),

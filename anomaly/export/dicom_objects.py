@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from anomaly.export.dicom_faults import film_fault
 from anomaly.export.dicom_images import secondary_capture, segmentation
 from anomaly.export.dicom_map import parametric_map
 from anomaly.export.dicom_report import structured_report
@@ -29,6 +30,7 @@ _CLASSES = {
 }
 
 
+@film_fault("DICOM objects")
 def dicom_results(source: "Dataset", finding: Finding, kinds: Sequence[str] = KINDS) -> "list[Dataset]":
     """Return the DICOM objects of a finding, in the order of `KINDS`; `kind_of` tells which is which.
 
@@ -36,7 +38,8 @@ def dicom_results(source: "Dataset", finding: Finding, kinds: Sequence[str] = KI
     the map reaches the scale; without it the report speaks of the film alone.
 
     Each is ready for `save_as(..., enforce_file_format=True)`. Raises InputError where the source names no study,
-    series and instance, is of another size than the map, or highdicom is not installed.
+    series and instance, is of another size than the map, or highdicom is not installed; and for whatever highdicom and
+    pydicom refuse.
     """
     check_highdicom()
     if unknown := [kind for kind in kinds if kind not in KINDS]:
@@ -75,8 +78,9 @@ def check_highdicom() -> None:
         raise InputError("DICOM objects need highdicom; install it with `pip install 'xray-anomaly[dicom]'`")
 
 
+@film_fault("the file of a DICOM object")
 def dicom_bytes(result: "Dataset") -> bytes:
-    """Return a DICOM object as the bytes of a file."""
+    """Return a DICOM object as the bytes of a file; raises InputError where pydicom can't write it."""
     from io import BytesIO
 
     data = BytesIO()

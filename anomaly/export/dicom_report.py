@@ -31,6 +31,9 @@ CONCEPTS = {
     "largest": ("MAXIMUM1", "Largest value of the anomaly map"),
     "share": ("SHARE1", "Share of the examined area above the normal range"),
     "flag": ("FLAG1", "Flagged by the threshold"),
+    "flag without meaning": ("FLAG2", "Flagged, but neither flag nor p-value holds for this film"),
+    "no flag without meaning": ("FLAG3", "Not flagged, but neither flag nor p-value holds for this film"),
+    "unlike": ("DOMAIN1", "Film is unlike the films of the training"),
     "use": ("USE1", "Intended use"),
     "research": ("RESEARCH1", f"{NOT_A_DEVICE}, for research"),
     "finding": ("FILM1", "Anomaly score of a film"),
@@ -83,7 +86,6 @@ def structured_report(header: SourceHeader, finding: Finding, segmentation: "Dat
 def _film_group(header: SourceHeader, finding: Finding) -> Any:
     """Return what is said of the film as a whole: TID 1501."""
     from highdicom import sr
-    from pydicom.sr.codedict import codes
 
     said = [("score", finding.score), ("threshold", finding.threshold), ("scale", finding.scale)]
     said += [("largest", float(finding.map.max()))]
@@ -103,14 +105,23 @@ def _film_group(header: SourceHeader, finding: Finding) -> Any:
         finding_type=code(*CONCEPTS["finding"]),
         algorithm_id=_algorithm(finding),
         measurements=measurements,
-        qualitative_evaluations=[
-            sr.QualitativeEvaluation(
-                name=code(*CONCEPTS["flag"]), value=codes.SCT.Yes if finding.flagged else codes.SCT.No
-            ),
-            sr.QualitativeEvaluation(name=code(*CONCEPTS["use"]), value=code(*CONCEPTS["research"])),
-        ],
+        qualitative_evaluations=_evaluations(finding),
         source_images=[sr.SourceImageForMeasurementGroup.from_source_image(header.dataset)],
     )
+
+
+def _evaluations(finding: Finding) -> list[Any]:
+    """Return what is said in words: whether it is flagged, whether that holds, and what it may be used for."""
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+
+    flagged = codes.SCT.Yes if finding.flagged else codes.SCT.No
+    if finding.out_of_domain:  # no plain yes or no, which could be read without the other answer
+        flagged = code(*CONCEPTS["flag without meaning" if finding.flagged else "no flag without meaning"])
+    said = {"flag": flagged, "use": code(*CONCEPTS["research"])}
+    if finding.out_of_domain is not None:
+        said["unlike"] = codes.SCT.Yes if finding.out_of_domain else codes.SCT.No
+    return [sr.QualitativeEvaluation(name=code(*CONCEPTS[name]), value=value) for name, value in said.items()]
 
 
 def _area_group(header: SourceHeader, finding: Finding, segmentation: "Dataset") -> Any:

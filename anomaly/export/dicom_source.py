@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from anomaly.export.dicom_faults import film_fault
 from anomaly.export.dicom_text import TEXT, character_set, clean_text, reread, written_set
 from preprocessing import InputError
 from preprocessing.readers.dicom_header import number, numbers, present
@@ -85,6 +86,7 @@ class SourceHeader:
         return spacing[0] * spacing[1] if spacing else None
 
 
+@film_fault("what DICOM objects take over")
 def source_header(source: "Dataset") -> SourceHeader:
     """Return what results take over from a film.
 

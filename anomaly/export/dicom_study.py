@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from anomaly.export.dicom_faults import film_fault
 from anomaly.export.dicom_identity import SERIES_NUMBERS, decimal, derived_uid
 from anomaly.export.finding import MANUFACTURER
 
@@ -30,6 +31,7 @@ class LooseFilm:
     aspect: tuple[int, int] | None = None  # height to width of a pixel, where it is no square
 
 
+@film_fault("a study of its own")
 def film_as_study(film: LooseFilm, created: datetime) -> "Dataset":
     """Return the film as a grey Secondary Capture, whole, with UIDs derived from its bytes or its patient's study.
 

@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 
 from preprocessing.readers.dicom_objects import MANUFACTURER
 
-__all__ = ["MANUFACTURER", "Finding", "SoftwareDevice"]
+__all__ = ["MANUFACTURER", "UNLIKE", "Finding", "SoftwareDevice"]
+
+UNLIKE = "unlike the films of the training (another body part?)"
+"""Of a film that is out of domain: what is said of it then does not hold."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Finding:
     p_interval: tuple[float, float] | None = None  # 95 %, of the share of normal films that score as high
     hand: int = 0  # 0: the film's only one; 1, 2: of two, left to right
     synthetic: bool = False  # the film was drawn by this program
+    out_of_domain: bool | None = None  # whether it shows something else than the films of the training; None: not known
 
     @property
     def score(self) -> float:

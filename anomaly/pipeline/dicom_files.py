@@ -15,7 +15,7 @@ from anomaly.export.dicom_source import source_header
 from anomaly.export.dicom_study import LooseFilm, film_as_study
 from anomaly.pipeline.heatmaps import Heatmap
 from anomaly.pipeline.selection import Selection
-from anomaly.runs import inside, write_atomic
+from anomaly.runs import DiskFull, inside, write_atomic
 from preprocessing import InputError
 from preprocessing.readers import read_dicom_header, read_film
 from preprocessing.sources import Source
@@ -52,6 +52,7 @@ class DicomFiles:
     kinds: Sequence[str] = KINDS
     as_study: bool = False  # whether films that name no study get one of their own
     created: datetime = field(default_factory=creation_time)
+    failures: list[tuple[str, str]] = field(default_factory=list)  # film and reason, of those that have no objects
 
     def __post_init__(self) -> None:
         """Refuse, before any work is done, what could not be written: see `check`."""
@@ -78,22 +79,32 @@ class DicomFiles:
                 "out of --formats"
             )
 
-    def write(self, heatmap: Heatmap, folder: Path) -> Path:
+    def write(self, heatmap: Heatmap, folder: Path) -> Path | None:
         """Write the objects of a heatmap on its original film as `<film>_heatmap.<kind>.dcm`; return the first file.
 
-        A film that gets a study of its own is written too, as `<film>_film.dcm`.
+        A film that gets a study of its own is written too, as `<film>_film.dcm`. None: there can't be any, and
+        `failures` says why; the films after it go on.
         """
+        try:
+            return self._write(heatmap, folder)
+        except DiskFull:
+            raise
+        except InputError as error:
+            self.failures.append((heatmap.path, str(error).removeprefix(f"{heatmap.source}: ")))
+            return None
+
+    def _write(self, heatmap: Heatmap, folder: Path) -> Path:
         source = self._source_of(heatmap, folder)
         header = source_header(source)
+        results = dicom_results(source, heatmap.finding(self.created), self.kinds)
+        content = {kind_of(result): dicom_bytes(result) for result in results}  # all, or nothing is written
+        written = []
+        for kind, data in content.items():
+            written.append(inside(folder, f"{heatmap.path}_heatmap.{kind}.dcm"))
+            write_atomic(written[-1], data)
         for note in header.notes:
             self._note(note, heatmap.source)
-        results = dicom_results(source, heatmap.finding(self.created), self.kinds)
-        written = []
-        for result in results:
-            path = inside(folder, f"{heatmap.path}_heatmap.{kind_of(result)}.dcm")
-            write_atomic(path, dicom_bytes(result))
-            written.append(path)
-        if "seg" in self.kinds and not any(kind_of(result) == "seg" for result in results):
+        if "seg" in self.kinds and "seg" not in content:
             inside(folder, f"{heatmap.path}_heatmap.seg.dcm").unlink(missing_ok=True)  # of an earlier time
             self._note("no pixel of its map is above the normal range, so it has no Segmentation", heatmap.source)
         return written[0] if written else folder

@@ -3,7 +3,7 @@
 New films are compared with it: whether they are like those, and whether each shows the same part of the body.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -172,8 +172,22 @@ def likeness(run: OpenRun, films: FilmSet, facts: FilmFacts, scores: Floats, mai
         sentences.append(shift_sentence(found, whose, f"calibrate with local normals: `{command}`"))
     if outside is not None and outside.any():
         names = films.cache.names[films.rows[outside]].tolist()
-        sentences.insert(0, domain_sentence(names, len(films), whose))
+        sentences.insert(0, outside_sentence(run, names, len(films)))
     return Likeness(outside, sentences)
+
+
+def domain_of(run: OpenRun) -> Domain | None:
+    """Return what the films that a run's calibration rests on show, by which one film is judged by itself.
+
+    None where that is not known. Raises InputError where the file that says it is damaged.
+    """
+    reference = _reference(run) if run.run.finished else None
+    return None if reference is None else reference.domain
+
+
+def outside_sentence(run: OpenRun, names: Sequence[str], films: int) -> str:
+    """Say which of a number of films are unlike those that a run's calibration rests on."""
+    return domain_sentence(names, films, _whose(run))
 
 
 def _whose(run: OpenRun) -> str:

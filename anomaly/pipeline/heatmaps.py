@@ -13,8 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.conformal import Reference
+from anomaly.evaluation.domain import Domain, thumbnails
 from anomaly.evaluation.predict import PredictedFilms, predict
-from anomaly.export.finding import Finding, SoftwareDevice
+from anomaly.export.finding import UNLIKE, Finding, SoftwareDevice
+from anomaly.pipeline.film_reference import domain_of
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.selection import Selection
 from anomaly.pipeline.software_device import software_device
@@ -49,6 +51,7 @@ class Heatmap:
     p_interval: tuple[float, float] | None  # 95 %, of the share of normal films that score as high
     hand: int  # 0: the film's only one; 1, 2: of two, left to right
     synthetic: bool  # the film was drawn by this program
+    out_of_domain: bool | None  # whether it shows something else than the films of the training; None: not known
     device: Callable[[], SoftwareDevice] = field(repr=False)  # the run, as DICOM objects name it
 
     def __repr__(self) -> str:
@@ -78,6 +81,7 @@ class Heatmap:
             self.p_interval,
             self.hand,
             self.synthetic,
+            self.out_of_domain,
         )
 
     def save(self, file: str | Path) -> None:
@@ -99,6 +103,7 @@ class _Drawn:
     score: float  # the one that ranks and flags
     scores: dict[str, float]
     map: NDArray[np.float32]
+    outside: bool | None  # of the domain of the training; None: not known
 
 
 def heatmaps(
@@ -115,11 +120,11 @@ def heatmaps(
     Each film passes the model once. `by` names the score they are ranked by. `originals` lays the maps back onto the
     original films; without it they stay in the cache's geometry. Raises InputError where the model draws no map.
     """
-    main = run.main_score(by)
+    main, domain = run.main_score(by), domain_of(run)
     passes: Iterator[_Drawn] = (
         drawn
         for predicted in predict(run.model, selection.films, maps=True)
-        for drawn in _drawn(predicted, main, on_films)
+        for drawn in _drawn(predicted, main, domain, on_films)
     )
     if limit is not None:
         passes = iter(heapq.nlargest(limit, passes, key=lambda drawn: (drawn.score, -drawn.place)))
@@ -136,25 +141,34 @@ def heatmaps_of(
     maps: Mapping[int, NDArray[np.float32]],
     main: str,
     originals: Source | None = None,
+    outside: NDArray[np.bool_] | None = None,
 ) -> Iterator[Heatmap]:
     """Give the heatmaps of films that have passed the model already, in their order.
 
     scores  name -> (n,), of all films of the selection.    maps  place among them -> the smoothed map, (S, S).
-    main  the score that flags. `originals` is as of `heatmaps`.
+    main  the score that flags.    outside  (n,) which show something else than the films of the training; None: that is
+    not known. `originals` is as of `heatmaps`.
     """
     places = sorted(maps)
     standings = _standings(run.calibration.reference("mean", "film", main), scores[main][places])
     for place, standing in zip(places, standings, strict=True):
         own = {name: float(scores[name][place]) for name in run.model.score_names}
-        yield _heatmap(run, selection, _Drawn(place, own[main], own, maps[place]), main, originals, standing)
+        drawn = _Drawn(place, own[main], own, maps[place], None if outside is None else bool(outside[place]))
+        yield _heatmap(run, selection, drawn, main, originals, standing)
 
 
-def _drawn(predicted: PredictedFilms, main: str, on_films: Callable[[int], None]) -> Iterator[_Drawn]:
+def _drawn(
+    predicted: PredictedFilms, main: str, domain: Domain | None, on_films: Callable[[int], None]
+) -> Iterator[_Drawn]:
     if predicted.maps is None:
         raise InputError("this model has no heatmap: it scores a film as a whole; cae, for example, has one")
-    for index in range(len(predicted.films)):
+    films, outside = predicted.films, None
+    if domain is not None:
+        outside = domain.distances(thumbnails(films.unit(), films.mask)) > domain.limit
+    for index in range(len(films)):
         scores = {name: float(values[index]) for name, values in predicted.scores.items()}
-        yield _Drawn(predicted.places.start + index, scores[main], scores, predicted.smoothed_map(index))
+        place, unlike = predicted.places.start + index, None if outside is None else bool(outside[index])
+        yield _Drawn(place, scores[main], scores, predicted.smoothed_map(index), unlike)
         on_films(1)
 
 
@@ -186,9 +200,11 @@ def _heatmap(
         film, values, mask = _on_original(selection, drawn.place, values, mask, originals)
     path, hand = str(cache.index["path"][row]), int(cache.index["hand"][row])  # hand 0: the film's only one
     threshold = run.calibration.thresholds["mean"]["film"][main]  # a film alone is its own mean
-    label = int(part.label[0])
-    title = f"{cache.names[row]}\n{'SYNTHETIC film, ' * cache.synthetic}{main} {drawn.score:.4g}, flagged from "
-    title += f"{threshold:.4g}" if label < 0 else f"{threshold:.4g}, labelled {LABELS[label]}"
+    flagged, label = drawn.score >= threshold, int(part.label[0])
+    title = f"{cache.names[row]}\n{'SYNTHETIC film, ' * cache.synthetic}{main} {drawn.score:.4g}, "
+    title += f"{'flagged' if flagged else 'not flagged'} (from {threshold:.4g})"
+    title += "" if label < 0 else f", labelled {LABELS[label]}"
+    title += f"\n{UNLIKE.upper()}: the score means nothing" * bool(drawn.outside)
     return Heatmap(
         str(cache.names[row]),
         f"{path}-{hand}" if hand else path,
@@ -197,7 +213,7 @@ def _heatmap(
         values,
         mask,
         drawn.score,
-        drawn.score >= threshold,
+        flagged,
         run.calibration.map_scale or 1.0,
         run.model.map_unit,
         title,
@@ -207,6 +223,7 @@ def _heatmap(
         *standing,
         hand,
         cache.synthetic,
+        drawn.outside,
         partial(software_device, run, main),
     )
 

@@ -194,7 +194,9 @@ class LoadedRun:
             kept = MapCollector()
             result = self._scored(chosen, selection, (kept,), as_set=as_set)
             scores, originals = result.scored.scores, _originals(selection)
-            return result, list(heatmaps_of(chosen.run, selection, scores, kept.maps, result.main, originals))
+            outside = result.out_of_domain("film")
+            drawn = heatmaps_of(chosen.run, selection, scores, kept.maps, result.main, originals, outside)
+            return result, list(drawn)
 
     def _scored(
         self,

@@ -1,11 +1,12 @@
 """Heatmaps as files: pictures, numbers, DICOM objects."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from anomaly.console import silent
 from anomaly.pipeline.dicom_files import DICOM_FORMATS, DicomFiles
+from anomaly.pipeline.film_reference import outside_sentence
 from anomaly.pipeline.heatmaps import MAP_FORMATS, Heatmap, heatmaps
 from anomaly.pipeline.open_run import OpenRun
 from anomaly.pipeline.selection import Display, Selection
@@ -34,16 +35,24 @@ class MapFiles:
     folder: Path
     formats: Sequence[str] = MAP_FORMATS
     dicom: DicomFiles | None = None  # beside these formats
+    outside: list[str] = field(default_factory=list)  # films written that show something else than the training's
 
-    def write(self, heatmap: Heatmap) -> Path:
-        """Write the files of a heatmap, named after its film, and return the first."""
+    def write(self, heatmap: Heatmap) -> Path | None:
+        """Write the files of a heatmap, named after its film, and return the first; None where there can be none."""
         # After the film's whole name: a.png and a.dcm, or the dotted names of DICOM, stay apart.
         written = [inside(self.folder, f"{heatmap.path}_heatmap.{suffix}") for suffix in self.formats]
         for file in written:
             heatmap.save(file)
-        if self.dicom is not None:
-            written.append(self.dicom.write(heatmap, self.folder))
-        return written[0]
+        if self.dicom is not None and (first := self.dicom.write(heatmap, self.folder)) is not None:
+            written.append(first)
+        if heatmap.out_of_domain:
+            self.outside.append(heatmap.name)
+        return written[0] if written else None
+
+    def notes(self, run: OpenRun, count: int) -> list[str]:
+        """Return what a reader of the files of so many films should know, a sentence each."""
+        outside = [outside_sentence(run, self.outside, count)] if self.outside else []
+        return [*outside, *(self.dicom.notes() if self.dicom is not None else [])]
 
 
 def write_heatmaps(
@@ -58,10 +67,11 @@ def write_heatmaps(
 ) -> list[Path]:
     """Write heatmaps as files, as `heatmaps` gives them, and return the first of each, the highest-scored film's first.
 
-    DICOM objects need `originals`.
+    DICOM objects need `originals`; films that can't have them are left out, and `files.dicom.failures` says why.
     """
-    written: list[tuple[float, Path]] = []
+    written: list[tuple[float, Path]] = []  # of films that have any
     with display("mapping", len(selection.films), "films") as advance:
         for heatmap in heatmaps(run, selection, by=by, limit=limit, originals=originals, on_films=advance):
-            written.append((heatmap.score, files.write(heatmap)))
+            first = files.write(heatmap)
+            written += [] if first is None else [(heatmap.score, first)]
     return [path for _, path in sorted(written, key=lambda pair: -pair[0])]

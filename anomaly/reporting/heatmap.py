@@ -26,6 +26,7 @@ DENSE = 0.75  # the heat's largest share of the color: bone still shows through
 
 FONT = Path(__file__).parent / "fonts" / "DejaVuSans.ttf"
 _SHORTEST = 384  # smaller films are enlarged by a whole factor, or no title would fit
+_MOST_LINES = 6  # of a line of the title: of one that takes more, a name of many words, both ends are shown
 _INK, _PAPER = (235, 235, 235), (16, 16, 16)
 
 
@@ -88,7 +89,7 @@ def overlay(
 ) -> Picture:
     """The film with its heat, a title above and the color bar with numbers beside: a picture that explains itself.
 
-    film, map, mask, scale, colors  as in `blend`.    title  up to three lines, cut in the middle to fit.
+    film, map, mask, scale, colors  as in `blend`.    title  lines, each broken at spaces to fit.
     unit  of the map.    threshold  map value to mark on the bar; without one the scale is marked, the limit of normals.
     Returns (H', W', 3) uint8, RGB. Films under 384 pixels are enlarged by a whole factor, pixels as squares.
     """
@@ -99,10 +100,11 @@ def overlay(
     heat = heat.repeat(zoom, axis=0).repeat(zoom, axis=1)
     height, width = heat.shape[:2]
     size = max(13, min(height, width) // 36)  # of the letters, pixels; everything else is measured in it
-    lines = title.split("\n")[:3] if title else []
     font = _font(size)
-    top, tall = size // 2 + len(lines) * size * 4 // 3, max(height, size * 14)
     side = min(max(size * 7, int(font.getlength(unit)) + size * 2), size * 12)
+    room = width + side - size
+    lines = [part for line in title.split("\n") for part in _broken(line, room, font.getlength)] if title else []
+    top, tall = size // 2 + len(lines) * size * 4 // 3, max(height, size * 14)
     page = np.full((top + tall, width + side, 3), _PAPER, np.uint8)
     page[top : top + height, :width] = heat
     left, high, low = width + size, top + size * 2, top + tall - size  # of the bar
@@ -111,8 +113,7 @@ def overlay(
     image = Image.fromarray(page)
     draw = ImageDraw.Draw(image)
     for row, line in enumerate(lines):
-        text = _shortened(line, width + side - size, font.getlength)
-        draw.text((size // 2, size // 3 + row * size * 4 // 3), text, _INK, font=font)
+        draw.text((size // 2, size // 3 + row * size * 4 // 3), line, _INK, font=font)
     draw.text((left, top), _shortened(unit, side - size * 3 // 2, font.getlength), _INK, font=font)
     mark = scale if threshold is None else threshold
     for value, text in ((0.0, "0"), (mark, f"{mark:.2g}"), (REACH * scale, f"≥ {REACH * scale:.2g}")):
@@ -147,6 +148,19 @@ def titled(picture: Picture, title: str) -> Picture:
         (size // 2, size // 3), _shortened(title, page.shape[1] - size, font.getlength), _INK, font=font
     )
     return np.asarray(image)
+
+
+def _broken(text: str, room: float, width: Callable[[str], float]) -> list[str]:
+    """The text in lines that fit the room, broken at spaces: a warning is shown whole; a longer word is cut."""
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if width(longer) <= room:
+            lines[-1] = longer
+        else:
+            lines += [_shortened(word, room, width)]
+    lines = lines if lines[0] else lines[1:] or lines
+    return lines if len(lines) <= _MOST_LINES else [_shortened(text, room, width)]
 
 
 def _shortened(text: str, room: float, width: Callable[[str], float]) -> str:

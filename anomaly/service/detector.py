@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from anomaly.export.finding import UNLIKE
 from anomaly.runs import FAILING, DiskFull, Run, to_json, write_atomic
 from anomaly.service.identity import write_identity
 from anomaly.service.records import DetectorFacts, FilmResult, PartResult
@@ -195,7 +196,7 @@ class RunDetector:
         )
 
 
-OUTSIDE = "the film is unlike those of the training (another body part?), so its score means nothing"
+OUTSIDE = f"the film is {UNLIKE}, so its score means nothing"
 
 
 def _disk_error(error: BaseException | None) -> OSError | None:
@@ -238,24 +239,27 @@ class _Drawn:
             names.append(f"heatmap.{suffix}")
         if task.dicom:
             try:
-                names += _write_dicom(task, stem, heatmap)
-            except DiskFull:
-                raise
+                content, said = _dicom_files(task, heatmap)
             except InputError as error:
-                reason = f"no DICOM objects: {error}"
-                self.notes += [reason] if reason not in self.notes else []
+                content, said = {}, (f"no DICOM objects: {error}",)
+            for name, data in content.items():
+                write_atomic(task.folder / f"{stem}_{name}", data)
+                names.append(name)
+            self.notes += [note for note in said if note not in self.notes]
 
 
-def _write_dicom(task: Task, stem: str, heatmap: "Heatmap") -> list[str]:
-    """Write the DICOM objects of a finding; raises InputError where the film has no study that they could join."""
+def _dicom_files(task: Task, heatmap: "Heatmap") -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """Return the DICOM objects of a finding as names and bytes of files, and what was not taken over from the film.
+
+    Raises InputError where the film has no study that they could join, and where they can't be made.
+    """
     from anomaly.export.dicom_objects import dicom_bytes, dicom_results, kind_of
+    from anomaly.export.dicom_source import source_header
     from preprocessing.readers import read_dicom_header
 
     source = read_dicom_header("the film", task.film.read_bytes())
     if source is None:
         raise InputError("the film is no DICOM film, so there is no study that they could join")
-    names = []
-    for result in dicom_results(source, heatmap.finding(datetime.now().astimezone()), task.dicom):
-        names.append(f"{kind_of(result)}.dcm")
-        write_atomic(task.folder / f"{stem}_{names[-1]}", dicom_bytes(result))
-    return names
+    notes = source_header(source).notes
+    made = dicom_results(source, heatmap.finding(datetime.now().astimezone()), task.dicom)
+    return {f"{kind_of(result)}.dcm": dicom_bytes(result) for result in made}, notes
