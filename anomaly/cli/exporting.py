@@ -27,8 +27,15 @@ def export(options: ExportOptions) -> None:
         _check_bundle(options)
         return
     from anomaly.pipeline.export import check_export, export_run
+    from anomaly.pipeline.open_run import run_films
 
     run = Run(options.run)
+    if options.check:  # refused before anything is written, where the films are not there
+        try:
+            run_films(run, "test", options.cache)
+        except InputError as error:
+            named = " (--cache)" if options.cache else ""
+            raise InputError(f"--check scores films of the run's cache{named} again: {error}") from None
     exported = export_run(run, options.out, calibration=options.calibration, layout=options.layout)
     bundle = exported.bundle
     outputs = ", ".join(tensor.name for tensor in bundle.outputs)

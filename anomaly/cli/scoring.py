@@ -168,8 +168,8 @@ def _origin(result: "ScoringResult") -> str:
     run = result.run.run
     recorded = run.config.cache
     trained = "SYNTHETIC films" if recorded.synthetic else f"films of {recorded.source}"
-    if result.run.calibration_name is not None:
-        trained += f" and calibrated on those of {result.run.calibration_name}"
+    if result.run.calibrated_on is not None:
+        trained += f" and calibrated on those of {result.run.calibrated_on}"
     return f"{run.path} was trained on {trained}; {result.flagging('film')}"
 
 

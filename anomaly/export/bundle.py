@@ -199,13 +199,15 @@ def read_bundle(folder: Path) -> Bundle:
         raise InputError(f"{folder} is no bundle ({FILE}: {error.strerror}); `anomaly export RUN` makes one") from None
     try:
         found = _Format.model_validate_json(content).format
-        if found != FORMAT:
-            remedy = "install a newer xray-anomaly" if found > FORMAT else again
-            raise InputError(f"{file} has format {found}, this version reads {FORMAT}; {remedy}")
+    except ValueError as error:
+        raise _damaged(file, error, again) from None
+    if found != FORMAT:
+        remedy = "install a newer xray-anomaly" if found > FORMAT else again
+        raise InputError(f"{file} has format {found}, this version reads {FORMAT}; {remedy}")
+    try:
         bundle = Bundle.model_validate(unsealed(content))
     except ValueError as error:
-        reason = first_error(error) if isinstance(error, ValidationError) else " ".join(str(error).split())
-        raise InputError(f"{file} is damaged ({reason}); {again}") from None
+        raise _damaged(file, error, again) from None
     for name, expected in bundle.files.items():
         path = inside(folder, name)
         if not path.is_file():
@@ -215,6 +217,27 @@ def read_bundle(folder: Path) -> Bundle:
     return bundle
 
 
+def _damaged(file: Path, error: ValueError, again: str) -> InputError:
+    reason = first_error(error) if isinstance(error, ValidationError) else " ".join(str(error).split())
+    return InputError(f"{file} is damaged ({reason}); {again}")
+
+
+def run_name(folder: Path) -> str:
+    """Return the name of a run: that of its folder, or of the run that a bundle, which has been read, was made of."""
+    return _origin(folder).run or folder.resolve().name
+
+
+def exported_calibration(folder: Path) -> str | None:
+    """Return the name of the calibration that a bundle has as its own; None: a run, or one with the run's own."""
+    return _origin(folder).calibration
+
+
+def _origin(folder: Path) -> "_Format":
+    if not is_bundle(folder):
+        return _Format(format=FORMAT)
+    return _Format.model_validate_json((folder / FILE).read_bytes())
+
+
 class _Format(Record):
     """What bundles of all formats say; other keys are ignored."""
 
@@ -222,3 +245,5 @@ class _Format(Record):
 
     format: int
     files: dict[str, str] = Field(default_factory=dict)
+    run: str = ""
+    calibration: str | None = None

@@ -21,7 +21,7 @@ class SoftwareDevice:
 
     model: str  # of the registry: "cae", "feature_mixture", ...
     version: str  # of this package
-    run: str  # name of the run folder or bundle
+    run: str  # name of the run, of a bundle that of the run it was made of
     digest: str  # SHA-256, 64 hex digits: weights, calibration and main score; with the source it makes the UIDs
     parameters: Mapping[str, str]  # what else a reader may want to know: "variant" -> "crop", ...
     trained_on_synthetic: bool = False  # on films drawn by this program: of patients it knows nothing

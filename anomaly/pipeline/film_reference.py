@@ -191,7 +191,7 @@ def outside_sentence(run: OpenRun, names: Sequence[str], films: int) -> str:
 
 
 def _whose(run: OpenRun) -> str:
-    return "the training" if run.calibration_name is None else f"the calibration {run.calibration_name}"
+    return "the training" if run.calibrated_on is None else f"the calibration {run.calibrated_on}"
 
 
 def _reference(run: OpenRun) -> FilmReference | None:

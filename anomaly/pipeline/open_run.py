@@ -13,6 +13,7 @@ from anomaly.data.splits import assign_chosen, split_hash
 from anomaly.evaluation.calibration import Calibration, calibrate
 from anomaly.evaluation.named_calibration import REFITTED, calibration_folder, named_calibration
 from anomaly.evaluation.scorer import Scorer
+from anomaly.export.bundle import exported_calibration, run_name
 from anomaly.pipeline.backend import load_scorer
 from anomaly.runs import Run
 from preprocessing import InputError
@@ -32,6 +33,16 @@ class OpenRun:
     calibration_name: str | None = None  # of the place whose calibration this is; None: the run's own
     cache_path: Path | None = None  # where the run's cache is now, if not where it was
     remembered: str | None = None  # which choices of an earlier time are in use
+
+    @property
+    def name(self) -> str:
+        """The name of the run, of a bundle that of the run it was made of: folders of bundles are all called alike."""
+        return run_name(self.run.path)
+
+    @property
+    def calibrated_on(self) -> str | None:
+        """The name of the calibration at work, also of the one that a bundle has as its own; None: the training's."""
+        return self.calibration_name or exported_calibration(self.run.path)
 
     def main_score(self, name: str | None) -> str:
         """Return the score to flag, rank and report by: the named one, or the model's first."""

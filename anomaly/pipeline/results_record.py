@@ -3,7 +3,8 @@
     format          1; another number is another meaning of what follows
     made            when, local time with its offset, ISO 8601
     run, model      the run folder and the name of its model
-    calibration     the name of the calibration that thresholds and p-values are of; null: the run's own
+    calibration     the name of the calibration that thresholds and p-values are of, which may be the only one of a
+                    bundle; null: the one made by the training
     source          where the films were
     score           the name of the score that ranks and flags
     aggregate       how films make a study or patient: mean or max
@@ -108,7 +109,7 @@ def results_record(result: ScoringResult, drawn: Drawn) -> ResultsRecord:
         made=datetime.now().astimezone().isoformat(timespec="seconds"),
         run=str(run.path),
         model=run.config.model,
-        calibration=result.run.calibration_name,
+        calibration=result.run.calibrated_on,
         source=identity.source if identity else selection.films.cache.source_path,
         score=result.main,
         aggregate=result.scored.settings.aggregate,

@@ -28,12 +28,12 @@ def software_device(run: OpenRun, score: str) -> SoftwareDevice:
     return SoftwareDevice(
         config.model,
         versions()["xray-anomaly"] or "unknown",
-        folder.resolve().name,
+        run.name,
         digest.hexdigest(),
         {
             "variant": config.variant,
             "size": f"{config.size} px",
-            "calibration": run.calibration_name or "own",
+            "calibration": run.calibrated_on or "own",
             "trained by version": config.versions.get("xray-anomaly") or "unknown",
         },
         config.cache.synthetic,

@@ -44,10 +44,12 @@ def _context(result: ScoringResult, record: ResultsRecord, folder: Path) -> Work
     pictured = sum(bool(film.pictures) for film in record.films)
     patients = {unit.id: unit for unit in record.patients}
     studies = {unit.id: unit for unit in record.studies}
+    calibrated = f", calibrated on films of {record.calibration}" if record.calibration else ""
+    scored = f"scored by {record.model} of {record.run}{calibrated} on {record.made[:16].replace('T', ' ')}"
     return WorklistContext(
         title=f"Worklist: {folder.name}",
         id=selection.identity.listing_hash if selection.identity else selection.films.cache.content_hash,
-        subtitle=f"{record.source}, scored by {record.model} of {record.run} on {record.made[:16].replace('T', ' ')}",
+        subtitle=f"{record.source}, {scored}",
         score=record.score,
         threshold=record.thresholds["film"],
         films=[_listed(film, patients[film.patient], studies[film.study], result) for film in record.films],

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from anomaly.export.bundle import run_name
 from anomaly.export.finding import UNLIKE
 from anomaly.runs import FAILING, DiskFull, Run, to_json, write_atomic
 from anomaly.service.identity import write_identity
@@ -76,7 +77,7 @@ class RunDetector:
         main = self._run.main_score
         self.facts = DetectorFacts(
             model=self._run.model,
-            run=self._run.path.resolve().name,
+            run=run_name(self._run.path),
             score_name=main,
             threshold=self._run.thresholds["film"][main],
             map_scale=self._run.map_scale,
