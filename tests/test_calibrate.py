@@ -312,6 +312,16 @@ def test_films_of_another_kind_are_named_and_flagged(
     _, out, _ = typed(capsys, "score", own.path, tmp_path / "board.tif", "--out", tmp_path / "s")
     assert "1 of 1 film is unlike the films of the training" in out
     assert [row["out_of_domain"] for row in read_csv(tmp_path / "s/scores.csv")] == ["1"]
+    drawn = anomaly.load(own.path, device="cpu").heatmap([board, hand], workers=1)
+    assert [heatmap.out_of_domain for heatmap in drawn] == [True, False]
+    assert ["UNLIKE THE FILMS OF THE TRAINING" in heatmap.title for heatmap in drawn] == [True, False]
+    for heatmap in drawn:
+        state = "flagged (from" if heatmap.flagged else "not flagged (from"
+        assert f", {state}" in heatmap.title
+    _, examined = anomaly.load(own.path, device="cpu").examine(tmp_path / "board.tif", workers=1, as_set=False)
+    assert [heatmap.out_of_domain for heatmap in examined] == [True]
+    _, _, said = typed(capsys, "heatmap", own.path, tmp_path / "board.tif", "--out", tmp_path / "m", "--formats", "png")
+    assert "1 of 1 film is unlike the films of the training (another body part?): board.tif" in said
 
 
 def test_darker_films_are_said_to_be_unlike_and_local_normals_mend_it(own: Run, site: Path) -> None:

@@ -18,6 +18,8 @@ from pydicom import Dataset
 from anomaly.cli.scoring import heatmap as heatmap_verb
 from anomaly.evaluation.calibration import FlagRule
 from anomaly.export.dicom_objects import KINDS
+from anomaly.export.dicom_report import structured_report
+from anomaly.export.dicom_source import SourceHeader
 from anomaly.export.dicom_study import LooseFilm, film_as_study
 from anomaly.pipeline.dicom_files import DicomFiles, creation_time
 from anomaly.pipeline.map_files import MapFiles, write_heatmaps
@@ -26,6 +28,7 @@ from anomaly.pipeline.options import HeatmapOptions
 from anomaly.pipeline.selection import recorded_films
 from anomaly.pipeline.software_device import software_device
 from anomaly.runs import Run, write_atomic
+from anomaly.service.detector import OpenRunFolder, Task
 from preprocessing import InputError
 from preprocessing.cache.reader import Cache
 from preprocessing.readers import read_dicom_header, read_film
@@ -233,6 +236,28 @@ def test_a_file_that_cannot_be_written_leaves_no_part(
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize("formats", ["dicom", "png,dicom"])
+def test_a_film_that_can_t_be_drawn_in_dicom_ends_no_list(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], formats: str
+) -> None:
+    (films := tmp_path / "films").mkdir()
+    for name in ("a", "b", "c"):
+        write_film(films / f"{name}.dcm", SOPInstanceUID=f"1.2.{ord(name)}", PatientID=name)
+
+    def fails(header: SourceHeader, *others: Any) -> Dataset:
+        if header.dataset.PatientID == "b":
+            raise ValueError("'' is not a valid SpecificCharacterSetValues")
+        return structured_report(header, *others)
+
+    monkeypatch.setattr("anomaly.export.dicom_objects.structured_report", fails)
+    with pytest.raises(InputError, match="1 of 3 films can't have DICOM objects, named above; the others are done"):
+        heatmaps(run, tmp_path / "out", films, formats=formats)
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {f"{name}.dcm_heatmap.{kind}.dcm" for name in "ac" for kind in ("sc", "sr")} <= written
+    assert [name for name in written if name.startswith("b")] == ["b.dcm_heatmap.png"] * ("png" in formats)
+    assert "no DICOM objects: b.dcm: making them failed (unexpected ValueError: ''" in capsys.readouterr().err
+
+
 def test_what_was_not_valid_in_the_film_is_said_for_all_films_at_once(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,6 +280,28 @@ def test_the_example_of_the_page_runs(run: Run, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "dicom.md", "exec"), {})
     assert sorted(path.name for path in tmp_path.glob("result.*")) == ["result.sc.dcm", "result.sr.dcm"]
+
+
+def test_a_service_keeps_the_score_of_a_film_that_can_t_be_drawn_in_dicom(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film = write_film(tmp_path / "film.dcm", PatientSex="FEMALE")
+    detector = OpenRunFolder(run.path, device="cpu")()
+    task = Task("1", film, tmp_path / "out", "film", ("png",), dicom=KINDS)
+    (whole,) = detector.score([task])
+    assert "heatmap.png" in whole.parts[0].files and {f"{kind}.dcm" for kind in KINDS} <= set(whole.parts[0].files)
+    assert any("left empty in its results: PatientSex" in note for note in whole.notes)
+
+    def fails(*arguments: object) -> Dataset:
+        raise TypeError("not a code")
+
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr("anomaly.export.dicom_objects.structured_report", fails)
+    (result,) = detector.score([task])
+    assert (result.state, result.parts[0].score) == ("scored", whole.parts[0].score)
+    assert result.parts[0].files == ["heatmap.png"] and not list((tmp_path / "out").glob("*.dcm"))
+    (said,) = (note for note in result.notes if note.startswith("no DICOM objects: "))
+    assert "unexpected TypeError: not a code" in said
 
 
 # --- the header, the device, the film ---------------------------------------------------------------------------------

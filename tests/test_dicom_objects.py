@@ -335,6 +335,62 @@ def test_the_same_gives_the_same_bytes_and_other_contents_have_other_uids() -> N
     assert all(uid.is_valid and uid.startswith("2.25.") for uid in uids)
 
 
+@pytest.mark.parametrize("outside", [True, False, None])
+def test_a_film_unlike_those_of_the_training_is_said_to_be_in_every_object(
+    outside: bool | None, tmp_path: Path
+) -> None:
+    made = results(source_film(), finding(out_of_domain=outside))
+    for kind in ("sc", "seg", "pm"):
+        comment = made[kind].get("ImageComments", "")
+        assert ("unlike the films of the training" in comment and "p-value" in comment) == bool(outside), kind
+    for text in (made["sc"].DerivationDescription, made["pm"].DerivationDescription):
+        assert ("unlike the films of the training" in text) == bool(outside)
+    assert ("unlike" in made["seg"].SegmentSequence[0].SegmentDescription) == bool(outside)
+    said = {
+        item.ConceptNameCodeSequence[0].CodeMeaning: item.ConceptCodeSequence[0].CodeMeaning
+        for item in items(made["sr"])
+        if item.ValueType == "CODE"
+    }
+    answer = {True: "Yes", False: "No", None: None}[outside]
+    assert said.get("Film is unlike the films of the training") == answer
+    flagged = said["Flagged by the threshold"]
+    assert flagged == ("Flagged, but neither flag nor p-value holds for this film" if outside else "Yes")
+    if DCIODVFY is not None:
+        for kind, result in made.items():
+            result.save_as(file := tmp_path / "result.dcm", enforce_file_format=True)
+            assert errors_of(file) == [], kind
+
+
+def test_the_overlay_says_that_flag_and_p_value_do_not_hold() -> None:
+    title = dicom_images._title(finding(out_of_domain=True)).split("\n")
+    assert title[1] == "UNLIKE THE FILMS OF THE TRAINING (ANOTHER BODY PART?): the score means nothing"
+    assert title[2] == "mse 0.3333, flagged (from 0.3) and p = 0.14 do not hold"
+    (state,) = (line for line in dicom_images._title(finding(out_of_domain=True, p_value=None)).split("\n")[2:3])
+    assert state == "mse 0.3333, flagged (from 0.3) does not hold"
+    for known in (False, None):
+        lines = dicom_images._title(finding(out_of_domain=known)).split("\n")
+        assert lines[1] == "mse 0.3333, flagged (from 0.3), p = 0.14" and len(lines) == 3
+
+
+@pytest.mark.parametrize("place", ["secondary_capture", "segmentation", "parametric_map", "structured_report"])
+def test_what_a_library_raises_is_an_error_of_the_film(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise KeyError("no such\nterm")
+
+    monkeypatch.setattr(f"anomaly.export.dicom_objects.{place}", fail)
+    with pytest.raises(InputError, match=r"making them failed \(unexpected KeyError: 'no such\\nterm'\)"):
+        dicom_results(source_film(), finding())
+
+
+def test_that_memory_ran_out_is_no_error_of_the_film(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("anomaly.export.dicom_objects.secondary_capture", fail)
+    with pytest.raises(MemoryError):
+        dicom_results(source_film(), finding())
+
+
 def test_films_of_patients_are_not_called_synthetic_where_the_training_s_were() -> None:
     device = replace(finding().device, trained_on_synthetic=True)
     assert dicom_images.parameters(finding(device=device))["trained on"] == "SYNTHETIC films"

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from anomaly.cli.scoring import score
 from anomaly.evaluation.named_calibration import REFITTED
 from anomaly.export.bundle import FILE, FORMAT, MODEL, PROBE, read_bundle
 from anomaly.export.layouts import hf_front_matter, monai_metadata
@@ -22,11 +23,16 @@ from anomaly.models import find_detector
 from anomaly.models.base import Detector, Prediction
 from anomaly.pipeline import export as exporting
 from anomaly.pipeline.export import Exported, check_export, export_run
+from anomaly.pipeline.open_run import open_run
+from anomaly.pipeline.options import ScoreOptions
+from anomaly.pipeline.software_device import software_device
 from anomaly.runs import Run
 from anomaly.sealed import sealed, unsealed
+from anomaly.service.detector import OpenRunFolder
 from preprocessing import InputError
 
 from .conftest import on_path
+from .film_files import png
 from .test_cli import refused, typed
 from .test_next_commands import following
 
@@ -112,7 +118,13 @@ def test_a_flipped_bit_is_refused(made: Exported, place: float, bit: int, name: 
 def test_what_is_no_whole_bundle_of_this_format_is_refused(bundle: Path) -> None:
     record = unsealed((bundle / FILE).read_text())
     (bundle / FILE).write_text(sealed(record | {"format": FORMAT + 1, "something": "new"}))
-    with pytest.raises(InputError, match=f"has format {FORMAT + 1}, this version reads {FORMAT}; install a newer"):
+    with pytest.raises(
+        InputError, match=f"has format {FORMAT + 1}, this version reads {FORMAT}; install a newer"
+    ) as no:
+        read_bundle(bundle)
+    assert "damaged" not in str(no.value) and "export" not in str(no.value)
+    (bundle / FILE).write_text("{")
+    with pytest.raises(InputError, match="is damaged"):
         read_bundle(bundle)
     (bundle / FILE).write_text(sealed(record | {"size": "large"}))
     with pytest.raises(InputError, match="is damaged"):
@@ -232,6 +244,33 @@ def test_calibrations_go_along_and_a_refitted_one_has_a_bundle_of_its_own(own: R
     before, after = (load_file(one.folder / PROBE)["scores"][:, weighted] for one in (plain, south))
     assert (after < before).all(), "errors are divided by what was fitted there"
     assert all(row.largest <= row.at_most for row in check_bundle(south.folder))
+
+
+def test_a_bundle_is_called_after_its_run_and_names_its_own_calibration(own: Run, tmp_path: Path) -> None:
+    (own.path / "calibrations/south").mkdir(parents=True)
+    shutil.copy(own.path / "calibration.json", own.path / "calibrations/south")
+    shutil.copy(own.path / "films.safetensors", own.path / "calibrations/south")
+    for name, calibration in ((None, "own"), ("south", "south")):
+        bundle = export_run(own, tmp_path / f"to-{name}" / "bundle", calibration=name)
+        opened = open_run(Run(bundle.folder), "cpu")
+        device = software_device(opened, "mse")
+        assert (opened.name, device.run) == ("run", "run"), "not bundle, as the folder is called"
+        assert opened.calibrated_on == name and opened.calibration_name is None
+        assert device.parameters["calibration"] == calibration
+        assert OpenRunFolder(bundle.folder, device="cpu")().facts.run == "run"
+    film = tmp_path / "film.png"
+    film.write_bytes(png(np.arange(128 * 128).reshape(128, 128).astype(np.uint16)))
+    score(ScoreOptions(bundle.folder, (film,), out=tmp_path / "out", device="cpu", workers=1))
+    assert json.loads((tmp_path / "out/results.json").read_text())["calibration"] == "south"
+    assert "calibrated on films of south" in (tmp_path / "out/worklist.html").read_text()
+
+
+def test_a_cache_to_check_with_that_is_not_there_is_named_before_anything_is_written(
+    own: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, "export", own.path, "--out", tmp_path / "b", "--check", "--cache", tmp_path / "none")
+    assert "--cache" in said and str(tmp_path / "none") in said
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_cache_that_moved_is_named_to_check(own: Run, tmp_path: Path) -> None:

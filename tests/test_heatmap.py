@@ -1,11 +1,16 @@
 """Maps keep their numbers, their place, and one color per value."""
 
+from itertools import pairwise
+
 import cv2
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
 
 from anomaly.evaluation.heatmap_scale import map_scale, smooth
+from anomaly.reporting import heatmap
 from anomaly.reporting.heatmap import CLEAR, REACH, blend, overlay, palette, to_film_space, write_map, write_png
 
 
@@ -110,6 +115,28 @@ def test_overlay_finds_room_on_small_films_and_for_long_titles(shape):
     film, mask = np.zeros(shape), np.ones(shape, bool)
     picture = overlay(film, film, mask, 1.0, title="a long name / " * 40, unit="a unit with many words in it")
     assert max(picture.shape) >= 384
+
+
+@given(st.lists(st.text("abc;", min_size=1, max_size=6), min_size=1, max_size=30), st.integers(6, 40))
+def test_a_title_is_broken_at_spaces_and_nothing_of_it_is_lost(words: list[str], room: int) -> None:
+    lines = heatmap._broken(" ".join(words), room, len)
+    assert max(map(len, lines)) <= room
+    if len(lines) > 1:
+        assert " ".join(lines).split() == words
+        joined = [f"{one} {other.split()[0]}" for one, other in pairwise(lines)]
+        assert all(len(longer) > room for longer in joined), "a line is as long as it can be"
+
+
+def test_a_warning_fits_the_smallest_film_and_a_word_too_long_is_cut_in_its_middle() -> None:
+    warning = "NOT A MEDICAL DEVICE, for research, trained on SYNTHETIC films; feature_mixture 0.1.0"
+    assert " ".join(heatmap._broken(warning, 40, len)) == warning
+    (cut,) = heatmap._broken("a/very/long/path/of/a/film.png", 12, len)
+    assert len(cut) <= 12 and cut.startswith("a/") and "…" in cut and cut.endswith("png")
+    (name,) = heatmap._broken("a name of a film " * 40, 20, len)
+    assert len(name) <= 20 and "…" in name
+    film, mask = np.zeros((119, 90)), np.ones((119, 90), bool)
+    few, more = (overlay(film, film, mask, 1.0, title=text).shape[0] for text in ("one line", warning * 2))
+    assert more > few
 
 
 def test_scale_must_be_one():

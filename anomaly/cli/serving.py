@@ -95,8 +95,13 @@ def watch(options: WatchOptions) -> None:
 
 
 def _say_result(film: str, result: "FilmResult") -> None:
+    from anomaly.service.detector import NO_DICOM
+
     if result.state == "failed":
         warn(f"left out: {plain(film)}: {result.error}")
+    for note in result.notes:
+        if note.startswith(NO_DICOM):
+            warn(f"{plain(film)}: {note}")
     for part in result.parts:
         name = f"{film}#{part.part}" if part.part else film
         p_value = "" if part.p_value is None else f", p {number(part.p_value)}"

@@ -9,8 +9,8 @@ _LONGEST = 200  # letters of what a library says
 
 
 @contextmanager
-def film_fault(what: str) -> Iterator[None]:
-    """Turn whatever pydicom or highdicom raises into an InputError that says what can't be made; also a decorator.
+def film_fault(doing: str) -> Iterator[None]:
+    """Turn whatever pydicom or highdicom raises into an InputError that says what failed; also a decorator.
 
     Not for code that writes files: a full disk is no fault of a film. That memory ran out stays what it is.
     """
@@ -20,4 +20,4 @@ def film_fault(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # each library raises whatever its checks and conversions do
         said = " ".join(str(error).split())[:_LONGEST]
-        raise InputError(f"{what} can't be made of it (unexpected {type(error).__name__}: {said})") from error
+        raise InputError(f"{doing} failed (unexpected {type(error).__name__}: {said})") from error

@@ -30,7 +30,7 @@ _CLASSES = {
 }
 
 
-@film_fault("DICOM objects")
+@film_fault("making them")
 def dicom_results(source: "Dataset", finding: Finding, kinds: Sequence[str] = KINDS) -> "list[Dataset]":
     """Return the DICOM objects of a finding, in the order of `KINDS`; `kind_of` tells which is which.
 
@@ -78,7 +78,7 @@ def check_highdicom() -> None:
         raise InputError("DICOM objects need highdicom; install it with `pip install 'xray-anomaly[dicom]'`")
 
 
-@film_fault("the file of a DICOM object")
+@film_fault("writing them")
 def dicom_bytes(result: "Dataset") -> bytes:
     """Return a DICOM object as the bytes of a file; raises InputError where pydicom can't write it."""
     from io import BytesIO

@@ -86,7 +86,7 @@ class SourceHeader:
         return spacing[0] * spacing[1] if spacing else None
 
 
-@film_fault("what DICOM objects take over")
+@film_fault("reading its header")
 def source_header(source: "Dataset") -> SourceHeader:
     """Return what results take over from a film.
 

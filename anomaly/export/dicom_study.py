@@ -31,7 +31,7 @@ class LooseFilm:
     aspect: tuple[int, int] | None = None  # height to width of a pixel, where it is no square
 
 
-@film_fault("a study of its own")
+@film_fault("making a study of it")
 def film_as_study(film: LooseFilm, created: datetime) -> "Dataset":
     """Return the film as a grey Secondary Capture, whole, with UIDs derived from its bytes or its patient's study.
 

@@ -55,7 +55,7 @@ class DicomFiles:
     failures: list[tuple[str, str]] = field(default_factory=list)  # film and reason, of those that have no objects
 
     def __post_init__(self) -> None:
-        """Refuse, before any work is done, what could not be written: see `check`."""
+        """Refuse, before any film passes the detector, what could not be written: see `check`."""
         check_highdicom()
         self._notes: Counter[str] = Counter()
         self._first: dict[str, str] = {}

@@ -197,6 +197,8 @@ class RunDetector:
         )
 
 
+NO_DICOM = "no DICOM objects: "
+"""How the note of a film begins that was to have some."""
 OUTSIDE = f"the film is {UNLIKE}, so its score means nothing"
 
 
@@ -242,7 +244,7 @@ class _Drawn:
             try:
                 content, said = _dicom_files(task, heatmap)
             except InputError as error:
-                content, said = {}, (f"no DICOM objects: {error}",)
+                content, said = {}, (f"{NO_DICOM}{error}",)
             for name, data in content.items():
                 write_atomic(task.folder / f"{stem}_{name}", data)
                 names.append(name)
