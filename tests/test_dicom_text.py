@@ -49,6 +49,7 @@ CASES = {
         "ISO_IR 192", b"Wang^XiaoDong=\xe7\x8e\x8b^\xe5\xb0\x8f\xe4\xb8\x9c", "Wang^XiaoDong=王^小东", "ISO_IR 192"
     ),
     "gb 18030": Case("GB18030", b"Wang^XiaoDong=\xcd\xf5^\xd0\xa1\xb6\xab", "Wang^XiaoDong=王^小东", "GB18030"),
+    "a letter with the byte of a backslash": Case("GB18030", b"\xcd\xf5\x81\\^A", "王乗^A", UTF_8, (AS_UTF_8,)),
     # Legal ones that pydicom or dicom3tools can't read: UTF-8.
     "latin 9": Case("ISO_IR 203", b"\xbcuvre^\xa6\xa4", "Œuvre^Š€", UTF_8, (AS_UTF_8,)),
     "katakana": Case("ISO_IR 13", b"\xd4\xcf\xc0\xde^\xc0\xdb\xb3", "ﾔﾏﾀﾞ^ﾀﾛｳ", UTF_8, (AS_UTF_8,)),

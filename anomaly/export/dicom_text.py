@@ -137,7 +137,9 @@ def written_set(elements: "Sequence[DataElement]", charset: CharacterSet) -> tup
 def _is_kept(terms: Sequence[str], letters: str) -> bool:
     """Whether other programs read text in this set as it stands in the standard."""
     if len(terms) == 1:
-        return terms[0] in _KEPT
+        # Some letters have the byte of a backslash, at which other programs cut the value in two.
+        divided = terms[0] == "GB18030" and b"\\" in letters.encode("gb18030", "replace")
+        return terms[0] in _KEPT and not divided
     # By code extension of ASCII no letter has its high bit set, which pydicom, as it takes ASCII for Latin-1, would do.
     ascii_first = terms[:1] in [("",), ("ISO 2022 IR 6",)]
     return bool(terms) and not (ascii_first and any("\x7f" < letter <= "\xff" for letter in letters))
