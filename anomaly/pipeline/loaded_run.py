@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from anomaly.console import progress, silent
 from anomaly.evaluation.figures import METRICS, Metrics, Pooling, Unit, read_metrics
 from anomaly.evaluation.named_calibration import OWN
-from anomaly.export.bundle import is_bundle, read_bundle
 from anomaly.pipeline.calibrate import calibrate_run
 from anomaly.pipeline.choices import FLAG_KINDS, Choices, Chosen, FlagKind, choices_of, choose, read_choices
 from anomaly.pipeline.gallery import MapCollector
@@ -75,8 +74,7 @@ class LoadedRun:
     @property
     def calibration_name(self) -> str | None:
         """The name of the calibration in use, of a bundle also of the one it was exported with; None: the run's own."""
-        name = self._opened.calibration_name
-        return read_bundle(self.path).calibration if name is None and is_bundle(self.path) else name
+        return self._opened.calibrated_on
 
     @property
     def remembered(self) -> str | None:
