@@ -64,6 +64,19 @@ def test_what_is_missing_of_a_film_is_said_by_its_reason(served: Running) -> Non
         assert served.client.get(f"/films/{waiting}/results.zip").status_code == 409
 
 
+def test_films_are_listed_by_their_state(served: Running) -> None:
+    good, bad = served.score("0.25")["id"], served.score("bad")["id"]
+    listed = [film["id"] for film in served.client.get("/films").json()["films"]]
+    assert listed[:2] == [bad, good]
+    for state, film, other in (("scored", good, bad), ("failed", bad, good)):
+        found = served.client.get(f"/films?state={state}").json()["films"]
+        assert {one["state"] for one in found} == {state}
+        assert film in (ids := [one["id"] for one in found]) and other not in ids
+    assert len(served.client.get("/films?most=1").json()["films"]) == 1
+    refused = served.client.get("/films?state=lost")
+    assert refused.status_code == 422 and "'waiting', 'scored' or 'failed'" in refused.json()["detail"]
+
+
 HEADER = {
     "PatientID": "4711",
     "PatientName": "Doe^Jane",

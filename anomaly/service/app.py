@@ -18,9 +18,9 @@ from anomaly.runs import FULL, DiskFull
 from anomaly.service.access import Access, App
 from anomaly.service.errors import answer_wrong_options, errors, known_options
 from anomaly.service.multipart import BadRequest, MultipartFilms
-from anomaly.service.pages import api_page, worklist_page
+from anomaly.service.pages import MOST_LISTED, api_page, worklist_page
 from anomaly.service.queue import QueueFull
-from anomaly.service.records import DetectorFacts, FilmAnswer, FilmAnswers, FilmResult
+from anomaly.service.records import DetectorFacts, FilmAnswer, FilmAnswers, FilmResult, State
 from anomaly.service.service import Health, NoRoom, Service
 from anomaly.service.spool import Incoming, TooLarge
 from preprocessing import InputError
@@ -115,6 +115,15 @@ def _add_films(app: FastAPI, service: Service) -> None:
         found = await asyncio.to_thread(lambda: [_answer(service, film_id) for film_id in ids])
         response.status_code = 202 if any(film.state == "waiting" for film in found) else 200
         return FilmAnswers(films=found)
+
+    @app.get("/films", responses=errors(422))
+    def get_films(
+        state: Annotated[State | None, Query(description="Only those in this state")] = None,
+        most: Annotated[int, Query(ge=1, le=MOST_LISTED, description="Of those that came last, at most so many")] = 100,
+    ) -> FilmAnswers:
+        """Return the films of the spool, the last one first: those that came by DICOM too."""
+        found = reversed(service.answers(MOST_LISTED))
+        return FilmAnswers(films=[film for film in found if state in (None, film.state)][:most])
 
     @app.get("/films/{film_id}", responses=errors(404, 422))
     def get_film(film_id: FilmId) -> FilmAnswer:

@@ -94,7 +94,7 @@ class FilmAnswer(Record):
 
 
 class FilmAnswers(Record):
-    """The films of one request."""
+    """The films that were posted or asked for."""
 
     films: list[FilmAnswer]
 
