@@ -56,9 +56,15 @@ def test_a_lock_is_no_pipe(tmp_path):
 
 
 def test_the_locks_of_services_are_no_links(tmp_path, victim):
-    (tmp_path / ".lock").symlink_to(victim)
-    (tmp_path / "films").mkdir()
-    for hold in (lambda: Spool(tmp_path, 2**20), lambda: Watch(tmp_path / "films", tmp_path, Detector)):
+    for name in ("spool", "results", "films"):
+        (tmp_path / name).mkdir()
+    for name in ("spool", "results"):
+        (tmp_path / name / ".lock").symlink_to(victim)
+    holds = (
+        lambda: Spool(tmp_path / "spool", 2**20),
+        lambda: Watch(tmp_path / "films", tmp_path / "results", Detector),
+    )
+    for hold in holds:
         with pytest.raises(InputError, match="symbolic link"):
             hold()
     assert victim.read_text() == SECRET
