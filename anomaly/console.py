@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-LINE_SECONDS = 10.0
-"""Without a terminal, a line of progress is printed this often."""
+LINE_SECONDS, LINE_SHARE, LONGEST_LINE_SECONDS = 10.0, 0.2, 300.0
+"""Without a terminal, a line of progress is printed this often: after a fifth of the time that has passed, within these
+limits, so that a night's work fills a page and not a book.
+"""
 
 
 SYNTHETIC = (
@@ -144,8 +146,9 @@ def _lines(what: str, total: int, unit: str, start: int) -> Iterator[Advance]:
     def advance(count: int = 1, note: str = "", seconds_left: float | None = None) -> None:
         nonlocal printed
         state = pace.state(count, unit, note, seconds_left)
-        if time.monotonic() - printed >= LINE_SECONDS:
-            printed = time.monotonic()
+        now = time.monotonic()
+        if now - printed >= min(LONGEST_LINE_SECONDS, max(LINE_SECONDS, LINE_SHARE * (now - pace.began))):
+            printed = now
             print(f"{what} {pace.done}/{total}  {state}", file=sys.stderr, flush=True)
 
     yield advance

@@ -196,25 +196,27 @@ class DiskFull(InputError):
     """A file could not be written for want of room, or as the disk fails: whatever comes next would fail as well."""
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write `content` beside `path` and move it there: a reader sees the old file or the new one, never half of one.
+def write_atomic(path: Path, content: bytes | str | Iterator[str]) -> None:
+    """Write `content`, whole or piece by piece, beside `path` and move it there: a reader sees the old file or the new
+    one, never half of one.
 
     Any number of processes may write the same file at once: one of them is the last.
     """
-    data = content.encode() if isinstance(content, str) else content
+    whole = content.encode() if isinstance(content, str) else content
+    pieces = [whole] if isinstance(whole, bytes) else map(str.encode, whole)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = aside(path)
     try:
         with beside.open("xb") as file:
-            file.write(data)
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)
         if error.errno in FULL:
-            size = f"{len(data) / 1e6:.1f} MB"
-            raise DiskFull(f"{path}: the disk is full; free {size} or more and type the same command again") from error
+            size = f"{len(whole) / 1e6:.1f} MB or more" if isinstance(whole, bytes) else "some"
+            raise DiskFull(f"{path}: the disk is full; free {size} and type the same command again") from error
         error.filename = str(path)  # not the hidden name that nobody knows
         raise
     except BaseException:

@@ -75,7 +75,9 @@ def detector() -> OpenRun:
     thresholds = {pooling: {unit: {"max": 0.5} for unit in ("film", "study", "patient")} for pooling in ("mean", "max")}
     calibration = Calibration(thresholds=thresholds, map_scale=0.5, quantile=0.95, films=2)  # type: ignore[arg-type]
     films = SimpleNamespace(synthetic=True)
-    run = SimpleNamespace(path=Path("run"), config=SimpleNamespace(size=SIDE, variant="raw", cache=films))
+    run = SimpleNamespace(
+        path=Path("run"), finished=False, config=SimpleNamespace(size=SIDE, variant="raw", cache=films)
+    )
     return OpenRun(run, TorchScorer(Brightness(), torch.device("cpu")), calibration, "cpu")  # type: ignore[arg-type]
 
 

@@ -236,7 +236,7 @@ def written(folder: Path, count: int, id: str = "list") -> Path:
         failures=[(EVIL, "no film")],
     )
     page = folder / "worklist.html"
-    page.write_text(render_worklist(context))
+    page.write_text("".join(render_worklist(context)))
     return page
 
 

@@ -25,9 +25,12 @@
     studies, patients   in the order of scores.csv: id, label, films (how many), score, scores, flagged, p_value, ...
     failures        films that can't be read: path, reason
 
-Keys may be added without another format; none is taken away.
+Keys may be added without another format; none is taken away. Each film, study and patient is a line: a set of 200,000
+is written as it is made, as all of it would take gigabytes.
 """
 
+import json
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Literal
 
@@ -101,8 +104,8 @@ class ResultsRecord(Record):
     failures: list[FailureRecord]
 
 
-def results_record(result: ScoringResult, drawn: Drawn) -> ResultsRecord:
-    """Return what results.json says of scored films and the pictures of some of them."""
+def results_head(result: ScoringResult, drawn: Drawn) -> ResultsRecord:
+    """Return what results.json says of scored films, but for the films, studies and patients themselves."""
     run, selection = result.run.run, result.selection
     identity = selection.identity
     return ResultsRecord(
@@ -116,11 +119,37 @@ def results_record(result: ScoringResult, drawn: Drawn) -> ResultsRecord:
         thresholds={unit: result.threshold(unit) for unit in ("film", "study", "patient")},
         synthetic=result.scored.cohort.synthetic or run.config.cache.synthetic,
         notes=[*result.notes, *drawn.notes],
-        films=_films(result, drawn),
-        studies=[_unit(unit) for unit in result.studies],
-        patients=[_unit(unit) for unit in result.patients],
+        films=[],
+        studies=[],
+        patients=[],
         failures=[FailureRecord(path=path, reason=reason) for path, reason in result.failures],
     )
+
+
+def results_json(result: ScoringResult, drawn: Drawn) -> Iterator[str]:
+    """Give the text of results.json, piece by piece."""
+    head = results_head(result, drawn).model_dump(mode="json")
+    listed = {
+        "films": film_records(result, drawn),
+        "studies": map(_unit, result.units("study")),
+        "patients": map(_unit, result.units("patient")),
+    }
+    for number, (key, value) in enumerate(head.items()):
+        yield f"{',' * (number > 0) or '{'}\n  {json.dumps(key)}: "
+        if key in listed:
+            yield from _lines(listed[key])
+        else:
+            yield json.dumps(value, allow_nan=False)
+    yield "\n}\n"
+
+
+def _lines(records: Iterator[Any]) -> Iterator[str]:
+    """Give a list of records, a line each."""
+    comma = "["
+    for record in records:
+        yield f"{comma}\n    {json.dumps(record.model_dump(mode='json'), allow_nan=False)}"
+        comma = ","
+    yield "[]" if comma == "[" else "\n  ]"
 
 
 def ranking(result: ScoringResult) -> list[int]:
@@ -128,26 +157,23 @@ def ranking(result: ScoringResult) -> list[int]:
     return [int(place) for place in np.argsort(-result.scored.scores[result.main], kind="stable")]
 
 
-def _films(result: ScoringResult, drawn: Drawn) -> list[FilmRecord]:
+def film_records(result: ScoringResult, drawn: Drawn) -> Iterator[FilmRecord]:
+    """Give what results.json says of each film, by falling score."""
     films, cohort = result.selection.films, result.scored.cohort
     known = films.column("patient_known")
     columns = {name: values[films.rows] for name, values in films.cache.columns.items()}
-    records = []
     for rank, place in enumerate(ranking(result), 1):
         film, pictures = result.films[place], drawn.by_place.get(place)
-        records.append(
-            FilmRecord(
-                rank=rank,
-                film=film.id,
-                study=str(cohort.study[place]),
-                patient=str(cohort.patient[place]),
-                patient_known=bool(known[place]),
-                columns={name: str(values[place]) for name, values in columns.items() if values[place]},
-                pictures={} if pictures is None else {"thumbnail": pictures.thumbnail, **pictures.layers},
-                **_scores(film),
-            )
+        yield FilmRecord(
+            rank=rank,
+            film=film.id,
+            study=str(cohort.study[place]),
+            patient=str(cohort.patient[place]),
+            patient_known=bool(known[place]),
+            columns={name: str(values[place]) for name, values in columns.items() if values[place]},
+            pictures={} if pictures is None else {"thumbnail": pictures.thumbnail, **pictures.layers},
+            **_scores(film),
         )
-    return records
 
 
 def _unit(unit: UnitScore) -> UnitRecord:

@@ -28,7 +28,7 @@ from anomaly.pipeline.selection import Display, Selection
 from preprocessing.wording import counted, patients_note
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class UnitScore:
     """What a run says of one film, study or patient."""
 
@@ -79,17 +79,17 @@ class ScoringResult:
     @cached_property
     def films(self) -> list[UnitScore]:
         """Every film with its scores."""
-        return list(self._units("film"))
+        return list(self.units("film"))
 
     @cached_property
     def studies(self) -> list[UnitScore]:
         """Every study with its scores, in the order of their first films."""
-        return list(self._units("study"))
+        return list(self.units("study"))
 
     @cached_property
     def patients(self) -> list[UnitScore]:
         """Every patient with its scores, in the order of their first films."""
-        return list(self._units("patient"))
+        return list(self.units("patient"))
 
     @property
     def figures(self) -> Metrics | None:
@@ -167,11 +167,15 @@ class ScoringResult:
     @property
     def flag_counts(self) -> str:
         """Say how many films, studies and patients are flagged, and why a study of one film may stand unlike it."""
-        units: dict[Unit, list[UnitScore]] = {"film": self.films, "study": self.studies, "patient": self.patients}
-        counts = [f"{sum(one.flagged for one in ones)} of {counted(len(ones), unit)}" for unit, ones in units.items()]
-        of_films = self.threshold("film")
-        alone = (one for one in (*self.studies, *self.patients) if one.films == 1)
-        if all(one.flagged == (one.scores[self.main] >= of_films) for one in alone):
+        units: tuple[Unit, ...] = ("film", "study", "patient")
+        of_films, counts, differs = self.threshold("film"), [], False
+        for unit in units:
+            groups = self.groups(unit)
+            scores = groups.scores[self.main]
+            flagged = scores >= self.threshold(unit)
+            counts.append(f"{int(flagged.sum())} of {counted(len(scores), unit)}")
+            differs |= bool(((flagged != (scores >= of_films)) & (groups.films == 1)).any())
+        if not differs:
             return ", ".join(counts)
         thresholds = ", ".join(f"{unit} {self.threshold(unit):.6g}" for unit in units)
         return f"{', '.join(counts)}; each has a threshold of its own ({thresholds}), even with a single film"
@@ -199,7 +203,8 @@ class ScoringResult:
                 )
         return notes
 
-    def _units(self, unit: Unit) -> Iterator[UnitScore]:
+    def units(self, unit: Unit) -> Iterator[UnitScore]:
+        """Give every film, study or patient with its scores, in the order of `films`, `studies`, `patients`."""
         groups, threshold, p_values = self.groups(unit), self.threshold(unit), self.p_values(unit)
         outside = self.out_of_domain(unit)
         for i, name in enumerate(groups.ids):

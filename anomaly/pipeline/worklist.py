@@ -6,12 +6,18 @@ from anomaly.console import silent
 from anomaly.evaluation.conformal import more_abnormal_than
 from anomaly.formatting import number
 from anomaly.pipeline.other_cache import cache_source
-from anomaly.pipeline.pictures import FOLDER, PictureCollector, draw_pictures
-from anomaly.pipeline.results_record import FilmRecord, ResultsRecord, UnitRecord, results_record
-from anomaly.pipeline.scoring import ScoringResult
+from anomaly.pipeline.pictures import FOLDER, Drawn, PictureCollector, draw_pictures
+from anomaly.pipeline.results_record import (
+    FilmRecord,
+    ResultsRecord,
+    film_records,
+    results_head,
+    results_json,
+)
+from anomaly.pipeline.scoring import ScoringResult, UnitScore
 from anomaly.pipeline.selection import Display
 from anomaly.reporting.worklist import ListedFilm, WorklistContext, render_worklist
-from anomaly.runs import to_json, write_atomic
+from anomaly.runs import write_atomic
 from preprocessing.where import LABELS
 from preprocessing.wording import counted
 
@@ -29,9 +35,8 @@ def write_worklist(
     films = result.selection.films
     originals = result.selection.source or cache_source(films.cache)
     drawn = draw_pictures(pictures, films, originals, folder, display=display)
-    record = results_record(result, drawn)
-    write_atomic(folder / "results.json", to_json(record.model_dump(mode="json")))
-    write_atomic(folder / "worklist.html", render_worklist(_context(result, record, folder)))
+    write_atomic(folder / "results.json", results_json(result, drawn))
+    write_atomic(folder / "worklist.html", render_worklist(_context(result, drawn, folder)))
     shown = "" if len(drawn.by_place) == len(result) else f", with pictures of the {len(drawn.by_place)} highest"
     return [
         (folder / "results.json", "all of it, for programs"),
@@ -39,11 +44,15 @@ def write_worklist(
     ]
 
 
-def _context(result: ScoringResult, record: ResultsRecord, folder: Path) -> WorklistContext:
-    run, selection = result.run, result.selection
-    pictured = sum(bool(film.pictures) for film in record.films)
-    patients = {unit.id: unit for unit in record.patients}
-    studies = {unit.id: unit for unit in record.studies}
+def _context(result: ScoringResult, drawn: Drawn, folder: Path) -> WorklistContext:
+    run, selection, record = result.run, result.selection, results_head(result, drawn)
+    patients, studies = (
+        {unit.id: _standing(unit) for unit in result.units(kind) if unit.films > 1} for kind in ("patient", "study")
+    )
+    listed = (
+        _listed(film, patients.get(film.patient, ""), studies.get(film.study, ""), result)
+        for film in film_records(result, drawn)
+    )
     calibrated = f", calibrated on films of {record.calibration}" if record.calibration else ""
     scored = f"scored by {record.model} of {record.run}{calibrated} on {record.made[:16].replace('T', ' ')}"
     return WorklistContext(
@@ -52,8 +61,8 @@ def _context(result: ScoringResult, record: ResultsRecord, folder: Path) -> Work
         subtitle=f"{record.source}, {scored}",
         score=record.score,
         threshold=record.thresholds["film"],
-        films=[_listed(film, patients[film.patient], studies[film.study], result) for film in record.films],
-        counts=_counts(record, result.flag_counts, pictured),
+        films=list(listed),
+        counts=_counts(record, result, len(drawn.by_place)),
         notes=[*([run.note] if run.note else []), *record.notes],
         synthetic=record.synthetic,
         folder=FOLDER,
@@ -63,23 +72,24 @@ def _context(result: ScoringResult, record: ResultsRecord, folder: Path) -> Work
     )
 
 
-def _counts(record: ResultsRecord, flagged: str, pictured: int) -> dict[str, str]:
+def _counts(record: ResultsRecord, result: ScoringResult, pictured: int) -> dict[str, str]:
     """Return what the head of the page counts."""
     counts = {
-        "flagged": flagged,
+        "flagged": result.flag_counts,
         "score": f"{record.score}; a film is flagged from {record.thresholds['film']:.6g}",
     }
-    if pictured < len(record.films):
+    if pictured < len(result):
         counts["pictures"] = f"of the {counted(pictured, 'highest-ranked film')} alone; --pictures N makes more"
     return counts
 
 
-def _listed(film: FilmRecord, patient: UnitRecord, study: UnitRecord, result: ScoringResult) -> ListedFilm:
+def _listed(film: FilmRecord, patient: str, study: str, result: ScoringResult) -> ListedFilm:
+    """Return a film as the page lists it; `patient` and `study`: how these stand, "" of one film."""
     whose = []
     if film.patient_known:
-        whose.append(f"patient {film.patient}{_standing(patient)}")
+        whose.append(f"patient {film.patient}{patient}")
     if film.study not in (film.film, film.patient):
-        whose.append(f"study {film.study}{_standing(study)}")
+        whose.append(f"study {film.study}{study}")
     labels = {name: label for label, name in LABELS.items()}
     said = ""
     if film.p_value is not None and film.p_interval is not None:
@@ -90,8 +100,6 @@ def _listed(film: FilmRecord, patient: UnitRecord, study: UnitRecord, result: Sc
     return ListedFilm(film.rank, film.film, film.score, film.flagged, labels[film.label], said, whose, film.pictures)
 
 
-def _standing(unit: UnitRecord) -> str:
-    """Return how a study or patient of several films stands, in brackets; "" of a single film, which says it itself."""
-    if unit.films == 1:
-        return ""
+def _standing(unit: UnitScore) -> str:
+    """Return how a study or patient of several films stands, in brackets; a single film says it itself."""
     return f" ({counted(unit.films, 'film')}{', flagged' * unit.flagged})"

@@ -9,7 +9,7 @@ everything on them can be reached by keyboard.
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -24,6 +24,11 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 def render(template: str, **values: Any) -> str:
     """Fill in a template: everything is escaped, and a name without a value is an error."""
+    return "".join(pieces(template, **values))
+
+
+def pieces(template: str, **values: Any) -> Iterator[str]:
+    """Give what `render` returns piece by piece, for pages that are long."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     pages = Environment(
@@ -47,7 +52,7 @@ def render(template: str, **values: Any) -> str:
         "svg": svg,
         "swatch": swatch,
     }
-    return pages.get_template(template).render(**values)
+    yield from pages.get_template(template).generate(**values)
 
 
 def png_address(picture: bytes) -> str:

@@ -4,14 +4,14 @@ Unlike the report it does not embed its pictures: they are loaded as they are lo
 opens at once. It still loads nothing from elsewhere, and runs one script of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from anomaly.reporting.galleries import heat_bar
-from anomaly.reporting.html import render
+from anomaly.reporting.html import pieces
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ListedFilm:
     """A film of the list."""
 
@@ -47,10 +47,10 @@ class WorklistContext:
     failures: Sequence[tuple[str, str]] = ()  # path and reason of films that can't be read
 
 
-def render_worklist(context: WorklistContext) -> str:
-    """Return the page as HTML, to lie beside the folder of its pictures."""
+def render_worklist(context: WorklistContext) -> Iterator[str]:
+    """Give the page as HTML, to lie beside the folder of its pictures, piece by piece."""
     pictured = sum(bool(film.pictures) for film in context.films)
-    return render(
+    return pieces(
         "worklist.html",
         context=context,
         pictured=pictured,

@@ -55,7 +55,7 @@ def worklist_page(service: Service, detector: str = "") -> str:
     ]
     failed = [film for film in found if film.state == "failed"] if at_work else []
     waiting = sum(film.state == "waiting" for film in found) if at_work else None
-    return render_worklist(
+    pieces = render_worklist(
         WorklistContext(
             title="Worklist",
             id=f"service-{chosen[:DETECTOR_DIGITS]}",
@@ -73,6 +73,7 @@ def worklist_page(service: Service, detector: str = "") -> str:
             failures=[_failure(film, _identity(service, film)) for film in failed],
         )
     )
+    return "".join(pieces)
 
 
 def _facts_of(film: FilmAnswer) -> DetectorFacts:
