@@ -17,6 +17,8 @@ from anomaly.export.finding import Finding, SoftwareDevice
 
 DCIODVFY = shutil.which("dciodvfy")
 """Debian's dicom3tools."""
+STORESCU = shutil.which("storescu")
+"""Debian's dcmtk."""
 HEIGHT, WIDTH = 40, 56
 
 CLASSES = {

@@ -48,6 +48,8 @@ FEW = (
     Candidate("contrast_density", "contrast_density", "standard", ("atypicality",), floor=True),
     Candidate("cae-small", "cae", "fast", ("mixture", "mse"), 32, settings=("width=2", "epochs=3")),
 )
+NEEDY = Candidate("mixture", "feature_mixture", "fast", ("top50",), settings=("weights=nowhere.safetensors",))
+"""Its weights are not there."""
 
 # --- the choice -----------------------------------------------------------------------------------------------------
 
@@ -281,9 +283,8 @@ def test_what_does_not_fit_is_left_out_and_said(
 def test_a_detector_without_its_weights_is_left_out(
     capsys: pytest.CaptureFixture[str], cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needy = Candidate("mixture", "feature_mixture", "fast", ("top50",), settings=("weights=nowhere.safetensors",))
     for module in ("anomaly.pipeline.auto", "anomaly.pipeline.auto_choice"):
-        monkeypatch.setattr(f"{module}.CANDIDATES", (*FEW[:1], needy))
+        monkeypatch.setattr(f"{module}.CANDIDATES", (*FEW[:1], NEEDY))
     status, out, _ = typed(capsys, "auto", cache.path, "--minutes", 30, "--device", "cpu", "--out", "found")
     assert status == 0 and "mixture: left out: there are no weights nowhere.safetensors" in out
 
@@ -292,9 +293,8 @@ def test_a_detector_without_its_weights_is_left_out(
 def test_a_candidate_keeps_its_place_when_it_is_looked_at_again(
     capsys: pytest.CaptureFixture[str], cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needy = Candidate("mixture", "feature_mixture", "fast", ("top50",), settings=("weights=nowhere.safetensors",))
     for module in ("anomaly.pipeline.auto", "anomaly.pipeline.auto_choice"):
-        monkeypatch.setattr(f"{module}.CANDIDATES", (FEW[0], needy, *FEW[1:]))
+        monkeypatch.setattr(f"{module}.CANDIDATES", (FEW[0], NEEDY, *FEW[1:]))
     for _ in range(2):
         status, _, err = typed(capsys, "auto", cache.path, "--minutes", 30, "--device", "cpu", "--out", "found")
         assert status == 0, err

@@ -7,14 +7,16 @@ import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 
+from anomaly import console
 from anomaly.cli.app import main
-from anomaly.console import _Pace
+from anomaly.console import _Pace, progress
 from anomaly.runs import Run
 from preprocessing.cache.reader import Cache
 
@@ -298,3 +300,21 @@ def test_scores_of_hostile_names_stay_text(capsys: pytest.CaptureFixture[str], r
     assert status == 0
     (file,) = Path("maps").rglob("*.npy")
     assert np.load(file, allow_pickle=False).shape == (64, 64)
+
+
+@pytest.mark.parametrize(("hours", "most"), [(0.01, 4), (1, 35), (10, 150)])
+def test_without_a_terminal_long_work_prints_few_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, hours: float, most: int
+) -> None:
+    """Every ten seconds at first, then after a fifth of the time that has passed, five minutes at most."""
+    now = [0.0]
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    seconds = round(3600 * hours)
+    with progress("working", seconds, "films") as advance:
+        for _ in range(seconds):
+            now[0] += 1
+            advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert min(seconds // 10, 4) <= len(lines) <= most
+    assert lines[-1].startswith(f"working {seconds}/{seconds}  done in")

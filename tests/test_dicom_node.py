@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 import socket
 import subprocess
 import threading
@@ -28,12 +27,12 @@ from anomaly.service.service import DEFAULTS, Limits, Service  # noqa: E402
 from anomaly.service.spool import Spool  # noqa: E402
 from preprocessing import InputError  # noqa: E402
 
+from .dicom_cases import STORESCU  # noqa: E402
 from .service_detectors import OpenFake  # noqa: E402
 from .service_running import until  # noqa: E402
 
 DX, SC, SR = "1.2.840.10008.5.1.4.1.1.1.1", "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.88.33"
 ABORT = -1
-STORESCU = shutil.which("storescu")
 
 
 def instance(sop_class: str = DX, pixels: int = 16, **tags: Any) -> Dataset:

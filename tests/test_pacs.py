@@ -28,13 +28,12 @@ from pydicom.uid import generate_uid  # noqa: E402
 
 from anomaly.runs import Run  # noqa: E402
 
-from .dicom_cases import DCIODVFY, errors_of  # noqa: E402
+from .dicom_cases import DCIODVFY, STORESCU, errors_of  # noqa: E402
 from .film_files import dicom  # noqa: E402
 from .service_running import until  # noqa: E402
 
 ORTHANC = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-STORESCU = shutil.which("storescu")
 pytestmark = [
     pytest.mark.skipif(ORTHANC is None, reason="Orthanc is not installed: Debian's orthanc"),
     pytest.mark.skipif(not PLUGIN.exists(), reason="DICOMweb of Orthanc is not installed: Debian's orthanc-dicomweb"),

@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from preprocessing import steps
+from preprocessing.readers import Film
+from preprocessing.recipe import Recipe
+from preprocessing.steps import reduction
 
 FLAT = [np.full((16, 16), 0, np.uint8), np.full((40, 24), 255, np.uint8), np.full((300, 20), 4095, np.uint16)]
 TYPES = (np.uint8, np.uint16)
@@ -583,3 +586,17 @@ def test_steps_leave_their_input_alone():
     steps.equalize(film, mask), steps.stretch(film, mask), steps.local_contrast(film, mask)
     steps.clahe(film, mask)
     steps.warp_mask(mask, np.eye(2, 3), (9, 9))
+
+
+def test_a_reduced_copy_is_made_once_for_all_steps(monkeypatch):
+    """Of the film itself at 256 pixels: polarity, carrier and hand look at the same one."""
+    film, made = draw_hand((600, 400), noise=5)[0], []
+
+    def counted(pixels, side=reduction.REDUCED):
+        made.append((pixels.ctypes.data, pixels.shape, side))
+        return reduced(pixels, side)
+
+    reduced = reduction.reduced
+    monkeypatch.setattr(reduction, "reduced", counted)
+    Recipe(size=64, invert="auto", mask="none").apply(Film(film, 8), variants=("crop",))
+    assert len(made) == len(set(made)) and sum(side == reduction.REDUCED for *_, side in made) == 1

@@ -122,7 +122,7 @@ def _add_films(app: FastAPI, service: Service) -> None:
         most: Annotated[int, Query(ge=1, le=MOST_LISTED, description="Of those that came last, at most so many")] = 100,
     ) -> FilmAnswers:
         """Return the films of the spool, the last one first: those that came by DICOM too."""
-        found = reversed(service.answers(MOST_LISTED))
+        found = reversed(service.answers(MOST_LISTED if state else most))
         return FilmAnswers(films=[film for film in found if state in (None, film.state)][:most])
 
     @app.get("/films/{film_id}", responses=errors(404, 422))

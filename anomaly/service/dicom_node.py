@@ -15,13 +15,13 @@ from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.events import Event
 
 from anomaly.console import warn
-from anomaly.export.finding import MANUFACTURER
 from anomaly.runs import FULL, DiskFull
 from anomaly.service.peers import NodeSettings
 from anomaly.service.queue import QueueFull
 from anomaly.service.service import NoRoom, Service
 from anomaly.service.spool import TooLarge
 from preprocessing import InputError
+from preprocessing.readers.dicom_objects import other_object
 
 SUCCESS, DISCARDED, OUT_OF_RESOURCES = 0x0000, 0xB006, 0xA700
 FILMS = (
@@ -159,11 +159,11 @@ class DicomNode:
 
 
 def _is_result(data: bytes) -> bool:
-    """Whether an instance is a heatmap made by this program: its maker (PS3.3 C.7.5.1), derived (C.7.6.1)."""
+    """Whether an instance is an overlay made by this program."""
     try:
         header = dcmread(
             io.BytesIO(data), stop_before_pixels=True, specific_tags=["Manufacturer", "DerivationDescription"]
         )
     except Exception:  # pydicom has many reasons; the worker says what is wrong with the film
         return False
-    return str(header.get("Manufacturer", "")) == MANUFACTURER and "DerivationDescription" in header
+    return other_object(header) is not None

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from anomaly.runs import Record, to_json, write_atomic
 from preprocessing import InputError
-from preprocessing.readers import read_dicom_header
+from preprocessing.readers import read_dicom_header, recognize
 from preprocessing.readers.dicom_header import text
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def write_identity(film: Path, folder: Path, *, whole: bool) -> None:
 def _header(film: Path, *, whole: bool) -> "Dataset | None":
     with film.open("rb") as file:
         data = file.read(HEAD_BYTES)
+        if recognize(data) != "DICOM":  # not to be read whole for a header that it does not have
+            return None
         for rest in (False, whole):
             data += file.read() if rest else b""
             with suppress(InputError):  # it is longer, packed, or damaged, which the film's result says
