@@ -105,3 +105,16 @@ def test_a_place_that_no_normal_film_covers_has_the_mean_error() -> None:
     variance, error = model.normals.variance[0, 0], (0.1 * film[mask]).square().mean()
     torch.testing.assert_close(variance[:, -1], error.expand(SIDE), rtol=1e-3, atol=0)
     torch.testing.assert_close(variance[:, 4:20].mean(), error, rtol=0.05, atol=0)
+
+
+def test_a_films_score_is_that_of_the_likeliest_components_of_its_cells() -> None:
+    mixture = fitted()
+    cells = residual_cells(*drawn(2, 3))
+    inner, expected = mixture.mixture, []
+    for own in cells:
+        white = mixture.whitening(own).double().numpy()
+        deviation = white[:, None] - inner.means.double().numpy()
+        distance = np.einsum("mka,kab->mkb", deviation, inner.factors.double().numpy())
+        expected.append((np.square(distance).sum(axis=2) + inner.constants.double().numpy()).min(axis=1).mean())
+    assert mixture(cells).numpy() == pytest.approx(expected, abs=1e-9, rel=1e-9)
+    assert torch.equal(mixture(cells)[1:], mixture(cells[1:])), "alone as in a batch, bit for bit"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from anomaly.nn.atypicality import NEIGHBORS, Atypicality
-from anomaly.nn.mixture import NEAREST, GaussianMixture, StandardizedMixture, nearest_means
+from anomaly.nn.mixture import NEAREST, GaussianMixture, StandardizedMixture, nearest_means, polynomials, powers
 from anomaly.nn.p_values import KNOTS, TINY, PValue
 from anomaly.nn.residual_mixture import ResidualMixture, grid_cells
 
@@ -157,14 +157,19 @@ class StandardizedMixtureForm(nn.Module):
 class ResidualMixtureForm(nn.Module):
     """`ResidualMixture`: all cells of all films at once."""
 
+    components: Tensor
+
     def __init__(self, fitted: ResidualMixture) -> None:
         super().__init__()
-        self.whitening, self.mixture = fitted.whitening, fitted.mixture
+        self.whitening = fitted.whitening
+        mixture = fitted.mixture
+        _constant(self, "components", polynomials(mixture.means, mixture.factors, mixture.constants))
 
     def of_films(self, film: Tensor, reconstruction: Tensor, mask: Tensor) -> Tensor:
         """(N, 1, S, S) each -> (N,) float64."""
         cells, inside = grid_cells(film, reconstruction, mask)
-        score = self.mixture(self.whitening(cells.flatten(0, 1))).view(inside.shape).double()
+        white = self.whitening(cells.flatten(0, 1))
+        score = (powers(white) @ self.components).amin(dim=1).view(inside.shape)
         mean: Tensor = (score * inside).sum(dim=1) / inside.sum(dim=1)
         return mean
 

@@ -1,6 +1,7 @@
 """Filters of films and residuals that respect a mask: pixels outside it do not contribute."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,12 +28,20 @@ def exact(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
-def blurred_at(x: Tensor, sigma: float, rows: slice) -> Tensor:
-    """Return `gaussian_blur` of square films at these rows and columns alone: (N, C, S, S) -> (N, C, G, G)."""
-    films = x.flatten(0, 1)
-    windows = _windows(x.shape[3], sigma, x)[rows].expand(films.shape[0], -1, -1)  # (N C, G, S)
-    blurred = torch.bmm(torch.bmm(windows, films), windows.transpose(1, 2))
-    return blurred.view(*x.shape[:2], *blurred.shape[1:])
+def blurred_at(x: Tensor, sigmas: Sequence[float], pixels: slice) -> list[Tensor]:
+    """Return `gaussian_blur` by each sigma of square films at these rows and columns alone: each (N, C, G, G).
+
+    The columns under all windows come from one product a film, which is twice as fast as many small ones.
+    """
+    count, channels, side, _ = x.shape
+    windows = [_windows(side, sigma, x)[pixels] for sigma in sigmas]  # each (G, S)
+    columns = torch.bmm(x.reshape(count, channels * side, side), torch.cat(windows).T.expand(count, -1, -1))
+    blurred = []
+    for own, part in zip(
+        windows, torch.split(columns.view(count * channels, side, -1), len(windows[0]), dim=2), strict=True
+    ):
+        blurred.append(torch.bmm(own.expand(count * channels, -1, -1), part).view(count, channels, *[len(own)] * 2))
+    return blurred
 
 
 def _windows(size: int, sigma: float, like: Tensor) -> Tensor:

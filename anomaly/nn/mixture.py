@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from anomaly.nn.filters import exact
 from anomaly.nn.fitted import Fitted
 
 ROUNDS = 8
@@ -149,6 +150,25 @@ class GaussianMixture(Fitted):
         score = torch.empty_like(whitened[:, 0])
         score[order] = whitened.square().sum(dim=1) + self.constants[owner]
         return score.view(-1, count).amin(dim=1)
+
+
+def polynomials(means: Tensor, factors: Tensor, constants: Tensor) -> Tensor:
+    """Return the score of each component of a `GaussianMixture` as a polynomial of a cell: (1 + A + A², K) float64.
+
+    `powers(cells) @ polynomials(...)` are the scores of all components. For few axes that costs less than to choose the
+    nearest ones; in float64, as its terms are large beside their sum.
+    """
+    means, factors = exact(means), exact(factors)
+    inverse = factors @ factors.mT  # (K, A, A), of the covariances
+    linear = (inverse @ means[:, :, None])[:, :, 0]
+    constant = (linear * means).sum(dim=1, keepdim=True) + exact(constants)[:, None]
+    return torch.cat([constant, -2 * linear, inverse.flatten(1)], dim=1).T.contiguous()
+
+
+def powers(cells: Tensor) -> Tensor:
+    """Return 1, the cell, and the products of its axes, (M, A) -> (M, 1 + A + A²) float64."""
+    x = exact(cells)
+    return torch.cat([torch.ones_like(x[:, :1]), x, (x[:, :, None] * x[:, None, :]).flatten(1)], dim=1)
 
 
 class StandardizedMixture(Fitted):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from anomaly.nn.filters import area_resize, blurred_at, exact
-from anomaly.nn.mixture import GaussianMixture, k_means
+from anomaly.nn.mixture import GaussianMixture, k_means, polynomials, powers
 from anomaly.nn.whitening import Whitening
 
 WINDOWS = (0.02, 0.045, 0.09)
@@ -51,8 +51,7 @@ def grid_cells(film: Tensor, reconstruction: Tensor, mask: Tensor) -> tuple[Tens
     step = -(-side // CELLS)
     centers = slice(step // 2, None, step)
     features = []
-    for window in WINDOWS:
-        blurred = blurred_at(channels, window * side, centers)
+    for blurred in blurred_at(channels, [window * side for window in WINDOWS], centers):
         mean, square, level, level_square = (blurred[:, 1:] / blurred[:, :1].clamp(min=1e-6)).unbind(dim=1)
         variance = (level_square - level * level).clamp(min=0)
         features += [(square + FLOOR).log(), mean / (square + FLOOR).sqrt(), (variance + FLOOR).log()]
@@ -81,8 +80,17 @@ class ResidualMixture(nn.Module):
         self.mixture.fit(means, [white], SHRINKAGE)
 
     def forward(self, films: list[Tensor]) -> Tensor:
-        """Return the mean of -2 log density over each film's cells, up to a constant: N times (M, 9) -> (N,)."""
-        return torch.stack([self.mixture(self.whitening(cells)).mean() for cells in films])
+        """Return the mean over each film's cells of -2 log of the likeliest component's density, up to a constant.
+
+        N times (M, 9) -> (N,) float64.
+        """
+        mixture = self.mixture
+        mixture.check_fitted()
+        components = polynomials(mixture.means, mixture.factors, mixture.constants)
+        white = torch.cat([self.whitening(cells) for cells in films])
+        # Each film is multiplied by itself: the rounding of a product may depend on its number of rows.
+        parts = torch.split(powers(white), [len(cells) for cells in films])
+        return torch.stack([(part @ components).amin(dim=1).mean() for part in parts])
 
     def of_films(self, film: Tensor, reconstruction: Tensor, mask: Tensor) -> Tensor:
         """Return `forward` of the cells of films: arguments as in `residual_cells` -> (N,)."""
