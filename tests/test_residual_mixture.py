@@ -118,3 +118,8 @@ def test_a_films_score_is_that_of_the_likeliest_components_of_its_cells() -> Non
         expected.append((np.square(distance).sum(axis=2) + inner.constants.double().numpy()).min(axis=1).mean())
     assert mixture(cells).numpy() == pytest.approx(expected, abs=1e-9, rel=1e-9)
     assert torch.equal(mixture(cells)[1:], mixture(cells[1:])), "alone as in a batch, bit for bit"
+
+
+def test_no_films_have_no_cells() -> None:
+    none = torch.zeros(0, 1, SIDE, SIDE)
+    assert residual_cells(none, none, none > 0) == []

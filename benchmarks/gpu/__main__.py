@@ -13,15 +13,17 @@ import torch
 from anomaly.memory import keep_freed_memory
 from anomaly.runs import versions
 from anomaly.training.device import make_repeatable
-from benchmarks.gpu import correctness, epochs, films, processes, speed
+from benchmarks.gpu import correctness, epochs, films, processes, scoring, speed
 from benchmarks.gpu.lines import Lines
 from benchmarks.gpu.setting import PAPER_MODELS, Setting
 from benchmarks.record import command_line, machine
 
-PARTS = ("rates", "check", "steps", "epochs", "repeat", "two", "kernels", "compile", "low", "full", "arms")
+PARTS = ("rates", "check", "steps", "epochs", "scoring", "repeat", "two", "kernels", "compile", "low", "full", "arms")
 """By what they tell, most first."""
 COMPILING = 40.0
 """Seconds that compiling a model is known to take at least."""
+UNTRAINED = ("feature_mixture",)
+"""Models that take no steps: they are only scored."""
 
 
 def arguments() -> argparse.Namespace:
@@ -36,7 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--check-size", type=int, help="of the films that correctness is checked on (128; 32)")
     parser.add_argument("--batch", type=int, help="films a batch at most (as the preset has it; on a processor 8)")
     parser.add_argument("--preset", choices=("paper", "standard", "fast"), help="(paper; on a processor fast)")
-    parser.add_argument("--models", default=",".join(correctness.MODELS), help="comma list")
+    parser.add_argument("--models", default=",".join((*correctness.MODELS, *UNTRAINED)), help="comma list")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of every training")
     parser.add_argument("--parts", default=",".join(PARTS), help="comma list, in order")
     return parser.parse_args()
@@ -48,6 +50,8 @@ class Benchmark:
     def __init__(self, lines: Lines, setting: Setting, check_side: int, models: Sequence[str]) -> None:
         self.lines, self.setting, self.check_side = lines, setting, check_side
         self.cases = {name: setting.case(name) for name in PAPER_MODELS if name in models}
+        self.scored = {name: self.cases.get(name) or setting.case(name) for name in models}
+        models = [name for name in models if name not in UNTRAINED]
         self.checked = {name: setting.case(name, side=check_side, batch=8) for name in models}
         self.rates = speed.Rates(1e12, 1e12, 1e12, 1e12)  # until they are measured
 
@@ -78,6 +82,9 @@ class Benchmark:
                     attempt("step", f"{case.label}, {arm}", work, needs=COMPILING if part == "compile" else 0.0)
         elif part == "epochs":
             self.epochs()
+        elif part == "scoring":
+            for case in self.scored.values():
+                attempt("scoring", f"{case.name} {case.size} px", partial(scoring.films_a_second, case))
         elif part == "two":
             attempt("two processes", f"cae {side} px", partial(processes.two_as_one, setting, side), needs=5.0)
         elif part == "repeat":

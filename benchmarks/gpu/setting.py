@@ -20,8 +20,11 @@ from anomaly.training.trainer import Trainer
 from benchmarks.gpu.films import load
 
 PAPER_MODELS = ("cae", "vae", "dcgan", "bigan", "alphagan")
-CLASSIFIERS = {"paper": "mura", "standard": "standard", "fast": "fast"}
-"""Preset of the five models -> the classifier's."""
+PRESETS = {
+    "classifier": {"paper": "mura", "standard": "standard", "fast": "fast"},
+    "feature_mixture": {"paper": "standard", "standard": "standard", "fast": "fast"},
+}
+"""Other model -> preset of the five models -> its own."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Setting:
 
     def case(self, name: str, *settings: str, side: int | None = None, batch: int | None = None) -> "Case":
         """Return a model with its preset and further settings, at its own size and batch or at those given."""
-        preset = self.preset if name in PAPER_MODELS else CLASSIFIERS[self.preset]
+        preset = PRESETS[name][self.preset] if name in PRESETS else self.preset
         _, training = resolve(name, preset, ())
         size = side or min(self.side, training.size or self.side)
         count = min(batch or training.batch_size, self.most)
