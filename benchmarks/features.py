@@ -83,8 +83,8 @@ def keep(prepared: Prepared, films: FilmSet, limit: int) -> tuple[NDArray[np.flo
         place = 0
         with torch.inference_mode():
             for batch in batches(films, CPU):
-                for film, mask in zip(model.levels(batch), batch.mask, strict=True):
-                    features[place], inside[place] = model.features(film[None]).numpy(), model.inside(mask).numpy()
+                for own, mask in zip(model.features(model.levels(batch)), batch.mask, strict=True):
+                    features[place], inside[place] = own.numpy(), model.inside(mask).numpy()
                     place += 1
         features.flush()
         inside.flush()

@@ -68,7 +68,7 @@ def extract(films: FilmSet, backbone: Backbone, folder: Path, device: torch.devi
     for batch in batches(films, device):
         for film, mask in zip(batch.film, batch.mask, strict=True):
             with torch.inference_mode():
-                own = backbone(film[None]).cpu()
+                own = backbone(film[None])[0].cpu()
             if features is None:
                 channels = own.shape[1]
                 shape = len(films), count, channels

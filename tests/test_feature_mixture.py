@@ -139,7 +139,7 @@ def test_b0_is_torchvisions() -> None:
     film = torch.rand(1, 1, 64, 64)
     for model in (backbone.train(), backbone.eval()):
         x = (film - backbone.shift) / backbone.spread
-        torch.testing.assert_close(model(film), theirs.features[:-1](x)[0].flatten(1).T, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(film), theirs.features[:-1](x).flatten(2).mT, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -222,7 +222,7 @@ def test_weights_of_a_package_are_kept_as_safetensors(package: Path, tmp_path: P
     model.load_pretrained(kept)
     film = torch.rand(1, 1, 64, 64)
     x = ((film - 127 / 255) / (128 / 255)).expand(-1, 3, -1, -1)
-    features = model.backbone(film)[:, -40:]  # block 4 lies on the cells as it is
+    features = model.backbone(film)[0, :, -40:]  # block 4 lies on the cells as it is
     torch.testing.assert_close(features, plain(x, tensors, "lite0", 5)[4][0].flatten(1).T, rtol=1e-3, atol=1e-3)
 
 
@@ -438,7 +438,7 @@ def test_a_cell_is_averaged_over_its_neighbors_within_the_film() -> None:
 
 def test_features_are_those_of_the_blocks() -> None:
     assert channel_count("lite0", (4, 10, 14)) == 344
-    assert model_of(blocks="14,4,10,4").backbone(torch.rand(1, 1, 64, 64)).shape == (64, 344)
+    assert model_of(blocks="14,4,10,4").backbone(torch.rand(1, 1, 64, 64)).shape == (1, 64, 344)
 
 
 def test_a_run_needs_nothing_but_its_folder(cache: Cache, tmp_path: Path, normal: Films) -> None:

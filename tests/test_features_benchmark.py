@@ -35,7 +35,7 @@ def own_cache(cache: Cache, tmp_path: Path) -> Cache:
 def test_kept_features_give_the_scores_of_films(own_cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, once what the network says is rounded to what is kept of it."""
     whole = FeatureMixture.features
-    monkeypatch.setattr(FeatureMixture, "features", lambda self, film: whole(self, film).half().float())
+    monkeypatch.setattr(FeatureMixture, "features", lambda *given: (own.half().float() for own in whole(*given)))
     prepared = _prepared(arguments(own_cache), [*SMALL, "blocks=2,4"])
     films = prepared.films("train")
     features, inside = keep(prepared, films, 10**9)

@@ -186,3 +186,10 @@ def test_moments_without_a_part_are_those_of_the_rest() -> None:
     rest = each[0].plus(each[1]).plus(each[1], -1)
     torch.testing.assert_close(rest.covariances(), each[0].covariances())
     torch.testing.assert_close(rest.means(), each[0].means())
+
+
+def test_copied_factors_give_the_scores_of_products_by_component() -> None:
+    """The way of a GPU."""
+    cells = drawn(3)
+    mixture = fitted(cells, 20)
+    assert mixture._gathered(cells).numpy() == pytest.approx(mixture(cells).numpy(), rel=1e-4, abs=1e-4)

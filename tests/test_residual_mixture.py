@@ -8,7 +8,7 @@ from torch import Tensor
 from anomaly.data.batch import Batch
 from anomaly.models.reconstructor import Reconstructor
 from anomaly.nn import residual_mixture
-from anomaly.nn.residual_mixture import CELLS, CellSample, ResidualMixture, residual_cells
+from anomaly.nn.residual_mixture import CELLS, CellSample, ResidualMixture, grid_cells, mean_over_grid, residual_cells
 
 SIDE = 64
 
@@ -123,3 +123,14 @@ def test_a_films_score_is_that_of_the_likeliest_components_of_its_cells() -> Non
 def test_no_films_have_no_cells() -> None:
     none = torch.zeros(0, 1, SIDE, SIDE)
     assert residual_cells(none, none, none > 0) == []
+
+
+def test_all_cells_of_a_grid_at_once_score_as_those_under_the_mask() -> None:
+    """The way of a GPU and of an exported graph."""
+    mixture = fitted()
+    film, reconstruction, mask = drawn(3, 4)
+    mask[1, :, :20] = False
+    mask[2] = False
+    cells, inside = grid_cells(film, reconstruction, mask)
+    whole = mean_over_grid(mixture.whitening(cells), inside, mixture._components())
+    assert whole.numpy() == pytest.approx(mixture.of_films(film, reconstruction, mask).numpy(), rel=1e-5)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from anomaly.nn.atypicality import NEIGHBORS, Atypicality
-from anomaly.nn.mixture import NEAREST, GaussianMixture, StandardizedMixture, nearest_means, polynomials, powers
+from anomaly.nn.mixture import NEAREST, GaussianMixture, StandardizedMixture, nearest_means, polynomials
 from anomaly.nn.p_values import KNOTS, TINY, PValue
-from anomaly.nn.residual_mixture import ResidualMixture, grid_cells
+from anomaly.nn.residual_mixture import ResidualMixture, grid_cells, mean_over_grid
 
 Forms = dict[type[nn.Module], Callable[[Any], nn.Module]]
 
@@ -168,10 +168,8 @@ class ResidualMixtureForm(nn.Module):
     def of_films(self, film: Tensor, reconstruction: Tensor, mask: Tensor) -> Tensor:
         """(N, 1, S, S) each -> (N,) float64."""
         cells, inside = grid_cells(film, reconstruction, mask)
-        white = self.whitening(cells.flatten(0, 1))
-        score = (powers(white) @ self.components).amin(dim=1).view(inside.shape)
-        mean: Tensor = (score * inside).sum(dim=1) / inside.sum(dim=1)
-        return mean
+        white = self.whitening(cells.flatten(0, 1)).view(*cells.shape[:2], -1)
+        return mean_over_grid(white, inside, self.components)
 
 
 class PValueForm(nn.Module):

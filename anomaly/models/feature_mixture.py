@@ -238,12 +238,15 @@ class FeatureMixture(Detector):
             return _local_levels(batch.film, batch.mask, WINDOW * self.size)
         return batch.film
 
-    def features(self, film: Tensor) -> Tensor:
-        """Return what the network says of every cell of one film: (1, 1, S, S), 0 off its mask -> (G², C)."""
-        if self.config.enlarge > 1:
-            film = interpolate(film, scale_factor=float(self.config.enlarge), mode="bilinear", align_corners=False)
-        features: Tensor = self.backbone(film)
-        return features
+    def features(self, films: Tensor) -> Iterator[Tensor]:
+        """Yield what the network says of every cell of each film: (N, 1, S, S), 0 off their masks -> (G², C) each.
+
+        A processor takes films one by one, so that none sees its batch; a GPU would wait for each one's launches.
+        """
+        for some in torch.split(films, 1 if films.device.type == "cpu" else len(films)):
+            if self.config.enlarge > 1:
+                some = interpolate(some, scale_factor=float(self.config.enlarge), mode="bilinear", align_corners=False)
+            yield from self.backbone(some)
 
     def inside(self, mask: Tensor) -> Tensor:
         """Return which cells of a film lie under its mask by half or more: (1, S, S) -> (G, G) bool.
@@ -321,10 +324,9 @@ class FeatureMixture(Detector):
         """
         pooled: dict[str, list[Tensor]] = {name: [] for name in self.score_names}
         drawn = []
-        films = self.levels(batch)
-        for film, mask in zip(films, batch.mask, strict=True):  # one by one, so that none sees its batch
+        for features, mask in zip(self.features(self.levels(batch)), batch.mask, strict=True):
             inside = self.inside(mask)
-            cells = self.score_cells(self.gather(self.features(film[None]), inside))  # (M,)
+            cells = self.score_cells(self.gather(features, inside))  # (M,)
             for name, value in pool(cells).items():
                 pooled[name].append(value)
             if maps:
@@ -370,8 +372,9 @@ class _Passed:
 
     def __iter__(self) -> Iterator[Tensor]:
         for batch in self.batches:
-            for film, mask in zip(self.model.levels(batch), batch.mask, strict=True):
-                yield self.model.gather(self.model.features(film[None]), self.model.inside(mask))
+            features = self.model.features(self.model.levels(batch))
+            for own, mask in zip(features, batch.mask, strict=True):
+                yield self.model.gather(own, self.model.inside(mask))
 
     def evenly(self, count: int) -> "_Passed":
         return _Passed(self.model, self.batches.evenly(count))

@@ -69,7 +69,8 @@ def _variant(name: BackboneName) -> str:
 class Backbone(nn.Module):
     """The first blocks of an ImageNet network, without parameters: all its tensors are buffers, nothing is trained.
 
-    Features of one film at a time: a batch is no faster on a processor, and its rounding would depend on its size.
+    On a processor features of one film at a time: a batch is no faster there, and its rounding would depend on its
+    size.
     """
 
     shift: Tensor  # (1, 3, 1, 1) mean of the normalization
@@ -91,18 +92,18 @@ class Backbone(nn.Module):
         self.cells = next(grid for grid in grids if grid.stride == stride)
         self.maps = {index: grids[index] for index in blocks}
 
-    def forward(self, film: Tensor) -> Tensor:
-        """Return the features of the cells of one film, row by row: (1, 1, S, S) in [0, 1] -> (G², C)."""
-        x = ((film - self.shift) / self.spread).contiguous(memory_format=torch.channels_last)
+    def forward(self, films: Tensor) -> Tensor:
+        """Return the features of the cells of each film, row by row: (N, 1, S, S) in [0, 1] -> (N, G², C)."""
+        x = ((films - self.shift) / self.spread).contiguous(memory_format=torch.channels_last)
         features = []
         for index, output in enumerate(self.network(x)):
             if index in self.maps:
                 grid = self.maps[index]
-                aligned = output[0].contiguous()  # (C, h, w)
+                aligned = output.contiguous()  # (N, C, h, w)
                 if grid != self.cells:
-                    aligned = resample(aligned, resampling(grid, self.cells, film.device))
+                    aligned = resample(aligned, resampling(grid, self.cells, films.device))
                 features.append(aligned)
-        return torch.cat(features).flatten(1).T.contiguous()
+        return torch.cat(features, dim=1).flatten(2).transpose(1, 2).contiguous()
 
     def load_published(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up weights under the names of the published network; KeyError or RuntimeError where they don't fit."""

@@ -84,9 +84,7 @@ class ResidualMixture(nn.Module):
 
         N times (M, 9) -> (N,) float64.
         """
-        mixture = self.mixture
-        mixture.check_fitted()
-        components = polynomials(mixture.means, mixture.factors, mixture.constants)
+        components = self._components()
         white = torch.cat([self.whitening(cells) for cells in films])
         # Each film is multiplied by itself: the rounding of a product may depend on its number of rows.
         parts = torch.split(powers(white), [len(cells) for cells in films])
@@ -94,8 +92,26 @@ class ResidualMixture(nn.Module):
 
     def of_films(self, film: Tensor, reconstruction: Tensor, mask: Tensor) -> Tensor:
         """Return `forward` of the cells of films: arguments as in `residual_cells` -> (N,)."""
-        score: Tensor = self(residual_cells(film, reconstruction, mask))
-        return score
+        if film.device.type == "cpu":
+            score: Tensor = self(residual_cells(film, reconstruction, mask))
+            return score
+        # All cells, also those that don't count: to choose them a GPU would be waited for, film by film.
+        cells, inside = grid_cells(film, reconstruction, mask)
+        return mean_over_grid(self.whitening(cells), inside, self._components())
+
+    def _components(self) -> Tensor:
+        self.mixture.check_fitted()
+        return polynomials(self.mixture.means, self.mixture.factors, self.mixture.constants)
+
+
+def mean_over_grid(cells: Tensor, inside: Tensor, components: Tensor) -> Tensor:
+    """Return the mean over a film's cells inside of the likeliest component's score, all films at once.
+
+    cells  (N, G², A), whitened.    inside  (N, G²) bool.    components  as from `polynomials`. Returns (N,) float64.
+    """
+    score = (powers(cells.flatten(0, 1)) @ components).amin(dim=1).view(inside.shape)
+    mean: Tensor = (score * inside).sum(dim=1) / inside.sum(dim=1)
+    return mean
 
 
 class CellSample:

@@ -10,15 +10,14 @@ from preprocessing import InputError
 
 
 def make_repeatable(device: torch.device) -> None:
-    """Ask for the same numbers from the same inputs: exact on a CPU, and on a GPU except for self-attention (BiGAN,
-    alpha-GAN), whose gradient is summed in an order that varies.
+    """Ask for the same numbers from the same inputs, bit for bit on a CPU and on a GPU of NVIDIA.
 
     TF32, which a GPU would take for float32 unasked, is off: thresholds found on one machine hold on another.
     """
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without, the order of its sums may change
     # As use_deterministic_algorithms, which loads a compiler on the way: a second of every start.
-    torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
+    torch.set_deterministic_debug_mode("default" if device.type == "mps" else "error")
     # A help to find bugs, for which all memory is written twice.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_float32_matmul_precision("highest")

@@ -103,8 +103,6 @@ class Case:
         """Return a trainer as `anomaly train` makes it, of the same first weights every time."""
         chosen = device or self.setting.device
         make_repeatable(chosen)
-        if self.setting.device.type == "cuda":
-            torch.set_deterministic_debug_mode("default")  # also after a trainer on the processor
         kind = find_model(self.name)
         config, training = resolve(self.name, self.preset, (*self.settings, *settings))
         torch.manual_seed(0)

@@ -59,6 +59,8 @@ def measure_rates(setting: Setting) -> Rates:
 def _set(arm: str) -> None:
     """Set what an arm differs in, after `make_repeatable`, which every trainer calls and which resets it."""
     torch.backends.cudnn.deterministic = "not repeatable" not in arm and "timing" not in arm
+    if "not repeatable" in arm:
+        torch.set_deterministic_debug_mode("default")
     torch.backends.cudnn.benchmark = "timing" in arm
     if arm.startswith("TF32"):
         torch.set_float32_matmul_precision("high")
