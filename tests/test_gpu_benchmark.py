@@ -20,7 +20,7 @@ from anomaly.models import find_model
 from anomaly.models.base import Step
 from anomaly.pipeline.plan import resolve
 from anomaly.training import replay
-from anomaly.training.device import make_repeatable
+from anomaly.training.device import make_repeatable, repeatable_attention
 from anomaly.training.replay import WARM_UP, Replay
 from anomaly.training.trainer import Trainer
 from benchmarks.gpu.films import draw
@@ -183,6 +183,17 @@ def trained(name: str, device: str, *settings: str, films: Films) -> dict[str, t
     for number in (1, 2, 3):
         made.train_epoch(number)
     return {key: value.cpu() for key, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(("name", "device", "asked"), [("bigan", "cuda", 2), ("cae", "cuda", 0), ("bigan", "cpu", 2)])
+def test_repeatable_kernels_are_asked_for_where_attention_needs_them(name: str, device: str, asked: int) -> None:
+    usual = 2 if device == "cpu" else 0  # torch's numbers: 2 refuses what isn't repeatable
+    torch.set_deterministic_debug_mode(usual)
+    model = find_model(name)(resolve(name, "fast", ("width=4",))[0], 32)
+    with pytest.raises(ValueError, match="diverged"), repeatable_attention(torch.device(device), model):
+        assert torch.get_deterministic_debug_mode() == asked
+        raise ValueError("diverged")
+    assert torch.get_deterministic_debug_mode() == usual
 
 
 def test_a_new_learning_rate_discards_recordings(recorded: list[tuple[int, ...]], rng: np.random.Generator) -> None:

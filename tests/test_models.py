@@ -14,6 +14,7 @@ from anomaly.data.batch import Batch, as_batch, batches
 from anomaly.data.dataset import Films, FilmSet
 from anomaly.models import ZOO, find_model
 from anomaly.models.base import Detector
+from anomaly.nn.attention import SelfAttention
 from anomaly.pipeline.plan import resolve, settings_of
 from anomaly.runs import Run
 from anomaly.training.config import TrainConfig
@@ -183,6 +184,10 @@ def test_one_pass_gives_scores_map_and_reconstruction(ready: Detector, batch: Ba
 
 
 @torch.inference_mode()
+def test_a_model_with_self_attention_says_so(model: Detector) -> None:
+    assert model.self_attention or not any(isinstance(part, SelfAttention) for part in model.modules())
+
+
 def test_a_preview_needs_no_reference_and_leaves_the_model_as_it_was(model: Detector, batch: Batch) -> None:
     model.eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}

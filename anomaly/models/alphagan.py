@@ -182,6 +182,7 @@ class AlphaGAN(Reconstructor):
         "code_rate": Range(0.1, 10.0, log=True),
     }
     replayable = True
+    self_attention = True
     low_precision = True
     score_names = (*Reconstructor.score_names, "discriminator", "code", "discriminator_code")
 

@@ -76,6 +76,8 @@ class Model(nn.Module):
     replayable: ClassVar[bool] = False
     """Whether `training_steps` does the same operations for all batches of one shape, none decided in Python by a value
     or a counter, and never waits for the device: then a GPU can replay them as a CUDA graph."""
+    self_attention: ClassVar[bool] = False
+    """Whether its steps have self-attention, whose gradient a GPU sums in an order that varies, unless told not to."""
     space: ClassVar[Space] = {}
     """What `anomaly tune` searches, where a model has something to search. Only settings that leave `validation_loss`
     the same yardstick: a weight within that loss would be chosen for making it small, not for a better model."""

@@ -161,6 +161,7 @@ class BiGAN(Reconstructor):
         "discriminator_rate": Range(0.1, 10.0, log=True),
     }
     replayable = True
+    self_attention = True
     low_precision = True
     score_names = (*Reconstructor.score_names, "discriminator")
 

@@ -1,28 +1,48 @@
 """Device, precision and repeatability."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
+from anomaly.models.base import Model
 from anomaly.training import measured
 from anomaly.training.config import Precision
 from preprocessing import InputError
 
 
 def make_repeatable(device: torch.device) -> None:
-    """Ask for the same numbers from the same inputs, bit for bit on a CPU and on a GPU of NVIDIA.
+    """Ask for the same numbers from the same inputs: exact on a CPU, and on a GPU with `repeatable_attention`.
 
     TF32, which a GPU would take for float32 unasked, is off: thresholds found on one machine hold on another.
     """
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without, the order of its sums may change
     # As use_deterministic_algorithms, which loads a compiler on the way: a second of every start.
-    torch.set_deterministic_debug_mode("default" if device.type == "mps" else "error")
+    torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "default")
     # A help to find bugs, for which all memory is written twice.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+
+@contextmanager
+def repeatable_attention(device: torch.device, model: Model) -> Iterator[None]:
+    """Within, let the gradient of a model's self-attention be summed in one order on a GPU, which takes longer.
+
+    Such kernels are taken where torch is to refuse all others. Only for these models: of some operations that others
+    need, as VGG16's pooling to a fixed size, it has no repeatable ones.
+    """
+    asked = device.type == "cuda" and model.self_attention
+    if asked:
+        torch.set_deterministic_debug_mode("error")
+    try:
+        yield
+    finally:
+        if asked:
+            torch.set_deterministic_debug_mode("default")
 
 
 def choose_device(name: str) -> torch.device:

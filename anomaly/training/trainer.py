@@ -17,7 +17,7 @@ epoch 0. One that is stopped, by hand or at a deadline, ends between two batches
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from anomaly.runs import CHECKPOINT, Run, checkpoint_state, to_csv
 from anomaly.sealed import sealed_tensors
 from anomaly.training.compiling import COMPILED, compilable
 from anomaly.training.config import EpochReport, Precision, State, TrainConfig
+from anomaly.training.device import repeatable_attention
 from anomaly.training.measured import choose_kernels
 from anomaly.training.optimizers import OPTIMIZERS, Optimizer
 from anomaly.training.replay import Replay
@@ -245,9 +246,10 @@ class Trainer:
                 self.replay.clear()
             optimizer.rate = rate
 
-    def steps(self, batch: Batch) -> Iterable[Step]:
+    def steps(self, batch: Batch) -> Iterator[Step]:
         """Apply the model's steps, replayed where they can be."""
-        return self.replay.steps(self.apply_steps, batch) if self.replay else self.apply_steps(batch)
+        with repeatable_attention(self.device, self.model):
+            yield from self.replay.steps(self.apply_steps, batch) if self.replay else self.apply_steps(batch)
 
     def apply_steps(self, batch: Batch) -> Iterator[Step]:
         """Apply the model's steps one by one."""
