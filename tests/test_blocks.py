@@ -12,6 +12,7 @@ from anomaly.nn import attention
 from anomaly.nn.attention import SelfAttention, attend
 from anomaly.nn.blocks import Convolution, FromPoint, ToPoint, TransposedConvolution
 from anomaly.nn.cpu_kernels import BLOCK_PRODUCTS
+from anomaly.nn.folding import fold_batch_norms
 from anomaly.nn.spectral import spectral_norm
 from anomaly.pipeline.plan import resolve
 
@@ -188,3 +189,20 @@ def test_judging_batches_in_one_pass_is_judging_each_beside_its_own(name: str) -
     together: list[Tensor] = judge.judged(first, second)  # type: ignore[operator]
     for batch, logits in zip((first, second), together, strict=True):
         assert torch.allclose(logits, judge(batch), atol=1e-5)
+
+
+def test_folded_normalizations_change_no_output() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(2, 5, 3, bias=False), nn.BatchNorm2d(5), nn.ReLU()), nn.Conv2d(5, 4, 1))
+    net.append(nn.BatchNorm2d(4, affine=False)).append(nn.BatchNorm2d(4))  # the last one follows no convolution
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.1, 2)
+    net.eval()
+    x = torch.randn(3, 2, 9, 9)
+    expected = net(x)
+    fold_batch_norms(net)
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in net.modules()) == 1
+    torch.testing.assert_close(net(x), expected, rtol=1e-5, atol=1e-6)

@@ -14,6 +14,7 @@ from anomaly.localization.detection import Detection, LocalizationCalibration
 from anomaly.localization.locate import locate, segment
 from anomaly.localization.packaged import load_packaged, packaged_net
 from anomaly.localization.predict import detect_films, load_localization_model
+from anomaly.nn.folding import fold_batch_norms
 from anomaly.runs import Run
 from anomaly.training.device import make_repeatable
 from preprocessing import InputError, steps
@@ -77,10 +78,13 @@ def load_once(folder: str, name: str, digest: str) -> tuple[LocalizationModel, i
     if found != digest:
         place = folder or f"the package's {name}"
         raise InputError(f"{place} has changed while films were prepared with it; give the command again")
-    if not folder:
-        return load_packaged(name, CPU), packaged.size, packaged.threshold
-    threshold = run.read("calibration.json", LocalizationCalibration).threshold
-    return load_localization_model(run, CPU), int(run.config.size), threshold
+    if folder:
+        model, size = load_localization_model(run, CPU), int(run.config.size)
+        threshold = run.read("calibration.json", LocalizationCalibration).threshold
+    else:
+        model, size, threshold = load_packaged(name, CPU), packaged.size, packaged.threshold
+    fold_batch_norms(model)
+    return model, size, threshold
 
 
 # --- callables ------------------------------------------------------------------------------------------------------
