@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from anomaly.cli.demo import _fewer_components
 from anomaly.data.batch import Batch
 from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.calibration import Calibration
@@ -150,3 +151,8 @@ def test_without_weights_the_demo_shows_the_cae_and_says_why(
     )
     named = [line.split(":")[0].strip() for line in out.partition("Open these:")[2].splitlines() if "runs/" in line]
     assert named and all(Path(name).exists() for name in named if not name.startswith("next"))
+
+
+def test_few_and_small_films_get_fewer_components_than_the_preset_has(cache: Cache) -> None:
+    (setting,) = _fewer_components(cache.path)
+    assert setting.startswith("components=") and 1 <= int(setting.partition("=")[2]) < 1000

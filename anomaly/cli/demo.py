@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from anomaly.cli.declare import command
 from anomaly.cli.films import inspect, phantom, preprocess
@@ -24,6 +24,7 @@ from preprocessing import InputError
 
 if TYPE_CHECKING:
     from anomaly.evaluation.figures import Metrics
+    from anomaly.models.feature_mixture import FeatureMixtureConfig
     from anomaly.pipeline.open_run import OpenRun
 
 FOCAL, BY = "feature_mixture", "max"
@@ -89,9 +90,22 @@ def _steps(options: DemoOptions, cache: Path, focal: Path | None, cae: Path) -> 
     )
     yield ("inspect", cache, "--sheet", sheet), lambda: inspect(InspectOptions(cache, sheet=sheet))
     if focal is not None:
+        settings = _fewer_components(cache)
         yield (
-            ("train", FOCAL, "--preset", "focal", "--cache", cache, "--out", focal),
-            lambda: train(TrainOptions(FOCAL, cache, preset="focal", out=focal, resume=focal.exists())),
+            (
+                "train",
+                FOCAL,
+                "--preset",
+                "focal",
+                *(word for one in settings for word in ("--set", one)),
+                "--cache",
+                cache,
+                "--out",
+                focal,
+            ),
+            lambda: train(
+                TrainOptions(FOCAL, cache, preset="focal", settings=settings, out=focal, resume=focal.exists())
+            ),
         )
         yield ("score", focal, "--by", BY), lambda: score(ScoreOptions(focal, by=BY, workers=workers))
         yield (
@@ -104,6 +118,23 @@ def _steps(options: DemoOptions, cache: Path, focal: Path | None, cae: Path) -> 
         lambda: train(TrainOptions("cae", cache, preset="fast", settings=(small,), out=cae, resume=cae.exists())),
     )
     yield ("score", cae), lambda: score(ScoreOptions(cae, workers=workers))
+
+
+def _fewer_components(cache: Path) -> tuple[str, ...]:
+    """Return the setting for films so few or small that the preset's components would have too few cells, or none."""
+    import numpy as np
+
+    from anomaly.models.feature_mixture import LEAST_CELLS
+    from anomaly.pipeline.plan import resolve
+    from preprocessing.cache.reader import Cache
+
+    films = Cache(cache)
+    normal = np.flatnonzero(films.index["label"] == 0)
+    pixels = sum(int(films.masks("full-he", rows).sum()) for rows in np.array_split(normal, 1 + len(normal) // 16))
+    model = cast("FeatureMixtureConfig", resolve(FOCAL, "focal", ())[0])
+    # About half of the films are trained on; a mask that covers less than half of a cell does not count.
+    most = pixels // model.stride**2 // 4 // LEAST_CELLS
+    return () if most >= model.components else (f"components={max(1, most)}",)
 
 
 def _focal_pictures(folder: Path, focal: Path, cae: Path) -> dict[Path, str]:
