@@ -45,12 +45,24 @@ def test_it_runs_to_its_end_on_a_processor_without_image_libraries(tmp_path: Pat
     films, out = tmp_path / "films.h5", tmp_path / "gpu.jsonl"
     assert draw(films, patients=8, size=32) >= 8
     code = "import runpy; sys.argv[0] = 'gpu'; runpy.run_module('benchmarks.gpu', run_name='__main__')"
-    small = ["--size", "32", "--check-size", "32", "--batch", "4", "--models", "cae", "--minutes", "2"]
+    small = [
+        "--size",
+        "32",
+        "--check-size",
+        "32",
+        "--batch",
+        "4",
+        "--models",
+        "cae,feature_mixture",
+        "--minutes",
+        "2",
+    ]
     parts = ["--device", "cpu", "--parts", "rates,check,steps,epochs,scoring,repeat,kernels,compile"]
     done = python(code, "--films", str(films), "--out", str(out), *small, *parts)
     assert done.returncode == 0, done.stderr + done.stdout
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    parts_done = ["machine", "rates", "one step", "scores", "augmentation", "step", "epoch", "grid", "scoring"]
+    checked = ["one step", "scores", "scores", "augmentation"]
+    parts_done = ["machine", "rates", *checked, "step", "epoch", "grid", "scoring", "scoring"]
     assert [line["section"] for line in lines] == [*parts_done, "repeated and resumed", "end"]
     assert all(line.get("passed", True) and "failed" not in line for line in lines[:-1])
     assert lines[-1]["failed"] == lines[-1]["not_passed"] == lines[-1]["left_out"] == []

@@ -15,15 +15,13 @@ from anomaly.runs import versions
 from anomaly.training.device import make_repeatable
 from benchmarks.gpu import correctness, epochs, films, processes, scoring, speed
 from benchmarks.gpu.lines import Lines
-from benchmarks.gpu.setting import PAPER_MODELS, Setting
+from benchmarks.gpu.setting import PAPER_MODELS, UNTRAINED, Setting
 from benchmarks.record import command_line, machine
 
 PARTS = ("rates", "check", "steps", "epochs", "scoring", "repeat", "two", "kernels", "compile", "low", "full", "arms")
 """By what they tell, most first."""
 COMPILING = 40.0
 """Seconds that compiling a model is known to take at least."""
-UNTRAINED = ("feature_mixture",)
-"""Models that take no steps: they are only scored."""
 
 
 def arguments() -> argparse.Namespace:
@@ -51,6 +49,7 @@ class Benchmark:
         self.lines, self.setting, self.check_side = lines, setting, check_side
         self.cases = {name: setting.case(name) for name in PAPER_MODELS if name in models}
         self.scored = {name: self.cases.get(name) or setting.case(name) for name in models}
+        self.fitted = {name: setting.case(name, side=check_side, batch=8) for name in models if name in UNTRAINED}
         models = [name for name in models if name not in UNTRAINED]
         self.checked = {name: setting.case(name, side=check_side, batch=8) for name in models}
         self.rates = speed.Rates(1e12, 1e12, 1e12, 1e12)  # until they are measured
@@ -70,6 +69,8 @@ class Benchmark:
             for name, case in self.checked.items():
                 attempt("one step", f"{name}, float32", partial(correctness.one_step, case, "float32"))
                 attempt("scores", name, partial(correctness.scores, case, epochs=2))
+            for name, case in self.fitted.items():
+                attempt("scores", name, partial(correctness.scores, case, epochs=0))
             attempt("augmentation", f"{side} px", partial(correctness.augmentation, setting, side))
         elif part == "low":
             for name, case in self.checked.items() if on_gpu else ():

@@ -2,17 +2,13 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from anomaly.data.batch import as_batch, batches
 from anomaly.data.dataset import chunk_length
 from anomaly.evaluation.torch_scorer import TorchScorer
-from anomaly.models import find_detector
-from anomaly.models.base import Detector
-from anomaly.pipeline.plan import resolve
-from anomaly.training.device import make_repeatable
 from benchmarks.gpu.films import repeated
 from benchmarks.gpu.setting import Case, Setting
 from benchmarks.gpu.speed import idle
@@ -28,8 +24,7 @@ def films_a_second(case: Case) -> dict[str, Any]:
     """Time the network alone, all scores, and scores with maps, of an untrained model in float32."""
     setting = case.setting
     setting.clear()
-    make_repeatable(setting.device)
-    model = _model(case)
+    model = case.model()
     with torch.inference_mode():
         normal = case.films.part(case.films.label == 0)
         model.fit_reference(batches(repeated(normal, FITTED), setting.device))
@@ -48,16 +43,6 @@ def films_a_second(case: Case) -> dict[str, Any]:
         if setting.device.type == "cuda":
             figures |= idle(setting, sides["scores"])
     return figures
-
-
-def _model(case: Case) -> Detector:
-    kind = find_detector(case.name)
-    torch.manual_seed(0)
-    model = kind(resolve(case.name, case.preset, case.settings)[0], case.size)
-    return cast(
-        "Detector",
-        model.to(device=case.setting.device, memory_format=torch.channels_last).eval(),  # type: ignore[call-overload]
-    )
 
 
 def _rate(setting: Setting, work: Callable[[], object], films: int) -> dict[str, float]:

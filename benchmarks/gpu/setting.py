@@ -12,7 +12,8 @@ import torch
 from anomaly.data.batch import Batch
 from anomaly.data.dataset import Films
 from anomaly.distributed import SINGLE_PROCESS, World
-from anomaly.models import find_model
+from anomaly.models import find_detector, find_model
+from anomaly.models.base import Detector
 from anomaly.pipeline.plan import resolve
 from anomaly.training.config import Precision
 from anomaly.training.device import make_repeatable
@@ -25,6 +26,9 @@ PRESETS = {
     "feature_mixture": {"paper": "standard", "standard": "standard", "fast": "fast"},
 }
 """Other model -> preset of the five models -> its own."""
+UNTRAINED = ("feature_mixture",)
+"""Models that take no steps: they are fitted and scored."""
+FEW_CELLS = 256  # px
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,17 @@ class Case:
         """All films that the model learns from: normal ones, or for labels both."""
         films = self.setting.all_films(self.size)
         return films if find_model(self.name).targets == "labels" else films.part(films.label == 0)
+
+    def model(self, device: torch.device | None = None) -> Detector:
+        """Return a detector of the same first weights every time, in evaluation mode."""
+        chosen = device or self.setting.device
+        make_repeatable(chosen)
+        torch.manual_seed(0)
+        # Small films, as on a processor, have too few cells for more.
+        few = ("components=10", "axes=16") if self.name == "feature_mixture" and self.size < FEW_CELLS else ()
+        config, _ = resolve(self.name, self.preset, (*self.settings, *few))
+        model = find_detector(self.name)(config, self.size)
+        return model.to(device=chosen, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
     def trainer(
         self,
