@@ -112,11 +112,12 @@ class Writer:
         lines, arrays_of_rows = [index_line(row) for row in rows], [row_arrays(row, self.header) for row in rows]
         if self._rows + len(rows) > self._capacity:
             self._grow()
+        output = self._open_output
         for i, (line, arrays) in enumerate(zip(lines, arrays_of_rows, strict=True)):
             line["checksum"] = checksum(arrays.values())
             for name, array in arrays.items():
-                self._open_output.hdf5[name][self._rows + i] = array
-        self._open_output.check()
+                output.write_row(name, self._rows + i, array)
+        output.check()
         self._rows += len(rows)
         self._films += 1
         self._add_entry({"rows": lines, "fingerprint": fingerprint})
