@@ -17,6 +17,7 @@ import pytest
 from preprocessing import InputError
 from preprocessing.cache import schema
 from preprocessing.cache import writer as writer_module
+from preprocessing.cache.disk import OutputFile
 from preprocessing.cache.reader import Cache, newest_cache, replaceable
 from preprocessing.cache.schema import COLUMNS, Header, Row
 from preprocessing.cache.writer import Writer
@@ -884,3 +885,19 @@ def test_the_docstring_names_every_column():
         line = next(line for line in schema.__doc__.splitlines() if line.split()[:1] == [f"index/{name}"])
         assert line.split()[1] == dtype
         assert f"({', '.join(map(str, ('N', *shape)))}{'' if shape else ','})" in line
+
+
+@pytest.mark.parametrize("compression", [None, "lzf"])
+def test_a_row_is_written_as_it_is_read_whatever_its_type_and_of_no_other_shape(
+    compression: str | None, tmp_path: Path
+) -> None:
+    file = OutputFile(tmp_path / "rows.h5", create=True)
+    file.hdf5.create_dataset("rows", (3, 2, 4), "uint16", chunks=(1, 2, 4), compression=compression)
+    rows = np.arange(24, dtype=np.float64).reshape(3, 4, 2).transpose(0, 2, 1)  # of another type, not contiguous
+    for place in (2, 0, 1):
+        file.write_row("rows", place, rows[place])
+    with pytest.raises((ValueError, TypeError)):
+        file.write_row("rows", 0, np.zeros((2, 5)))
+    file.close()
+    with h5py.File(tmp_path / "rows.h5") as written:
+        assert np.array_equal(written["rows"][:], rows)

@@ -35,22 +35,25 @@ class OutputFile:
         except BaseException:
             self._disk.close()
             raise
-        self._datasets: dict[str, Any] = {}
+        self._datasets: dict[str, tuple[Any, np.dtype[Any], tuple[int, ...], bool]] = {}
         cache = self.hdf5.id.get_mdc_config()
         cache.set_initial_size, cache.initial_size, cache.min_size, cache.max_size = True, *3 * (METADATA_BYTES,)
         self.hdf5.id.set_mdc_config(cache)
 
     def write_row(self, name: str, row: int, array: NDArray[Any]) -> None:
-        """Write a row of a dataset whose chunks are its rows: an array of its type and of a row's shape.
+        """Write a row of a dataset whose chunks are its rows: an array of a row's shape.
 
-        Looked up once, and past HDF5's selections and conversions where rows lie in the file as they are: a third of
-        the time.
+        Looked up once, and past HDF5's selections where rows lie in the file as they are: a third of the time.
         """
-        dataset = self._datasets.get(name)
-        if dataset is None:
-            dataset = self._datasets[name] = self.hdf5[name]
-        if dataset.compression is None:
-            dataset.id.write_direct_chunk((row, *[0] * array.ndim), np.ascontiguousarray(array))
+        found = self._datasets.get(name)
+        if found is None:
+            dataset = self.hdf5[name]
+            found = self._datasets[name] = dataset, dataset.dtype, dataset.chunks, dataset.compression is None
+        dataset, dtype, chunks, plain = found
+        if plain:
+            if (1, *array.shape) != chunks:
+                raise ValueError(f"{name}: a row of shape {array.shape}, not {chunks[1:]}")
+            dataset.id.write_direct_chunk((row, *[0] * array.ndim), np.ascontiguousarray(array, dtype))
         else:
             dataset[row] = array
 
