@@ -29,7 +29,6 @@ import cv2
 import numpy as np
 import torch
 
-from anomaly.data.batch import as_batch
 from anomaly.data.dataset import FilmSet
 from anomaly.evaluation.predict import score
 from anomaly.evaluation.torch_scorer import TorchScorer
@@ -40,7 +39,7 @@ from benchmarks import record as recording
 from benchmarks.data_loading import bare
 from benchmarks.reading import BATCH, decode, write_png
 from benchmarks.record import machine, record, rounds_of, spread
-from benchmarks.scoring import network
+from benchmarks.scoring import in_place, network
 from benchmarks.startup import spent
 from benchmarks.training import DEVICE, noise, our_epoch, step, trainer
 from preprocessing.build import BuildOptions, build
@@ -167,7 +166,7 @@ def scoring(folder: Path, sizes: Sizes) -> list[float]:
     build(open_source(folder / "films"), recipe, path, options=BuildOptions(variants=(VARIANT,)))
     cache = Cache(path)
     films = FilmSet(cache, VARIANT, np.arange(min(sizes.films, len(cache))), sizes.model_px)
-    batches = [as_batch(part, DEVICE) for _, part in films.chunks()]
+    batches = in_place(films)
     torch.manual_seed(0)
     model = find_detector("cae")(resolve("cae", "standard", [])[0], sizes.model_px)
     model = model.to(device=DEVICE, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
