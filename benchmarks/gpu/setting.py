@@ -62,6 +62,12 @@ class Setting:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def make_repeatable(self, device: torch.device) -> None:
+        """Do so for a model there, and let the GPU go on as `anomaly` does: what a processor refuses it has to do."""
+        make_repeatable(device)
+        if self.device.type == "cuda":
+            torch.set_deterministic_debug_mode("default")
+
     def clear(self) -> None:
         """Give back the memory of what is no longer used, and count its peak anew."""
         gc.collect()
@@ -98,7 +104,7 @@ class Case:
     def model(self, device: torch.device | None = None) -> Detector:
         """Return a detector of the same first weights every time, in evaluation mode."""
         chosen = device or self.setting.device
-        make_repeatable(chosen)
+        self.setting.make_repeatable(chosen)
         torch.manual_seed(0)
         # Small films, as on a processor, have too few cells for more.
         few = ("components=10", "axes=16") if self.name == "feature_mixture" and self.size < FEW_CELLS else ()
@@ -117,7 +123,7 @@ class Case:
     ) -> Trainer:
         """Return a trainer as `anomaly train` makes it, of the same first weights every time."""
         chosen = device or self.setting.device
-        make_repeatable(chosen)
+        self.setting.make_repeatable(chosen)
         kind = find_model(self.name)
         config, training = resolve(self.name, self.preset, (*self.settings, *settings))
         torch.manual_seed(0)
